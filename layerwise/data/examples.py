@@ -1,0 +1,102 @@
+"""Rows of raw data in a fixed order, as `open_data` understood them, and batches of tensors.
+
+Legend: n rows, C classes, B rows of one batch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+from torch import Tensor
+
+TargetKind = Literal["class", "classes", "number", "none"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing the audit or the reader has to say about the data."""
+
+    kind: str  # "unreadable", "near_duplicate", "leak", "imbalance", "wrong_label" ...
+    severity: Literal["error", "warning", "note"]  # error: the rows were set aside
+    message: str  # a sentence with the evidence
+    names: tuple[str, ...] = ()  # the files or rows meant
+    cure: str = ""  # what to do about it
+
+
+@dataclass
+class Examples:
+    """Raw rows: inputs are decoded only when a processor asks for them.
+
+    kind: modality of `inputs`: "image" (each a Path, bytes, or uint8 array (h, w[, c])) or "table".
+    targets: (n,) int64 for "class", (n, C) uint8 for "classes", (n,) float64 for "number", or None.
+    labels: the class names, in their natural order; the index in `targets` is the place here.
+    names: what to call each row in a message: a relative path, or "file.csv row 17".
+    given: (n,) split each row came with: "train", "val", "test", or "" where none was given.
+    """
+
+    kind: str
+    inputs: Sequence[Any]
+    targets: np.ndarray | None
+    target_kind: TargetKind
+    labels: tuple[str, ...]
+    names: Sequence[str]
+    given: np.ndarray
+    understood: str
+    source: str = ""
+    findings: list[Finding] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def subset(self, rows: np.ndarray) -> "Examples":
+        """The rows of these indices (or of this boolean mask), in that order."""
+        rows = np.flatnonzero(rows) if rows.dtype == bool else rows
+        return replace(
+            self,
+            inputs=take(self.inputs, rows),
+            targets=None if self.targets is None else self.targets[rows],
+            names=take(self.names, rows),
+            given=self.given[rows],
+        )
+
+
+def take(values: Sequence[Any], rows: np.ndarray) -> Sequence[Any]:
+    """`values[rows]` for arrays, lists, and anything that has its own `take(rows)`."""
+    if isinstance(values, np.ndarray):
+        return values[rows]  # pyright: ignore[reportReturnType]
+    if hasattr(values, "take"):
+        return values.take(rows)  # type: ignore[attr-defined]
+    return [values[i] for i in rows]
+
+
+@dataclass
+class Batch:
+    """Tensors that share their first axis B, and which rows of the data they came from."""
+
+    tensors: dict[str, Tensor]  # at least "inputs"; "targets" where there are any
+    rows: np.ndarray  # (B,) indices into the Examples
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.tensors[name]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def split(self, parts: int) -> "list[Batch]":
+        """`parts` micro-batches of equal size (the last may be smaller), in order."""
+        if parts == 1:
+            return [self]
+        size = -(-len(self) // parts)
+        pieces = range(0, len(self), size)
+        return [
+            Batch({k: v[i : i + size] for k, v in self.tensors.items()}, self.rows[i : i + size])
+            for i in pieces
+        ]
+
+    def to(self, device: str) -> "Batch":
+        if device == "cpu":
+            return self
+        return Batch(
+            {k: v.to(device, non_blocking=True) for k, v in self.tensors.items()}, self.rows
+        )

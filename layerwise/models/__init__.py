@@ -1,0 +1,71 @@
+"""Families by name: an explicit table, each module imported only when asked for.
+
+A family module has `Config`, `Model`, `VARIANTS` (named sizes) and `PUBLISHED` (published tensor
+names per source format). See `alexnet.py` for how one reads.
+"""
+
+import dataclasses
+import importlib
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from layerwise.errors import OptionError, unknown
+
+FAMILIES = {
+    "mlp": "layerwise.models.mlp",
+    "alexnet": "layerwise.models.alexnet",
+    "resnet": "layerwise.models.resnet",
+    "vit": "layerwise.models.vit",
+    "mobilenet": "layerwise.models.mobilenet",
+    "squeezenet": "layerwise.models.squeezenet",
+    "airbench": "layerwise.models.airbench",
+}
+
+
+def family(name: str) -> ModuleType:
+    """The module of a family, e.g. `family("resnet")`."""
+    if name not in FAMILIES:
+        raise unknown("family", name, FAMILIES)
+    return importlib.import_module(FAMILIES[name])
+
+
+def variants() -> dict[str, str]:
+    """Every named size and its family: {"resnet50": "resnet", ...}."""
+    return {variant: name for name in FAMILIES for variant in family(name).VARIANTS}
+
+
+def resolve(variant: str, **overrides: Any) -> tuple[str, Any]:
+    """The family name and config of a named size, with fields replaced.
+
+    Errors: an unknown size or an unknown config field, each with the nearest known name.
+    """
+    known = variants()
+    if variant not in known:
+        raise unknown("model", variant, known)
+    config = family(known[variant]).VARIANTS[variant]
+    return known[variant], replace_fields(config, overrides)
+
+
+def replace_fields(config: Any, overrides: dict[str, Any]) -> Any:
+    """A config with some fields replaced; an unknown field is an error."""
+    fields = {f.name for f in dataclasses.fields(config)}
+    for key in overrides:
+        if key not in fields:
+            raise unknown(f"field of {type(config).__module__}.Config", key, fields)
+    return dataclasses.replace(config, **overrides)
+
+
+def config_from_dict(family_name: str, values: dict[str, Any]) -> Any:
+    """A family's Config from saved scalars (lists become tuples); unknown keys are an error."""
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    try:
+        return replace_fields(family(family_name).Config(), values)
+    except TypeError as e:
+        raise OptionError(f"config of {family_name}: {e}") from e
+
+
+def build(family_name: str, config: Any) -> nn.Module:
+    """A network with fresh weights (on whatever device is the default: `meta` costs nothing)."""
+    return family(family_name).Model(config)
