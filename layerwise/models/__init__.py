@@ -19,6 +19,7 @@ FAMILIES = {
     "resnet": "layerwise.models.resnet",
     "vit": "layerwise.models.vit",
     "mobilenet": "layerwise.models.mobilenet",
+    "mobilenetv3": "layerwise.models.mobilenetv3",
     "squeezenet": "layerwise.models.squeezenet",
     "airbench": "layerwise.models.airbench",
 }

@@ -1,0 +1,53 @@
+"""layerwise: deep learning, whole. From a folder of raw data to a trained, explained model.
+
+The verbs, in Python as on the command line:
+    layerwise.fit(data, ...)        train the best model the data and the budget allow
+    layerwise.load(name_or_path)    a trained or published model, with `.predict` and `.save`
+    layerwise.predict(model, data)  labels and probabilities for new rows
+    layerwise.evaluate(model, data) scores with intervals; two models: which is better
+    layerwise.plan(model, ...)      parameters, FLOPs, memory, time and money, before paying
+    layerwise.inspect(model, data)  what each layer learned
+    layerwise.audit(data)           what is wrong with the data
+
+Importing this does no work: PyTorch is loaded when a verb is called.
+"""
+
+import importlib
+import sys
+import types
+from typing import Any
+
+__version__ = "0.1.0"
+
+_VERBS = {
+    "fit": "layerwise.fit",
+    "load": "layerwise.bundle",
+    "predict": "layerwise.evaluate",
+    "evaluate": "layerwise.evaluate",
+    "compare": "layerwise.evaluate",
+    "plan": "layerwise.verbs",
+    "inspect": "layerwise.verbs",
+    "audit": "layerwise.verbs",
+    "demo": "layerwise.verbs",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _VERBS:
+        raise AttributeError(f"module 'layerwise' has no attribute '{name}'")
+    return getattr(importlib.import_module(_VERBS[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*_VERBS, "__version__"])
+
+
+class _Package(types.ModuleType):
+    """Keeps `layerwise.plan` the verb when the folder of the same name is imported."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _VERBS and isinstance(value, types.ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,0 +1,1 @@
+"""Change how a finished network learns, always from outside: freeze, group, LoRA."""

@@ -1,0 +1,143 @@
+"""Which layers train, and when: all, the head alone, the top k, or one after the other.
+
+Progressive unfreezing: Howard and Ruder, "Universal Language Model Fine-tuning", ACL 2018: the head
+first, then each layer below it, so that the first steps of a random head do not spoil what the
+base knows.
+
+Parameters outside every entry of `layers()` (class token, position embedding) belong to the first
+layer. What is frozen is also in eval mode: batch normalisation keeps the base's statistics instead
+of drifting with data that its weights can no longer follow, and dropout is off.
+"""
+
+from collections.abc import Collection, Iterator
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import Parameter
+
+from layerwise.errors import OptionError, unknown
+
+MODES = ("all", "head", "progressive")
+UNFREEZE_SHARE = 0.5  # of the steps: by then progressive unfreezing has reached the first layer
+
+
+def parameters_by_layer(network: nn.Module) -> dict[str, dict[str, Parameter]]:
+    """Every parameter once, {layer: {full name: parameter}}, in the order of `layers()`."""
+    stack: dict[str, nn.Module] = network.layers()  # type: ignore[operator]
+    layer_of = {id(p): name for name, layer in stack.items() for p in layer.parameters()}
+    first = next(iter(stack))
+    groups: dict[str, dict[str, Parameter]] = {name: {} for name in stack}
+    for name, parameter in network.named_parameters():
+        groups[layer_of.get(id(parameter), first)][name] = parameter
+    return groups
+
+
+def train_only(network: nn.Module, layers: Collection[str]) -> None:
+    """Let the named layers train and freeze the others; then call `hold_frozen` each step.
+
+    Errors: OptionError for a name that is not in `network.layers()`.
+    """
+    groups = parameters_by_layer(network)
+    for name in layers:
+        if name not in groups:
+            raise unknown("layer", name, groups)
+    for name, parameters in groups.items():
+        for parameter in parameters.values():
+            parameter.requires_grad_(name in layers)
+
+
+def top_layers(network: nn.Module, k: int) -> list[str]:
+    """The names of the last k layers, the head among them."""
+    names = list(network.layers())  # type: ignore[operator]
+    if not 1 <= k <= len(names):
+        raise OptionError(
+            f"this network has {len(names)} layers; to train the top {k} is not possible"
+        )
+    return names[-k:]
+
+
+def progressive(step: int, steps: int, names: list[str]) -> list[str]:
+    """The layers that train in `step` of `steps`: a pure function, so resuming needs no state.
+
+    names: all layers from input to head. The head trains from step 0; the next lower layer joins
+    after each equal share of the first half of the steps, until all train.
+    """
+    reached = len(names) * step / max(1.0, UNFREEZE_SHARE * steps)
+    return names[-min(len(names), 1 + int(reached)) :]
+
+
+class Freezing:
+    """Holds a network to a mode of unfreezing while it trains.
+
+    mode: "all" (whatever trains now goes on training: LoRA stays as it was set up), "head", "top3"
+    (the last three layers), or "progressive". From construction on, `requires_grad` marks what will
+    train at some step, which is what the optimiser must hold; `before(step)` sets what trains now.
+    Errors: OptionError for an unknown mode.
+    """
+
+    def __init__(self, network: nn.Module, mode: str, steps: int):
+        self.network, self.mode, self.steps = network, mode, steps
+        groups = parameters_by_layer(network)
+        self.names = list(groups)
+        self.wanted = {  # what may train at all, per layer
+            name: [p for p in parameters.values() if p.requires_grad]
+            for name, parameters in groups.items()
+        }
+        self.now: list[str] = []
+        if mode not in ("all", "progressive"):
+            self.show(self.training_layers(0))
+
+    def training_layers(self, step: int) -> list[str]:
+        """The layers that train in this step."""
+        if self.mode == "all":
+            return self.names
+        if self.mode == "progressive":
+            return progressive(step, self.steps, self.names)
+        if self.mode == "head":
+            return top_layers(self.network, 1)
+        if self.mode.startswith("top") and self.mode[3:].isdigit():
+            return top_layers(self.network, int(self.mode[3:]))
+        raise unknown("value of --unfreeze", self.mode, (*MODES, "top3"))
+
+    def before(self, step: int) -> None:
+        """Call before each step, after `network.train()`: it sets gradients and modes."""
+        layers = self.training_layers(step)
+        if layers != self.now:
+            self.show(layers)
+        for module in self.held:
+            if module.training:
+                module.eval()
+
+    def release(self) -> None:
+        """Let everything train again that this object was given to hold."""
+        self.show(self.names)
+
+    def show(self, layers: list[str]) -> None:
+        """Let these layers train; a layer that was frozen goes back to training mode."""
+        for name, parameters in self.wanted.items():
+            for parameter in parameters:
+                parameter.requires_grad_(name in layers)
+        if self.now and self.network.training:
+            self.network.train()
+        self.now, self.held = layers, list(frozen_modules(self.network))
+
+
+def frozen_modules(network: nn.Module) -> Iterator[nn.Module]:
+    """Layers without a trainable parameter, and such batch norms within layers that do train."""
+    for layer in network.layers().values():  # type: ignore[operator]
+        if is_frozen(layer):
+            yield layer
+        else:
+            yield from (m for m in layer.modules() if isinstance(m, _BatchNorm) and is_frozen(m))
+
+
+def is_frozen(module: nn.Module) -> bool:
+    """True when it has parameters and none of them trains."""
+    trains = [p.requires_grad for p in module.parameters()]
+    return bool(trains) and not any(trains)
+
+
+def hold_frozen(network: nn.Module) -> None:
+    """Put what is frozen into eval mode; call it after every `network.train()`."""
+    for module in frozen_modules(network):
+        module.eval()

@@ -1,0 +1,282 @@
+"""What travels together: the network, the processor that turned raw input into its tensors, the
+labels in their order, the task, the calibration, and the card.
+
+A saved model is a folder in the Hugging Face layout: `config.json`, `model.safetensors`,
+`preprocessor_config.json`, and what has no place there in `layerwise.json`. Where the network is
+one that timm knows, tensors and config carry timm's names, so `timm.create_model("local-dir:...")`
+opens it.
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from layerwise import models, runtime
+from layerwise.data.examples import Examples
+from layerwise.data.image import ImageProcessor
+from layerwise.data.table import TableProcessor
+from layerwise.errors import StorageError, WeightsError, unknown
+from layerwise.tasks import task_from_dict
+from layerwise.tasks.calibration import conformal_quantile
+from layerwise.tasks.classify import Classify
+from layerwise.tasks.scores import sigmoid, softmax
+from layerwise.train.checkpoint import storage_error
+from layerwise.train.run import predict_rows
+from layerwise.weights import files, names, published
+
+PROCESSORS = {"image": ImageProcessor, "table": TableProcessor}
+OURS = "layerwise"
+
+
+@dataclass
+class Prediction:
+    """What the model says of one row.
+
+    classes: label, its probability, and the likeliest others in `top`; `set` holds the labels that
+    contain the truth at the asked confidence, `unsure` says that none or several do.
+    numbers: `value`, and with a confidence asked for its `interval`.
+    """
+
+    name: str
+    label: str | None = None
+    probability: float | None = None
+    top: list[tuple[str, float]] = field(default_factory=list)
+    labels: list[str] | None = None  # every label above one half, for several labels
+    value: float | None = None
+    interval: tuple[float, float] | None = None
+    set: list[str] | None = None
+    unsure: bool | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {k: v for k, v in dataclasses.asdict(self).items() if v not in (None, [])}
+
+
+@dataclass
+class Model:
+    """A network and everything it needs to be used; its verbs are the command line's."""
+
+    network: nn.Module
+    family: str
+    processor: Any
+    task: Any
+    variant: str = ""
+    temperature: float = 1.0
+    conformal: tuple[float, ...] = ()  # scores of held-out rows, sorted
+    card: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self.task.labels
+
+    @property
+    def kind(self) -> str:
+        return next(k for k, c in PROCESSORS.items() if isinstance(self.processor, c))
+
+    # ---- use -----------------------------------------------------------------------------------
+
+    def outputs(self, rows: Examples, machine: runtime.Runtime | None = None, **options: Any):
+        """Raw outputs (n, n_outputs), as numpy, divided by the calibrated temperature."""
+        if rows.kind != self.kind:
+            raise WeightsError(
+                f"this model reads {self.kind}s, but {rows.source or 'the data'} holds {rows.kind}s"
+            )
+        machine = machine or runtime.start()
+        network = self.network.to(machine.device)
+        raw = predict_rows(network, self.task, self.processor, rows, machine, **options)
+        return raw / self.temperature if self.task.name == "classify" else raw
+
+    def predict(
+        self, data: Any, confidence: float = 0.0, top: int = 3, threads: int = 0
+    ) -> list[Prediction]:
+        """A prediction for each row of `data` (a path, or what `open_data` gave).
+
+        confidence: with e.g. 0.9 each prediction carries a conformal set (or interval) that holds
+        the truth with that probability, and `unsure` where it is not one label.
+        """
+        from layerwise.data.open import open_data
+
+        rows = data if isinstance(data, Examples) else open_data(data, for_prediction=True)
+        outputs = self.outputs(rows, runtime.start(threads=threads))
+        level = self.conformal_level(confidence) if confidence else None
+        return [
+            self.read(name, out, top, level) for name, out in zip(rows.names, outputs, strict=True)
+        ]
+
+    def conformal_level(self, confidence: float) -> float:
+        if not self.conformal:
+            raise WeightsError(
+                "this model carries no held-out scores, so it cannot give a set at a confidence; "
+                "train it with `layerwise fit`, or evaluate it with `--calibrate`"
+            )
+        return conformal_quantile(np.asarray(self.conformal), 1 - confidence)
+
+    def read(self, name: str, out: np.ndarray, top: int, level: float | None) -> Prediction:
+        """One row of outputs in words."""
+        if self.task.name == "regress":
+            value = float(out[0])
+            interval = None if level is None else (value - level, value + level)
+            return Prediction(name, value=value, interval=interval)
+        if self.task.name == "tag":
+            shares = sigmoid(out)
+            order = np.argsort(-shares, kind="stable")[:top]
+            chosen = [self.labels[i] for i in np.flatnonzero(shares > 0.5)]
+            ranked = [(self.labels[i], float(shares[i])) for i in order]
+            return Prediction(name, labels=chosen, top=ranked)
+        shares = softmax(out[None])[0]  # (C,)
+        order = np.argsort(-shares, kind="stable")
+        best = Prediction(
+            name,
+            self.labels[order[0]],
+            float(shares[order[0]]),
+            [(self.labels[i], float(shares[i])) for i in order[:top]],
+        )
+        if level is not None:
+            best.set = [self.labels[i] for i in order if 1 - shares[i] <= level]
+            best.unsure = len(best.set) != 1
+        return best
+
+    # ---- keep ----------------------------------------------------------------------------------
+
+    def save(self, folder: str | pathlib.Path) -> pathlib.Path:
+        """Write the folder described above, each file whole or not at all.
+
+        Errors: StorageError for a full disk or a missing permission.
+        """
+        folder = pathlib.Path(folder)
+        form = self.saved_format()
+        tensors = self.network.state_dict()
+        if form != OURS:
+            tensors = names.publish(tensors, models.family(self.family).PUBLISHED[form])
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            files.save_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
+            write_json(folder / "preprocessor_config.json", self.processor.to_dict())
+            write_json(folder / "config.json", self.config_json(form))
+            write_json(folder / "layerwise.json", self.own_json(form))
+        except StorageError:
+            raise
+        except OSError as e:
+            raise storage_error(e, folder) from e
+        return folder
+
+    def saved_format(self) -> str:
+        """ "timm" when timm has this very network, else our own names."""
+        module = models.family(self.family)
+        known = module.VARIANTS.get(self.variant)
+        config = self.network.config  # type: ignore[union-attr]
+        same = known is not None and dataclasses.replace(known, n_classes=config.n_classes) == config  # type: ignore[call-arg]
+        return "timm" if same and "timm" in module.PUBLISHED else OURS
+
+    def config_json(self, form: str) -> dict[str, Any]:
+        if form == OURS:
+            config = dataclasses.asdict(self.network.config)  # type: ignore[call-overload]
+            return {"model_type": f"layerwise-{self.family}", **config}
+        p = self.processor.to_dict()
+        size = p.get("crop_size", p["size"])
+        return {
+            "architecture": self.variant,
+            "num_classes": len(self.labels),
+            "label_names": list(self.labels),
+            "pretrained_cfg": {
+                "input_size": [3, size["height"], size["width"]],
+                "mean": p["image_mean"],
+                "std": p["image_std"],
+                "num_classes": len(self.labels),
+            },
+        }
+
+    def own_json(self, form: str) -> dict[str, Any]:
+        return {
+            "version": 1,
+            "family": self.family,
+            "variant": self.variant,
+            "format": form,
+            "config": dataclasses.asdict(self.network.config),  # type: ignore[call-overload]
+            "kind": self.kind,
+            "task": self.task.to_dict(),
+            "temperature": self.temperature,
+            "conformal": list(self.conformal),
+            "card": self.card,
+        }
+
+
+KEYS = {
+    "version", "family", "variant", "format", "config", "kind", "task", "temperature", "conformal",
+    "card",
+}  # fmt: skip
+
+
+def load(source: str | pathlib.Path) -> Model:
+    """A model from a folder that `save` wrote, a run, a card's name, a weights file or a hub id.
+
+    Errors: WeightsError for files that are damaged, incomplete, or not of this network.
+    """
+    folder = pathlib.Path(source)
+    for candidate in (folder, folder / "model"):
+        if (candidate / "layerwise.json").exists():
+            return load_saved(candidate)
+    network, card = published.load_published(str(source))
+    processor = ImageProcessor.from_dict(card.processor)
+    labels = published.labels_of(card)
+    return Model(
+        network,
+        card.family,
+        processor,
+        Classify(labels),
+        variant=card.variant,
+        card=dataclasses.asdict(card),
+    )
+
+
+def load_saved(folder: pathlib.Path) -> Model:
+    own = read_json(folder / "layerwise.json")
+    for key in own:
+        if key not in KEYS:
+            raise unknown(f"key in {folder / 'layerwise.json'}", key, KEYS)
+    module = models.family(own["family"])
+    config = models.config_from_dict(own["family"], own["config"])
+    tensors = files.read_tensors(folder / "model.safetensors")
+    import torch
+
+    with torch.device("meta"):
+        network = module.Model(config)
+    if own["format"] != OURS:
+        wanted = {k: tuple(v.shape) for k, v in network.state_dict().items()}
+        tensors = names.rename(tensors, module.PUBLISHED[own["format"]], wanted)
+    files.load_into(network, tensors)
+    processor = PROCESSORS[own["kind"]].from_dict(read_json(folder / "preprocessor_config.json"))
+    return Model(
+        network.eval(),
+        own["family"],
+        processor,
+        task_from_dict(own["task"]),
+        own["variant"],
+        own["temperature"],
+        tuple(own["conformal"]),
+        own["card"],
+    )
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """Errors: WeightsError for a file that is missing or no JSON, with its name."""
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except FileNotFoundError as e:
+        raise WeightsError(f"{path} is missing; the model folder is not whole, copy it again") from e
+    except ValueError as e:
+        raise WeightsError(f"{path} is damaged ({e}); copy the model folder again") from e
+
+
+def write_json(path: pathlib.Path, values: Any) -> None:
+    """Write beside and rename, so that the file is there whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(values, indent=1, ensure_ascii=False), "utf-8")
+    partial.replace(path)
+
+

@@ -1,0 +1,156 @@
+"""What "auto" comes to: network, processor and recipe, from the data and the machine.
+
+Every choice is a plain rule with its reason beside it; `fit` prints what was chosen.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from layerwise import models
+from layerwise.data.examples import Examples
+from layerwise.data.image import ImageProcessor, decode
+from layerwise.data.table import TableProcessor
+from layerwise.errors import DataError
+from layerwise.settings import Settings
+from layerwise.train.run import Recipe
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SMALL_SIDE = 64  # images up to here are used as they are
+PHOTO_SIDE = 128  # photographs, when nothing pre-trained fixes the side
+MANY_ROWS = 10_000
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A network that can be built, its processor, and why it was chosen."""
+
+    variant: str
+    family: str
+    config: Any
+    processor: Any
+    why: str
+
+
+def image_side(examples: Examples) -> int:
+    """The median longer side of a sample of the images, in pixels."""
+    rows = np.linspace(0, len(examples) - 1, min(32, len(examples))).astype(int)
+    sides = []
+    for i in rows:
+        try:
+            sides.append(max(decode(examples.inputs[i]).shape[:2]))
+        except DataError:  # the audit lists what cannot be read
+            continue
+    if not sides:
+        raise DataError(f"none of the images in {examples.source} could be read")
+    return int(np.median(sides))
+
+
+def choose_scratch(examples: Examples, task: Any, settings: Settings) -> Choice:
+    """A network with fresh weights for this data."""
+    if examples.kind == "table":
+        return choose_table(examples, task, settings)
+    side = image_side(examples)
+    small = side <= SMALL_SIDE
+    size = settings.image_size or (max(16, side) if small else PHOTO_SIDE)
+    if settings.model != "auto":
+        name, why = settings.model, "as asked"
+    elif small and len(examples) >= MANY_ROWS:
+        name, why = "airbench94", "small images, many rows: the fast network of the CIFAR-10 record"
+    elif small:
+        name, why = "resnet20", "small images, few rows: a small residual network"
+    else:
+        name, why = "resnet18", "photographs and no pre-trained base in reach"
+    if name == "airbench94" and not settings.image_size:
+        size = max(28, size)
+    overrides: dict[str, Any] = {"n_classes": task.n_outputs}
+    if models.variants().get(name) == "mlp":
+        overrides["n_in"] = 3 * size * size
+    family, config = models.resolve(name, **overrides)
+    mean, std = pixel_statistics(examples)
+    processor = ImageProcessor(
+        size=(size, size),
+        resize=size if small else round(size * 1.143),
+        interpolation="bilinear" if small else "bicubic",
+        mean=mean,
+        std=std,
+    )
+    return Choice(name, family, config, processor, why)
+
+
+def choose_table(examples: Examples, task: Any, settings: Settings) -> Choice:
+    processor = TableProcessor.fit(examples)
+    name = "mlp" if settings.model == "auto" else settings.model
+    family, config = models.resolve(name, n_in=processor.n_in, n_classes=task.n_outputs)
+    return Choice(name, family, config, processor, "tables go to a multilayer perceptron")
+
+
+def pixel_statistics(examples: Examples) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel over a sample of the images, in 0..1."""
+    rows = np.linspace(0, len(examples) - 1, min(500, len(examples))).astype(int)
+    total, squares, count = np.zeros(3), np.zeros(3), 0
+    for i in np.unique(rows):
+        try:
+            pixels = decode(examples.inputs[i]).reshape(-1, 3) / 255.0
+        except DataError:
+            continue
+        total, squares = total + pixels.sum(0), squares + (pixels**2).sum(0)
+        count += len(pixels)
+    if not count:
+        return IMAGENET_MEAN, IMAGENET_STD
+    mean = total / count
+    std = np.sqrt(np.maximum(squares / count - mean**2, 1e-4))
+    return tuple(np.round(mean, 4).tolist()), tuple(np.round(std, 4).tolist())
+
+
+# ---- recipes: starting points per way of training, then the user's own settings over them ---------
+
+STARTS: dict[str, dict[str, Any]] = {
+    "airbench": {"optimizer": "muon", "lr": 0.24, "weight_decay": 0.0, "batch": 2000, "epochs": 8},
+    "scratch": {"optimizer": "adamw", "lr": 2e-3, "weight_decay": 0.05, "batch": 128, "epochs": 30},
+    "table": {"optimizer": "adamw", "lr": 2e-3, "weight_decay": 0.02, "batch": 256, "epochs": 20},
+    "full": {"optimizer": "adamw", "lr": 3e-4, "weight_decay": 0.05, "batch": 32, "epochs": 15},
+    "lora": {"optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.0, "batch": 32, "epochs": 15},
+}
+
+
+def recipe_for(way: str, n_rows: int, kind: str, side: int, settings: Settings) -> Recipe:
+    """The recipe of one way of training ("scratch", "full", "lora", "table", "airbench").
+
+    n_rows: training rows; side: of the images in pixels.
+    """
+    start = STARTS[way]
+    micro = settings.device_batch_size or max(1, start["batch"] // settings.grad_accum_steps)
+    batch = min(micro * settings.grad_accum_steps, max(1, n_rows))
+    per_epoch = max(1, n_rows // batch)
+    epochs = settings.epochs or start["epochs"]
+    steps = settings.steps or max(1, round(epochs * per_epoch))
+    if not settings.epochs and not settings.steps and way in ("scratch", "table"):
+        steps = min(max(steps, 300), 4000)  # little data needs more passes, much data fewer
+    warmup = settings.warmup_steps if settings.warmup_steps >= 0 else round(0.05 * steps)
+    augment = settings.augment
+    if augment == "auto":
+        augment = "none" if kind == "table" else ("flip_crop" if side <= SMALL_SIDE else "full")
+    every = settings.evaluate_every or max(per_epoch, -(-steps // 20))
+    return Recipe(
+        steps=steps,
+        global_batch_size=batch,
+        grad_accum_steps=settings.grad_accum_steps,
+        lr=settings.lr or start["lr"],
+        optimizer=start["optimizer"] if settings.optimizer == "auto" else settings.optimizer,
+        weight_decay=start["weight_decay"] if settings.weight_decay < 0 else settings.weight_decay,
+        schedule=settings.schedule,
+        warmup_steps=min(warmup, max(0, steps - 1)),
+        grad_clip=settings.grad_clip,
+        ema=settings.ema,
+        layer_decay=settings.layer_decay,
+        unfreeze=settings.unfreeze,
+        augment=augment,
+        evaluate_every=every,
+        checkpoint_every=settings.checkpoint_every or every,
+        keep=settings.keep,
+        seed=settings.seed,
+        loader_threads=settings.loader_threads,
+        watch_every=settings.watch_every,
+    )

@@ -1,0 +1,225 @@
+"""The command line: `layerwise VERB ...`, each verb a function of the same name in Python.
+
+Exit codes: 0 done; 1 a defect of layerwise itself; 2 an option; 3 the data; 4 the weights;
+5 does not fit; 6 the run stopped itself; 7 storage; 130 interrupted.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from layerwise.errors import LayerwiseError, OptionError
+from layerwise.settings import Settings
+
+VERBS = {
+    "fit": "train the best model that the data and the budget allow",
+    "predict": "labels and probabilities for new rows",
+    "evaluate": "score a model with its interval; two models: which is better",
+    "plan": "parameters, FLOPs, memory, time and money, before paying",
+    "inspect": "what each layer of a trained model learned",
+    "audit": "what is wrong with the data",
+    "models": "families, sizes and published weights",
+    "demo": "the whole way on the bundled handwritten digits",
+    "doctor": "what this machine offers, and versions for bug reports",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors name the nearest known option."""
+
+    def error(self, message: str) -> NoReturn:
+        raise OptionError(f"{message}. `{self.prog} --help` lists what there is")
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        parsed, rest = self.parse_known_args(args, namespace)
+        if rest:
+            known = [o for a in self.all_actions(parsed) for o in a.option_strings]
+            near = difflib.get_close_matches(rest[0].split("=")[0], known, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]}?" if near else "."
+            verb = f"{self.prog} {getattr(parsed, 'verb', '')}".strip()
+            raise OptionError(f"unknown option {rest[0]}{hint} `{verb} --help` lists what there is")
+        return parsed
+
+    def all_actions(self, parsed: Any) -> list[argparse.Action]:
+        verb = getattr(parsed, "verb", None)
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction) and verb in action.choices:
+                return action.choices[verb]._actions
+        return self._actions
+
+
+def parser() -> Parser:
+    top = Parser(
+        prog="layerwise",
+        description="Deep learning, whole: from a folder of raw files to a trained, explained model.",
+        epilog="Start with: layerwise demo, then: layerwise fit FOLDER",
+        allow_abbrev=False,
+    )
+    top.add_argument("--version", action="store_true", help="print the version and exit")
+    verbs = top.add_subparsers(dest="verb", metavar="VERB")
+    for name, text in VERBS.items():
+        sub = verbs.add_parser(name, help=text, description=text, allow_abbrev=False)
+        ARGUMENTS[name](sub)
+        sub.add_argument("--json", action="store_true", help="print one JSON document instead")
+        sub.add_argument("--debug", action="store_true", help="show tracebacks")
+    return top
+
+
+# ---- arguments of each verb ------------------------------------------------------------------------
+
+
+def fit_arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "data",
+        nargs="?",
+        default="",
+        help="class folders, a folder with metadata.csv|jsonl|parquet, Parquet with images, .npz, "
+        "MNIST idx, CIFAR archives, or a CSV/Parquet table",
+    )
+    p.add_argument("--resume", default="", metavar="RUN", help="go on with an interrupted run")
+    add_settings(p)
+
+
+def add_settings(p: argparse.ArgumentParser) -> None:
+    for f in dataclasses.fields(Settings):
+        flag, text = "--" + f.name.replace("_", "-"), f.metadata["help"]
+        if isinstance(f.default, bool):
+            p.add_argument(
+                flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text
+            )
+        else:
+            shown = "" if f.default in ("", 0, 0.0, -1, -1.0) else f" [{f.default}]"
+            p.add_argument(
+                flag,
+                type=type(f.default),
+                default=argparse.SUPPRESS,
+                choices=f.metadata["choices"] or None,
+                metavar=f.name.upper() if not f.metadata["choices"] else None,
+                help=text + shown,
+            )
+
+
+def predict_arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument("model", help="folder of a model or run, a weights file, or a published name")
+    p.add_argument("data", nargs="+", help="files or folders to predict on")
+    p.add_argument("--top", type=int, default=3, help="likeliest labels to print [3]")
+    p.add_argument("--confidence", type=float, default=0.0, help="e.g. 0.9: also a set, or unsure")
+
+
+def evaluate_arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument("model", nargs="+", help="one model, or two to compare, then the data")
+    p.add_argument("--target", default="", help="column with the answers")
+    p.add_argument("--split", default="auto", help="train, val, test, all or auto [auto]")
+
+
+def plan_arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument("model", help="network by name, e.g. resnet50")
+    p.add_argument("--data", default="", help="plan for this data's rows and classes")
+    p.add_argument("--rows", type=int, default=0, help="training rows, where no data is given")
+    p.add_argument("--batch", type=int, default=32, help="rows per step [32]")
+    p.add_argument("--grad-accum-steps", type=int, default=1, help="micro-batches per step [1]")
+    p.add_argument("--epochs", type=float, default=10.0, help="passes over the rows [10]")
+    p.add_argument("--image-size", type=int, default=0, help="side in pixels [the model's own]")
+    p.add_argument("--classes", type=int, default=0, help="number of classes [the model's own]")
+    p.add_argument("--optimizer", default="adamw", help="adamw, sgd or muon [adamw]")
+    p.add_argument("--dtype", default="auto", help="fp32, bf16 or auto [auto]")
+    p.add_argument("--checkpointing", action="store_true", help="recompute activations")
+    p.add_argument("--hardware", default="cpu", help="cpu, h100, h200, a100, l4 ... [cpu]")
+
+
+def inspect_arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument("model", help="folder of a model or run, a weights file, or a published name")
+    p.add_argument("data", help="labelled data to look with")
+    p.add_argument("--rows", type=int, default=1500, help="rows to look at [1500]")
+    p.add_argument("--output", default="", help="also write the page here")
+
+
+def audit_arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument("data", help="what `fit` would be given")
+    p.add_argument("--target", default="", help="column to learn")
+
+
+def models_arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument("family", nargs="?", default="", help="one family only")
+
+
+def no_arguments(p: argparse.ArgumentParser) -> None:
+    del p
+
+
+def demo_arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--output", default="", help="folder of the run")
+
+
+ARGUMENTS = {
+    "fit": fit_arguments,
+    "predict": predict_arguments,
+    "evaluate": evaluate_arguments,
+    "plan": plan_arguments,
+    "inspect": inspect_arguments,
+    "audit": audit_arguments,
+    "models": models_arguments,
+    "demo": demo_arguments,
+    "doctor": no_arguments,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        arguments = parser().parse_args(argv)
+        if arguments.version:
+            from layerwise import __version__
+
+            print(__version__)
+            return 0
+        if not arguments.verb:
+            parser().print_help()
+            return 0
+        return run(arguments)
+    except LayerwiseError as e:
+        return complain(e, e.exit_code, argv)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except MemoryError as e:
+        text = (
+            "out of memory. Use a smaller --device-batch-size with more --grad-accum-steps, "
+            "--checkpointing, or --dtype bf16; what was checkpointed is kept"
+        )
+        return complain(MemoryError(f"{text} ({e})" if str(e) else text), 5, argv)
+    except BrokenPipeError:
+        return 0
+
+
+def complain(error: BaseException, code: int, argv: list[str]) -> int:
+    if "--debug" in argv:
+        raise error
+    if "--json" in argv:
+        print(json.dumps({"error": str(error), "exit_code": code}))
+    print(f"layerwise: {error}", file=sys.stderr)
+    return code
+
+
+def run(arguments: Any) -> int:
+    """Call the verb, with progress on standard error where standard output is for JSON."""
+    from layerwise import commands
+    from layerwise.console import Console
+
+    values = vars(arguments)
+    verb, as_json, _ = values.pop("verb"), values.pop("json"), values.pop("debug")
+    values.pop("version")
+    console = Console(sys.stderr if as_json else sys.stdout)
+    result = getattr(commands, verb)(console, **values)
+    if as_json:
+        print(json.dumps(result, indent=1, default=str, ensure_ascii=False))
+    return 0 if not isinstance(result, dict) or result.get("finished", True) else 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

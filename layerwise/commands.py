@@ -1,0 +1,147 @@
+"""Each verb as the command line prints it: calls the Python verb, says the result, returns JSON.
+
+A function here takes the console and the verb's arguments, and returns what `--json` prints.
+"""
+
+import json
+import pathlib
+import shutil
+from typing import Any
+
+from layerwise.console import Console
+from layerwise.errors import OptionError
+
+
+def fit(console: Console, data: str = "", resume: str = "", **options: Any) -> dict[str, Any]:
+    from layerwise.fit import fit
+
+    return fit(data, resume=resume, console=console, **options).to_dict()
+
+
+def demo(console: Console, output: str = "") -> dict[str, Any]:
+    from layerwise.verbs import demo
+
+    return demo(console=console, output=output)
+
+
+def predict(
+    console: Console, model: str, data: list[str], top: int, confidence: float
+) -> list[dict[str, Any]]:
+    from layerwise.evaluate import as_model
+
+    loaded = as_model(model)
+    out = []
+    for path in data:
+        for p in loaded.predict(path, confidence=confidence, top=top):
+            out.append(p.to_dict())
+            console.say(prediction_line(p))
+    return out
+
+
+def prediction_line(p: Any) -> str:
+    """One prediction in a line."""
+    if p.value is not None:
+        ends = f"  ({p.interval[0]:.6g} to {p.interval[1]:.6g})" if p.interval else ""
+        return f"{p.name}  {p.value:.6g}{ends}"
+    if p.labels is not None:
+        return f"{p.name}  {', '.join(p.labels) or '(none)'}"
+    others = ", ".join(f"{name} {share:.3f}" for name, share in p.top[1:])
+    said = "unsure" if p.unsure else p.label
+    kept = f"  set: {', '.join(p.set) or '(none)'}" if p.set is not None else ""
+    return f"{p.name}  {said} {p.probability:.3f}" + (f"  ({others})" if others else "") + kept
+
+
+def evaluate(console: Console, model: list[str], target: str, split: str) -> dict[str, Any]:
+    from layerwise.evaluate import compare, evaluate
+
+    if not 2 <= len(model) <= 3:
+        raise OptionError("`layerwise evaluate MODEL DATA`, or `evaluate MODEL_A MODEL_B DATA`")
+    *models, data = model
+    if len(models) == 2:
+        found = compare(*models, data, target=target, split=split)
+        console.say(found.sentence)
+        return vars(found)
+    e = evaluate(models[0], data, target=target, split=split)
+    console.say(
+        f"{e.score_name} {e.score:.4f} on {e.n:,} rows ({e.split}), "
+        f"95% interval {e.low:.4f} to {e.high:.4f}"
+    )
+    for name, value in e.metrics.items():
+        if name != e.score_name:
+            console.say(f"  {name} {value:.4f}")
+    if e.ece is not None:
+        console.say(f"  calibration error {e.ece:.4f}")
+    return e.to_dict()
+
+
+def plan(console: Console, model: str, **options: Any) -> dict[str, Any]:
+    from layerwise.verbs import plan
+
+    found = plan(model, **options)
+    for line in found.lines():
+        console.say(line)
+    return found.to_dict()
+
+
+def inspect(console: Console, model: str, data: str, rows: int, output: str) -> dict[str, Any]:
+    from layerwise.verbs import inspect
+
+    report = inspect(model, data, rows=rows)
+    for sentence in report.sentences():
+        console.say(sentence)
+    console.table(*report.table())
+    if output:
+        pathlib.Path(output).write_text(json.dumps(report.to_dict(), indent=1))
+    return report.to_dict()
+
+
+def audit(console: Console, data: str, target: str) -> dict[str, Any]:
+    from layerwise.fit import say_finding
+    from layerwise.verbs import audit
+
+    examples, report = audit(data, target=target)
+    console.say(examples.understood)
+    findings = [*examples.findings, *report.findings]
+    for finding in findings:
+        say_finding(finding, console)
+        if finding.cure:
+            console.say(f"    {finding.cure}")
+    console.say(f"{len(findings)} findings; {int(report.keep.sum())} of {len(examples)} rows usable")
+    return {"understood": examples.understood, "findings": [vars(f) for f in findings]}
+
+
+def models(console: Console, family: str = "") -> list[dict[str, Any]]:
+    from layerwise.verbs import list_models
+
+    rows = list_models(family)
+    console.table(
+        ["model", "family", "million params", "GFLOPs", "published weights"],
+        [
+            [r["name"], r["family"], f"{r['params'] / 1e6:.2f}",
+             f"{r['flops'] / 1e9:.2f}" if r["flops"] else "-", ", ".join(r["sources"])]
+            for r in rows
+        ],
+    )  # fmt: skip
+    return rows
+
+
+def doctor(console: Console) -> dict[str, Any]:
+    from layerwise import runtime
+    from layerwise.plan.hardware import available_memory
+
+    machine = runtime.start()
+    facts: dict[str, Any] = runtime.environment() | {
+        "device": machine.device,
+        "dtype": str(machine.dtype).removeprefix("torch."),
+        "threads": machine.threads,
+        "memory available, GB": round(available_memory() / 1e9, 1),
+        "disk free, GB": round(shutil.disk_usage(".").free / 1e9, 1),
+        "C++ compiler": shutil.which("g++") or shutil.which("clang++") or "none (no compile)",
+    }
+    for name, value in facts.items():
+        console.say(f"{name:22} {value}")
+    for note in machine.notes:
+        console.say(f"  {note}")
+    return facts | {"notes": machine.notes}
+
+

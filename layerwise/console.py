@@ -1,0 +1,90 @@
+"""What a person reads while a run goes on: live on a terminal, plain lines in a pipe.
+
+`--json` keeps standard output for one JSON document; everything here then goes to standard error.
+"""
+
+import sys
+import time
+from typing import Any, TextIO
+
+
+class Console:
+    """Says lines, and shows progress: one line rewritten on a terminal, else one every few seconds.
+
+    quiet: say nothing (for tests and for use as a library).
+    """
+
+    def __init__(self, stream: TextIO | None = None, quiet: bool = False):
+        self.stream = stream or sys.stdout
+        self.quiet = quiet
+        self.live = not quiet and self.stream.isatty()
+        self.shown = 0  # characters of the live line
+        self.last = 0.0
+
+    def say(self, text: str = "") -> None:
+        if self.quiet:
+            return
+        self.clear()
+        print(text, file=self.stream, flush=True)
+
+    def head(self, text: str) -> None:
+        """A heading, bold on a terminal."""
+        self.say(f"\033[1m{text}\033[0m" if self.live else text)
+
+    def progress(self, text: str, every: float = 10.0) -> None:
+        """A state that the next one replaces; in a pipe at most one line in `every` seconds."""
+        if self.quiet:
+            return
+        now = time.monotonic()
+        if self.live and now - self.last > 0.1:
+            self.clear()
+            self.stream.write(text[:200])
+            self.stream.flush()
+            self.shown, self.last = len(text[:200]), now
+        elif not self.live and now - self.last > every:
+            print(text, file=self.stream, flush=True)
+            self.last = now
+
+    def clear(self) -> None:
+        if self.shown:
+            self.stream.write("\r" + " " * self.shown + "\r")
+            self.shown = 0
+
+    def table(self, head: list[str], rows: list[list[Any]]) -> None:
+        for line in table_lines(head, rows):
+            self.say(line)
+
+
+def table_lines(head: list[str], rows: list[list[Any]]) -> list[str]:
+    """Columns padded to their widest cell; numbers to the right."""
+    cells = [head, *[[str(c) for c in row] for row in rows]]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
+    right = [bool(rows) and all(is_number(row[i]) for row in cells[1:]) for i in range(len(head))]
+    out = []
+    for row in cells:
+        parts = [
+            c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True)
+        ]
+        out.append("  " + "  ".join(parts).rstrip())
+    return out
+
+
+def is_number(text: str) -> bool:
+    return text[:1].isdigit() or text[:1] == "-"
+
+
+def duration(seconds: float) -> str:
+    """ "0.4 s", "42 s", "3 min 20 s", "2 h 5 min"."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def bar(done: int, total: int, width: int = 24) -> str:
+    filled = width * done // max(1, total)
+    return "━" * filled + "╌" * (width - filled)

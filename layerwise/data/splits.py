@@ -1,0 +1,226 @@
+"""Training, validation and test rows: stratified, seeded, decided by the content of each row.
+
+The same content never lies on both sides, under however many names or labels it appears, and the
+outcome does not depend on the order in which the rows were listed: rows are ordered by their hash
+alone. A split that came with the data is kept as it is; what it leaks is reported.
+
+Legend: n rows, g groups of rows with the same content.
+"""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from layerwise.data.examples import Examples, Finding
+from layerwise.data.listing import some
+from layerwise.data.table import Table
+from layerwise.errors import OptionError
+
+DIGEST = 16  # bytes: two of a billion rows are confused with a chance of 1e-21
+PARTS = ("train", "val", "test")
+
+
+class Splits(dict[str, np.ndarray]):
+    """{"train": rows, "val": rows, "test": rows}, each ascending; and what there is to say."""
+
+    findings: list[Finding]
+
+    def __init__(self, rows: dict[str, np.ndarray], findings: Sequence[Finding] = ()):
+        super().__init__(rows)
+        self.findings = list(findings)
+
+
+def content_hashes(examples: Examples) -> list[bytes]:
+    """What each row holds, in 16 bytes (blake2b): of a file's or pixel array's bytes, of the cells.
+
+    Each file is read once, large sets on several threads. A file that cannot be read counts as
+    its own content, so that it stays in the data until the audit names it.
+    """
+    inputs = examples.inputs
+    if isinstance(inputs, Table):
+        return _row_hashes(inputs)
+    if len(inputs) < 64:
+        return [_hash(value) for value in inputs]
+    pieces = np.array_split(np.arange(len(inputs)), 4 * (os.cpu_count() or 1))
+    with ThreadPoolExecutor() as pool:  # hashing and reading let other threads run
+        done = pool.map(lambda rows: [_hash(inputs[i]) for i in rows], pieces)
+        return [digest for piece in done for digest in piece]
+
+
+def _hash(value: Any) -> bytes:
+    if isinstance(value, Path):
+        try:
+            with open(value, "rb", buffering=0) as f:
+                return hashlib.blake2b(f.read(), digest_size=DIGEST).digest()
+        except OSError:
+            value = b"unreadable " + os.fsencode(value)
+    if isinstance(value, np.ndarray):
+        shape = str(value.shape).encode()[:16]  # equal bytes of another shape are another picture
+        pixels = np.ascontiguousarray(value).data
+        return hashlib.blake2b(pixels, digest_size=DIGEST, person=shape).digest()
+    return hashlib.blake2b(value, digest_size=DIGEST).digest()
+
+
+def _row_hashes(table: Table) -> list[bytes]:
+    names = sorted(table.columns)
+    if not names:
+        return [bytes(DIGEST)] * len(table)
+    text = [pc.cast(table.column(name), pa.large_string()) for name in names]
+    rows = pc.binary_join_element_wise(
+        *text, pa.scalar("\x1f", pa.large_string()), null_handling="replace", null_replacement="\0"
+    )
+    return [hashlib.blake2b(row.encode(), digest_size=DIGEST).digest() for row in rows.to_pylist()]
+
+
+def split(
+    examples: Examples,
+    seed: int = 0,
+    val: float = 0.1,
+    test: float = 0.2,
+    hashes: Sequence[bytes] | None = None,
+) -> Splits:
+    """Rows for training, validation and test.
+
+    val, test: shares of the contents, each stratum (class, or tenth of a number) alike.
+    hashes: of `content_hashes`, where they were already taken.
+    Given splits are kept. With train and test given, val is taken out of train; with train and val
+    alone, val is the test and a new val is taken out of train; train alone is split like any data.
+    Errors: shares that leave nothing to train on.
+    """
+    if not (0 <= val < 1 and 0 <= test < 1 and val + test < 1):
+        raise OptionError(
+            f"val={val:g} and test={test:g} should be shares from 0 up that leave something to "
+            "train on, such as val=0.1, test=0.2"
+        )
+    groups = _Groups(examples, hashes or content_hashes(examples), seed)
+    given = {part: np.flatnonzero(examples.given == part) for part in PARTS}
+    findings = _leaks(examples, groups.of)
+    rest = np.setdiff1d(np.arange(len(examples)), np.concatenate([given["val"], given["test"]]))
+    if not len(given["test"]) and len(given["val"]):
+        given["test"], given["val"] = given["val"], given["val"][:0]
+        findings.append(_note("the given validation rows are the test, as no test was given"))
+    test = 0.0 if len(given["test"]) else test
+    val = 0.0 if len(given["val"]) else val
+    train, carved = groups.carve(rest, {"test": test, "val": val})
+    if val and len(given["test"]) and len(carved["val"]):
+        findings.append(_note(f"{len(carved['val']):,} validation rows were taken out of train"))
+    rows = {"train": train, **{part: np.union1d(given[part], carved[part]) for part in PARTS[1:]}}
+    return Splits({part: r.astype(np.int64) for part, r in rows.items()}, findings)
+
+
+def folds(
+    examples: Examples, k: int, seed: int = 0, hashes: Sequence[bytes] | None = None
+) -> list[np.ndarray]:
+    """k sets of rows to hold out in turn: disjoint, all rows together, stratified, by content."""
+    if not 2 <= k <= max(2, len(examples)):
+        raise OptionError(f"{k} folds of {len(examples):,} rows: expected from 2 to the rows")
+    groups = _Groups(examples, hashes or content_hashes(examples), seed)
+    order = np.concatenate(groups.strata(np.arange(groups.n)))
+    fold = np.empty(groups.n, np.int64)
+    fold[order] = np.arange(groups.n) % k  # dealt out like cards, stratum after stratum
+    return [np.flatnonzero(fold[groups.of] == i) for i in range(k)]
+
+
+class _Groups:
+    """Rows of the same content, each group with a stratum and a place in a seeded order."""
+
+    def __init__(self, examples: Examples, hashes: Sequence[bytes], seed: int):
+        digests = np.frombuffer(b"".join(hashes), f"S{DIGEST}")
+        key = seed.to_bytes(8, "little", signed=True)
+        unique, self.of = np.unique(digests, return_inverse=True)  # groups by hash; (n,) group
+        self.n = len(unique)
+        keyed = [hashlib.blake2b(h, digest_size=8, key=key).digest() for h in unique.tolist()]
+        self.place = np.argsort(np.array(keyed, "S8"), kind="stable")  # groups in seeded order
+        self.stratum = np.full(self.n, np.iinfo(np.int64).max)
+        np.minimum.at(self.stratum, self.of, _strata(examples))
+
+    def strata(self, groups: np.ndarray) -> list[np.ndarray]:
+        """These groups, stratum by stratum, each in the seeded order."""
+        chosen = np.zeros(self.n, bool)
+        chosen[groups] = True
+        order = self.place[chosen[self.place]]
+        order = order[np.argsort(self.stratum[order], kind="stable")]
+        ends = np.flatnonzero(np.diff(self.stratum[order])) + 1
+        return np.split(order, ends)
+
+    def carve(
+        self, rows: np.ndarray, shares: dict[str, float]
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """These rows without the carved ones, and the rows carved out for each share."""
+        strata = self.strata(np.unique(self.of[rows]))
+        part = np.full(self.n, "train", "U5")
+        sizes = np.array([len(stratum) for stratum in strata])
+        taken = np.zeros_like(sizes)
+        for name, share in shares.items():
+            quota = _apportion(sizes, share, np.maximum(sizes - taken - 1, 0))
+            for stratum, start, many in zip(strata, taken, quota, strict=True):
+                part[stratum[start : start + many]] = name
+            taken += quota
+        of_rows = part[self.of[rows]]
+        return rows[of_rows == "train"], {name: rows[of_rows == name] for name in shares}
+
+
+def _apportion(sizes: np.ndarray, share: float, spare: np.ndarray) -> np.ndarray:
+    """How many of each stratum make up `share` of the whole: the largest remainders round up.
+
+    At least one in all where a share is asked for; no stratum gives more than it can spare.
+    """
+    exact = sizes * share
+    quota = np.minimum(np.floor(exact).astype(np.int64), spare)
+    more = max(round(float(exact.sum())), int(share > 0)) - int(quota.sum())
+    # of equal remainders the stratum with more to spare gives first
+    order = np.lexsort((np.arange(len(sizes)), -spare, -(exact - quota).round(9)))
+    order = order[quota[order] < spare[order]]
+    quota[order[: max(more, 0)]] += 1
+    return quota
+
+
+def _strata(examples: Examples) -> np.ndarray:
+    """The stratum of each row: its class, its rarest label, or the tenth its number lies in."""
+    targets = examples.targets
+    if targets is None:
+        return np.zeros(len(examples), np.int64)
+    if examples.target_kind == "number":
+        bounds = np.quantile(targets, np.linspace(0, 1, 11)[1:-1])
+        return np.searchsorted(bounds, targets).astype(np.int64)
+    if examples.target_kind == "classes":
+        counts = targets.sum(0).astype(np.int64)  # (C,)
+        rarity = np.where(targets > 0, counts, np.iinfo(np.int64).max)  # (n, C)
+        return np.where(targets.any(1), rarity.argmin(1), targets.shape[1]).astype(np.int64)
+    return targets.astype(np.int64)
+
+
+def _leaks(examples: Examples, of: np.ndarray) -> list[Finding]:
+    """Content that the given splits have on both sides: reported, never moved."""
+    held_out = np.isin(examples.given, ("val", "test"))
+    if not held_out.any() or held_out.all():
+        return []
+    found = []
+    training = np.zeros(of.max() + 1, bool)
+    training[of[~held_out]] = True
+    for part in ("val", "test"):
+        rows = np.flatnonzero((examples.given == part) & training[of])
+        if len(rows):
+            names = tuple(examples.names[int(row)] for row in rows)
+            found.append(
+                Finding(
+                    "leak",
+                    "warning",
+                    f"{len(rows):,} of the given {part} rows are also in train, with the same "
+                    f"content: {some(names)}; the split was kept as given",
+                    names,
+                    "look at the score without them, or remove them from train",
+                )
+            )
+    return found
+
+
+def _note(message: str) -> Finding:
+    return Finding("split", "note", message)

@@ -1,0 +1,165 @@
+"""`evaluate` and `predict`: how good a model is, with its noise, and what it says of new rows.
+
+Legend: n rows.
+"""
+
+import pathlib
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from layerwise import runtime
+from layerwise.bundle import Model, Prediction, load
+from layerwise.data.examples import Examples
+from layerwise.data.open import open_data
+from layerwise.errors import DataError
+from layerwise.tasks import intervals
+from layerwise.tasks.calibration import ece
+from layerwise.tasks.scores import softmax
+
+
+@dataclass
+class Evaluation:
+    """A model's score on rows with known answers: value and 95% interval, and all its metrics."""
+
+    score_name: str
+    score: float
+    low: float
+    high: float
+    n: int
+    metrics: dict[str, float]
+    ece: float | None = None  # expected calibration error, where there are probabilities
+    split: str = ""
+    wrong: list[dict[str, Any]] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def as_model(model: Model | str | pathlib.Path) -> Model:
+    return model if isinstance(model, Model) else load(model)
+
+
+def predict(model: Any, data: Any, confidence: float = 0.0, top: int = 3) -> list[Prediction]:
+    """What `model` (or the one at this path) says of every row of `data`; see `Model.predict`."""
+    return as_model(model).predict(data, confidence=confidence, top=top)
+
+
+def rows_to_score(model: Model, data: Any, target: str, which: str) -> tuple[Examples, str]:
+    """Rows with answers, their classes in the model's order. `which`: a split, "all" or "auto".
+
+    "auto" takes the test split where the data gives one, else all rows.
+    """
+    rows = data if isinstance(data, Examples) else open_data(data, target=target or None)
+    if rows.targets is None:
+        raise DataError(f"{rows.source} has no labels to score against; `layerwise predict` it")
+    given = {str(s) for s in np.unique(rows.given)}
+    if which == "auto":
+        which = next((s for s in ("test", "val") if s in given), "all")
+    if which != "all":
+        if which not in given:
+            raise DataError(f"{rows.source} has no split '{which}'; it has {sorted(given - {''})}")
+        rows = rows.subset(rows.given == which)
+    return in_order_of(model, rows), which
+
+
+def in_order_of(model: Model, rows: Examples) -> Examples:
+    """The same rows with class indices as the model counts them.
+
+    Errors: classes the model does not know, or a number where it names classes.
+    """
+    wanted = {"classify": "class", "tag": "classes", "regress": "number"}[model.task.name]
+    if rows.target_kind != wanted:
+        raise DataError(f"this model answers with a {wanted}; {rows.source} asks a {rows.target_kind}")
+    if wanted == "number" or rows.labels == model.labels:
+        return rows
+    strange = [name for name in rows.labels if name not in model.labels]
+    if strange and len(rows.labels) == len(model.labels) and all(x.isdigit() for x in rows.labels):
+        return rows  # classes given by number alone
+    if strange:
+        raise DataError(
+            f"{rows.source} has classes the model does not know: {', '.join(strange[:5])}; it knows "
+            f"{', '.join(model.labels[:8])}"
+        )
+    place = np.array([model.labels.index(name) for name in rows.labels])
+    targets = np.asarray(rows.targets)
+    if wanted == "class":
+        rows.targets = place[targets]
+    else:
+        full = np.zeros((len(targets), len(model.labels)), targets.dtype)
+        full[:, place] = targets
+        rows.targets = full
+    rows.labels = model.labels
+    return rows
+
+
+def evaluate(
+    model: Any, data: Any, target: str = "", split: str = "auto", threads: int = 0
+) -> Evaluation:
+    """Score a model on the rows of `data` that have answers.
+
+    Returns an Evaluation: the task's score with a bootstrap 95% interval, all metrics, and the
+    calibration error. Errors: DataError for rows without answers or with unknown classes.
+    """
+    model = as_model(model)
+    rows, which = rows_to_score(model, data, target, split)
+    outputs = model.outputs(rows, runtime.start(threads=threads))
+    return evaluation_of(model, outputs, rows, which)
+
+
+def evaluation_of(model: Model, outputs: np.ndarray, rows: Examples, which: str) -> Evaluation:
+    targets = np.asarray(rows.targets)
+    found = intervals.interval(model.task.metric, model.task.scored(outputs), targets)
+    error, wrong = None, []
+    if model.task.name == "classify":
+        error = ece(softmax(outputs), targets)
+        wrong = worst_mistakes(model, outputs, rows)
+    metrics = model.task.metrics(outputs, targets)
+    return Evaluation(
+        model.task.score,
+        found.value,
+        found.low,
+        found.high,
+        len(rows),
+        metrics,
+        error,
+        which,
+        wrong,
+    )
+
+
+def worst_mistakes(model: Model, outputs: np.ndarray, rows: Examples, limit: int = 24) -> list:
+    """The rows that the model is most sure of and wrong about."""
+    shares = softmax(outputs)
+    said = shares.argmax(1)
+    wrong = np.flatnonzero(said != rows.targets)
+    order = wrong[np.argsort(-shares[wrong, said[wrong]], kind="stable")][:limit]
+    return [
+        {
+            "name": str(rows.names[int(i)]),
+            "row": int(i),
+            "truth": model.labels[int(rows.targets[i])],  # type: ignore[index]
+            "predicted": model.labels[int(said[i])],
+            "probability": float(shares[i, said[i]]),
+        }
+        for i in order
+    ]
+
+
+def compare(
+    a: Any, b: Any, data: Any, target: str = "", split: str = "auto"
+) -> intervals.Comparison:
+    """Whether model B is better than model A on the same rows, by a paired test.
+
+    Returns a Comparison with the difference B - A, its 95% interval, and the p-value.
+    """
+    model_a, model_b = as_model(a), as_model(b)
+    rows, _ = rows_to_score(model_a, data, target, split)
+    outputs = [m.task.scored(m.outputs(in_order_of(m, rows))) for m in (model_a, model_b)]
+    if model_a.labels != model_b.labels:
+        place = [model_b.labels.index(name) for name in model_a.labels]
+        outputs[1] = outputs[1][:, place]
+        rows = in_order_of(model_a, rows)
+    task = model_a.task
+    return intervals.compare(task.metric, *outputs, np.asarray(rows.targets), task.higher_is_better)

@@ -1,0 +1,242 @@
+"""`fit`: from raw files to a trained, scored, explained and saved model.
+
+Understand, audit, split, plan, climb the ladder, score on rows never seen, calibrate, probe the
+depth, report. Every phase leaves its result in the run's folder, so a run can be resumed.
+
+Legend: n rows, C classes.
+"""
+
+import pathlib
+import time
+from typing import Any
+
+import numpy as np
+
+from layerwise import runtime
+from layerwise.bundle import Model, load, read_json, write_json
+from layerwise.choose import choose_scratch
+from layerwise.console import Console, duration
+from layerwise.data.audit import audit
+from layerwise.data.examples import Examples
+from layerwise.data.open import open_data
+from layerwise.data.splits import split
+from layerwise.errors import DataError, OptionError
+from layerwise.ladder import Contender, Job, climb
+from layerwise.plan import Plan
+from layerwise.result import Result, Rows
+from layerwise.settings import Settings, seconds, settings
+from layerwise.tasks import task_for
+from layerwise.train.checkpoint import storage_error
+from layerwise.weights import published
+
+FEW_FOR_VALIDATION = 100  # rows below which a tenth is too few to choose by
+
+
+def fit(
+    data: str | pathlib.Path = "",
+    resume: str | pathlib.Path = "",
+    console: Console | None = None,
+    **options: Any,
+) -> Result:
+    """Train the best model that the data and the budget allow.
+
+    data: a file or folder of raw data (see `layerwise fit --help` for what is recognised).
+    resume: the folder of an interrupted run; goes on with that run's own data and settings.
+    options: the fields of `layerwise.settings.Settings`.
+    Returns a Result; its `model` predicts, evaluates and saves.
+    Errors: OptionError, DataError, DoesNotFit, TrainingStopped, StorageError.
+    """
+    console = console or Console()
+    started = time.monotonic()
+    folder, data, chosen = open_run(data, resume, options)
+    machine = runtime.start(chosen.device, chosen.dtype, chosen.threads)
+    console.head(f"layerwise fit {data}")
+    examples = open_data(data, target=chosen.target or None)
+    console.say(examples.understood)
+    rows = prepare_rows(examples, chosen, console)
+    smoothing = 0.1 if chosen.label_smoothing < 0 else chosen.label_smoothing
+    smooth = {"label_smoothing": smoothing} if examples.target_kind == "class" else {}
+    task = task_for(rows.train, **smooth)
+    machine = machine_for(machine, examples.kind, chosen)
+    base = find_base(chosen, examples.kind, console)
+    budget = seconds(chosen.budget) if chosen.budget else float("inf")
+    plans: list[tuple[str, Plan]] = []
+    job = Job(
+        chosen,
+        folder,
+        task,
+        rows.train,
+        rows.val,
+        machine,
+        console,
+        deadline=started + 0.85 * budget,  # the rest is for scoring, probing and the report
+        on_plan=lambda plan, way: note_plan(plan, way, plans, console),
+    )
+    winner, rungs = climb(job, base, lambda: choose_scratch(rows.train, task, chosen))
+    console.head("ladder")
+    console.table(
+        ["rung", task.score, "95% interval", "time", "peak MB", ""],
+        [
+            [r.name, f"{r.score:.4f}", f"{r.low:.4f} to {r.high:.4f}", duration(r.seconds),
+             f"{r.peak_mb:.0f}", "kept" if r.chosen else r.note]
+            for r in rungs
+        ],
+    )  # fmt: skip
+    from layerwise.report.collect import finish
+
+    return finish(
+        job=job,
+        examples=examples,
+        rows=rows,
+        winner=winner,
+        rungs=rungs,
+        plans=plans,
+        model=as_model(winner, task, base, data),
+        seconds_so_far=time.monotonic() - started,
+        data=str(data),
+    )
+
+
+# ---- the run's folder ------------------------------------------------------------------------------
+
+
+def open_run(data: Any, resume: Any, options: dict[str, Any]) -> tuple[pathlib.Path, str, Settings]:
+    """Folder, data and settings: new ones, or those of the run to resume."""
+    if resume:
+        folder = pathlib.Path(resume)
+        if not (folder / "run.json").exists():
+            raise OptionError(f"--resume takes the folder of a run; {folder} holds no run.json")
+        if data or options:
+            given = ", ".join(["the data"] * bool(data) + sorted(options))
+            raise OptionError(f"a resumed run keeps its own data and settings; leave out {given}")
+        values = read_json(folder / "run.json")
+        return folder, values["data"], settings(**values["settings"])
+    if not data:
+        raise OptionError("data was expected: `layerwise fit FOLDER_OR_FILE`")
+    chosen = settings(**options)
+    folder = new_folder(chosen.output, pathlib.Path(data))
+    write_json(
+        folder / "run.json",
+        {"data": str(pathlib.Path(data).resolve()), "settings": chosen.to_dict()},
+    )
+    write_json(folder / "environment.json", runtime.environment())
+    return folder, str(data), chosen
+
+
+def new_folder(output: str, data: pathlib.Path) -> pathlib.Path:
+    """Errors: StorageError without permission; OptionError for a folder that holds a run already."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    folder = pathlib.Path(output) if output else pathlib.Path("runs") / f"{stamp}-{data.stem}"
+    if (folder / "run.json").exists():
+        raise OptionError(
+            f"{folder} holds a run already; go on with it by `layerwise fit --resume {folder}`, or "
+            "choose another folder"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".writable").write_text("")
+        (folder / ".writable").unlink()
+    except OSError as e:
+        raise storage_error(e, folder) from e
+    return folder
+
+
+# ---- rows ------------------------------------------------------------------------------------------
+
+
+def prepare_rows(examples: Examples, chosen: Settings, console: Console) -> Rows:
+    """Audit and split; rows that cannot be used are set aside, and said."""
+    if examples.targets is None:
+        raise DataError(
+            f"{examples.source} holds {len(examples)} {examples.kind}s but no labels to learn: put "
+            "the images of each class in a folder of its own, or add metadata.csv with the columns "
+            "file_name and label; to use a trained model on them, `layerwise predict MODEL DATA`"
+        )
+    for finding in examples.findings:
+        say_finding(finding, console)
+    found, clean = None, None
+    parts = split(examples, chosen.seed, val_share(len(examples), chosen), chosen.test)
+    if chosen.audit:
+        found = audit(examples, parts)
+        for finding in found.findings:
+            say_finding(finding, console)
+        parts = {name: rows[found.keep[rows]] for name, rows in parts.items()}
+        clean = np.isin(parts["test"], found.clean_test)
+    for name in ("train", "val", "test"):
+        if not len(parts[name]):
+            raise DataError(
+                f"no usable row is left for {name}: {len(examples)} rows were read from "
+                f"{examples.source}; add rows, or change --val and --test"
+            )
+    sizes = ", ".join(f"{len(rows):,} {name}" for name, rows in parts.items())
+    console.say(f"rows: {sizes}")
+    return Rows(*(examples.subset(parts[n]) for n in ("train", "val", "test")), found, clean)  # type: ignore[arg-type]
+
+
+def val_share(n: int, chosen: Settings) -> float:
+    """The validation share: more of little data, so that there is something to choose by."""
+    return max(chosen.val, min(0.25, FEW_FOR_VALIDATION / max(1, n)))
+
+
+def say_finding(finding: Any, console: Console) -> None:
+    shown = ", ".join(finding.names[:3])
+    more = f" and {len(finding.names) - 3} more" if len(finding.names) > 3 else ""
+    where = f" ({shown}{more})" if shown else ""
+    console.say(f"  {finding.severity}: {finding.message}{where}")
+
+
+# ---- what to train with ----------------------------------------------------------------------------
+
+
+def machine_for(machine: runtime.Runtime, kind: str, chosen: Settings) -> runtime.Runtime:
+    """fp32 for tables: their matrices are too small for bf16 to be faster."""
+    if kind == "table" and chosen.dtype == "auto":
+        return runtime.Runtime(machine.device, runtime.DTYPES["fp32"], machine.threads, machine.notes)
+    return machine
+
+
+def find_base(chosen: Settings, kind: str, console: Console) -> Model | None:
+    """The pre-trained base: the one named, or the best one on this machine; None to go without."""
+    if chosen.base == "none" or chosen.method == "scratch" or kind != "image":
+        return None
+    if chosen.model != "auto" and chosen.base == "auto":
+        return None  # a network was named: train that one
+    if chosen.base != "auto":
+        base = load(chosen.base)
+        console.say(f"base: {chosen.base} ({base.variant})")
+        return base
+    for name in published.in_reach():
+        base = load(name)
+        console.say(f"base: {name} ({base.variant}), found on this machine")
+        return base
+    console.say(
+        "base: none in reach (nothing is downloaded unless named: --base timm/resnet18.a1_in1k); "
+        "training from scratch"
+    )
+    return None
+
+
+def note_plan(plan: Plan, way: str, plans: list[tuple[str, Plan]], console: Console) -> None:
+    """Print the plan of a training; refuse what cannot fit."""
+    plans.append((way, plan))
+    console.head(f"plan ({way})")
+    for line in plan.lines():
+        console.say("  " + line)
+    plan.require_fit()
+
+
+def as_model(winner: Contender, task: Any, base: Model | None, data: str) -> Model:
+    """The winner as it will travel."""
+    from layerwise.adapt import lora
+
+    network = winner.network.to("cpu")
+    if winner.way == "lora":
+        lora.merge_all(network)
+    variant = winner.choice.variant
+    card = {"trained_on": str(data), "why": winner.choice.why, "way": winner.way}
+    if base is not None and winner.way != "scratch":
+        card["base"] = base.card.get("name", base.variant)
+        card["base_licence"] = base.card.get("licence", "")
+    return Model(
+        network.eval(), winner.choice.family, winner.choice.processor, task, variant, card=card
+    )

@@ -1,0 +1,1 @@
+"""Depth made visible: watch, diagnosis, depth report, attribution; written against `layers()`."""

@@ -1,0 +1,129 @@
+"""Do the labels belong to the rows? Asked of the network and of probes too simple to be at fault.
+
+Legend: n rows, C classes, D features.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from layerwise.data.examples import Batch
+from layerwise.runtime import evaluating
+
+FEW = 100  # rows below which nothing can be said
+SURE = 3.0  # standard errors above chance that count as signal
+LARGEST = 1024  # features a ridge regression is given
+
+
+@dataclass(frozen=True)
+class Signal:
+    """Whether labels can be foretold: True, False, or None when there are too few rows to say."""
+
+    present: bool | None
+    sentence: str
+
+
+def chance_loss(batch: Batch) -> float | None:
+    """The mean loss of the best constant answer: entropy of the classes, or 0.5 for scaled numbers.
+
+    None for several labels per row, where it depends on the task.
+    """
+    targets = batch["targets"]
+    if targets.ndim != 1:
+        return None
+    if targets.is_floating_point():
+        return None
+    shares = torch.bincount(targets).double() / len(targets)
+    shares = shares[shares > 0]
+    return float(-(shares * shares.log()).sum())
+
+
+def signal(network: nn.Module, probe: Batch, held_out: Batch | None) -> Signal:
+    """Does anything beat guessing on rows it has not seen?
+
+    The network is asked on `held_out`; a ridge regression in five folds on the raw values and on
+    the network's features is asked on `probe`, then on `held_out`.
+    """
+    tried: list[str] = []
+    n_most = 0
+    if held_out is not None and usable(held_out):
+        score = network_score(network, held_out)
+        tried.append(sentence("the network", score, held_out))
+        n_most = len(held_out)
+        if above(score, held_out):
+            return Signal(True, tried[-1])
+    for batch in (probe, held_out):
+        if batch is None or not usable(batch):
+            continue
+        n_most = max(n_most, len(batch))
+        for name, features in views(network, batch):
+            score = ridge_score(features, batch["targets"].cpu().numpy())
+            tried.append(sentence(f"a linear probe on {name}", score, batch))
+            if above(score, batch):
+                return Signal(True, tried[-1])
+    if n_most < FEW:
+        return Signal(None, f"only {n_most} rows: too few to tell whether labels can be foretold")
+    return Signal(False, "; ".join(tried))
+
+
+def usable(batch: Batch) -> bool:
+    targets = batch["targets"]
+    return len(batch) >= FEW and targets.ndim == 1 and not targets.is_floating_point()
+
+
+def views(network: nn.Module, batch: Batch) -> list[tuple[str, np.ndarray]]:
+    """The rows as numbers (n, D): the raw values, and the network's features where it has them."""
+    inputs = batch["inputs"]
+    raw = inputs.float()
+    while raw.ndim == 4 and raw[0].numel() > LARGEST:
+        raw = nn.functional.avg_pool2d(raw, 2)
+    found = [("the raw values", raw.flatten(1)[:, :LARGEST].cpu().numpy())]
+    if hasattr(network, "features"):
+        with evaluating(network):
+            features: Tensor = network.features(inputs)  # type: ignore[operator]
+        features = features.flatten(1)[:, :LARGEST].float()
+        if bool(torch.isfinite(features).all()):
+            found.append(("the network's features", features.cpu().numpy()))
+    return found
+
+
+def network_score(network: nn.Module, batch: Batch) -> float:
+    with evaluating(network):
+        logits = network(batch["inputs"])  # (n, C)
+    return float((logits.argmax(1) == batch["targets"]).float().mean())
+
+
+def ridge_score(features: np.ndarray, targets: np.ndarray, folds: int = 5) -> float:
+    """Accuracy in cross-validation of ridge regression onto the classes, features standardised."""
+    x = (features - features.mean(0)) / (features.std(0) + 1e-6)  # (n, D)
+    x = np.concatenate([x, np.ones((len(x), 1))], 1)
+    onehot = np.eye(int(targets.max()) + 1)[targets]  # (n, C)
+    fold = np.random.default_rng(0).permutation(len(x)) % folds
+    right = 0
+    for f in range(folds):
+        train, test = fold != f, fold == f
+        kernel = x[train] @ x[train].T  # (n, n): rows are fewer than features here, or not many more
+        ridge = np.trace(kernel) / len(kernel) * 0.1
+        weights = np.linalg.solve(kernel + ridge * np.eye(len(kernel)), onehot[train])
+        right += int((x[test] @ (x[train].T @ weights)).argmax(1).__eq__(targets[test]).sum())
+    return right / len(x)
+
+
+def chance_score(batch: Batch) -> float:
+    """The share of the most frequent class: what guessing it always would score."""
+    return float(torch.bincount(batch["targets"]).max()) / len(batch)
+
+
+def above(score: float, batch: Batch) -> bool:
+    chance = chance_score(batch)
+    return score > chance + SURE * math.sqrt(chance * (1 - chance) / len(batch))
+
+
+def sentence(who: str, score: float, batch: Batch) -> str:
+    return (
+        f"{who} scores {score:.1%} on {len(batch)} rows it has not seen, where always naming the "
+        f"most frequent class scores {chance_score(batch):.1%}"
+    )

@@ -1,0 +1,114 @@
+"""What a network is made of, read off the graph that its forward pass leaves behind.
+
+However a forward pass is written, PyTorch records every operation for the backward pass. From that
+record: how many weights the longest and the shortest way from input to output pass (they differ
+where there are shortcuts), which non-linearities there are, and which parameters the loss can reach.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+COMBINE = ("AddBack", "MulBack", "CatBack", "Expand", "StackBack")  # a parameter here is no weight layer
+PASSING = ("TBack", "ToCopy", "View", "Permute", "Transpose", "Unsafe", "Reshape", "Clone", "Alias")
+NONLINEAR = ("relu", "sigmoid", "tanh", "gelu", "silu", "hardtanh", "hardswish", "elu", "clamp")
+NORMS = ("batchnorm", "batch_norm", "layernorm", "layer_norm", "groupnorm", "group_norm", "rmsnorm")
+
+
+@dataclass(frozen=True)
+class Structure:
+    """Facts of one forward pass; `longest` and `shortest` are 0 where no way leads to the input."""
+
+    longest: int  # weight layers on the longest way from input to output
+    shortest: int  # and on the shortest: fewer where shortcuts skip some
+    nonlinear: dict[str, int]  # {"relu": 29}
+    norms: int
+    unreached: tuple[str, ...]  # parameters that no gradient of the output reaches
+
+    @property
+    def residual(self) -> bool:
+        return self.shortest < 0.5 * self.longest
+
+    @property
+    def squashing(self) -> str:
+        """ "sigmoid" or "tanh" where one of them is the main non-linearity, else ""."""
+        main = max(self.nonlinear, key=self.nonlinear.__getitem__, default="")
+        return main if main in ("sigmoid", "tanh") else ""
+
+
+def structure(network: nn.Module, inputs: Tensor) -> Structure:
+    """Read the structure from a forward pass on a few rows, in evaluation mode.
+
+    inputs: (B, ...) floating point; two rows are enough.
+    """
+    flags = [(p, p.requires_grad) for p in network.parameters()]
+    modes = [(m, m.training) for m in network.modules()]
+    network.eval()
+    try:
+        for p, _ in flags:
+            p.requires_grad_(True)
+        start = inputs.detach().clone().requires_grad_(True)
+        with torch.enable_grad(), torch.compiler.set_stance("force_eager"):
+            output = network(start)
+        nodes = ordered(output.grad_fn)
+        return read(nodes, network, start)
+    finally:
+        for p, flag in flags:
+            p.requires_grad_(flag)
+        for module, training in modes:
+            module.training = training
+
+
+def ordered(root: Any) -> list[Any]:
+    """Every node of the graph below `root`, each after all that it depends on."""
+    done: list[Any] = []
+    seen: set[Any] = set()
+    stack = [(root, False)]
+    while stack:
+        node, finished = stack.pop()
+        if finished:
+            done.append(node)
+        elif node is not None and node not in seen:
+            seen.add(node)
+            stack.append((node, True))
+            stack += [(n, False) for n, _ in node.next_functions]
+    return done
+
+
+def read(nodes: list[Any], network: nn.Module, start: Tensor) -> Structure:
+    ways: dict[Any, tuple[int, int]] = {}  # node -> weights on the (longest, shortest) way down
+    leaves = {id(n.variable) for n in nodes if hasattr(n, "variable")}
+    for node in nodes:
+        if getattr(node, "variable", None) is start:
+            ways[node] = (0, 0)
+            continue
+        below = [ways[n] for n, _ in node.next_functions if n in ways]
+        if below:
+            own = int(is_weight_node(node, start))
+            ways[node] = (max(b[0] for b in below) + own, min(b[1] for b in below) + own)
+    longest, shortest = ways.get(nodes[-1], (0, 0)) if nodes else (0, 0)
+    kinds = [n.name().lower() for n in nodes]
+    counts = Counter(k for name in kinds for k in NONLINEAR if name.startswith(k))
+    return Structure(
+        longest,
+        shortest,
+        {k.replace("clamp", "relu6").replace("hardtanh", "relu6"): c for k, c in counts.items()},
+        sum(any(k in name for k in NORMS) for name in kinds),
+        tuple(n for n, p in network.named_parameters() if id(p) not in leaves),
+    )
+
+
+def is_weight_node(node: Any, start: Tensor) -> bool:
+    """Whether a matrix or filter enters here, straight or through a transpose or cast."""
+    if node.name().startswith(COMBINE + PASSING):
+        return False
+    for child, _ in node.next_functions:
+        while child is not None and child.name().startswith(PASSING):
+            child = child.next_functions[0][0]
+        variable = getattr(child, "variable", None)
+        if variable is not None and variable is not start and variable.ndim >= 2:
+            return True
+    return False

@@ -1,0 +1,421 @@
+"""The ladder: from the cheapest way of using a pre-trained base to training from scratch.
+
+Rungs: nearest neighbours and a linear probe on the base's features, LoRA (where there are linear
+layers below the head), full fine-tuning, from scratch. With a budget the trained rungs compete by
+successive halving (Jamieson and Talwalkar, arXiv:1502.07943): each gets a short run, the better
+half goes on with twice the time, until one has the rest. Each rung is scored on the validation
+rows; the test rows are seen once, by the winner alone.
+
+Legend: n rows, D features, C classes.
+"""
+
+import copy
+import pathlib
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from layerwise import models, runtime
+from layerwise.adapt import lora
+from layerwise.bundle import Model
+from layerwise.choose import Choice, recipe_for
+from layerwise.console import Console, duration
+from layerwise.data.examples import Examples
+from layerwise.data.loader import in_order
+from layerwise.plan import Plan, make_plan
+from layerwise.runtime import Runtime, peak_memory_mb
+from layerwise.settings import Settings
+from layerwise.tasks.intervals import interval
+from layerwise.train.run import Outcome, Recipe, Training, fresh, predict_rows
+
+NEIGHBOURS = 5
+
+
+@dataclass
+class Rung:
+    """One way that was tried: its score on the validation rows, and what it cost."""
+
+    name: str
+    score: float
+    low: float
+    high: float
+    seconds: float
+    peak_mb: float
+    note: str = ""
+    chosen: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass
+class Job:
+    """What every rung needs."""
+
+    settings: Settings
+    folder: pathlib.Path
+    task: Any
+    train: Examples
+    val: Examples
+    machine: Runtime
+    console: Console
+    deadline: float = float("inf")  # time.monotonic() when the training budget ends
+    on_plan: Callable[[Plan, str], None] = lambda plan, way: None
+
+
+@dataclass
+class Contender:
+    """A network on its way up."""
+
+    way: str  # "lora", "full", "scratch"
+    network: nn.Module
+    choice: Choice
+    recipe: Recipe
+    plan: Plan | None = None
+    outcome: Outcome | None = None
+    rounds: int = 0
+    rung: Rung | None = None
+
+
+def climb(job: Job, base: Model | None, scratch: Callable[[], Choice]) -> tuple[Contender, list]:
+    """Try the rungs that the settings and the base allow; the winner and the whole ladder.
+
+    scratch: gives the choice for training from nothing, only when that rung is reached.
+    """
+    method = job.settings.method
+    rungs: list[Rung] = []
+    best: Contender | None = None
+    if base is not None and method in ("auto", "knn", "probe"):
+        best = climb_features(job, base, rungs)
+        if method != "auto" or not worth_going_on(job, rungs[-1]):
+            return choose_winner(best, rungs)
+    contenders = [start(job, way, base, scratch) for way in ways(job, base)]
+    trained = compete(job, contenders, rungs)
+    if best is not None and best.rung and not better(job, trained.rung, best.rung):
+        return choose_winner(best, rungs)
+    return choose_winner(trained, rungs)
+
+
+def ways(job: Job, base: Model | None) -> list[str]:
+    """The rungs that train, cheapest first."""
+    method = job.settings.method
+    if base is None or method == "scratch":
+        return ["scratch"]
+    if method in ("lora", "full"):
+        return [method]
+    linear = has_linear_below_head(base.network)
+    return [*(["lora"] if linear else []), "full", *(["scratch"] if job.settings.budget else [])]
+
+
+def has_linear_below_head(network: nn.Module) -> bool:
+    stack = network.layers()  # type: ignore[operator]
+    below = [m for name, m in stack.items() if name != "head"]
+    return any(isinstance(part, nn.Linear) for m in below for part in m.modules())
+
+
+def better(job: Job, a: Rung | None, b: Rung) -> bool:
+    if a is None:
+        return False
+    return a.score > b.score if job.task.higher_is_better else a.score < b.score
+
+
+def worth_going_on(job: Job, rung: Rung) -> bool:
+    """False when a perfect score lies within the noise: nothing above could be told from it."""
+    if not job.task.higher_is_better or rung.high < 1.0:
+        return True
+    rung.note += "; a perfect score lies within its interval, so climbing further cannot pay"
+    return False
+
+
+def choose_winner(winner: Contender, rungs: list[Rung]) -> tuple[Contender, list[Rung]]:
+    assert winner.rung is not None
+    winner.rung.chosen = True
+    return winner, rungs
+
+
+def score_rung(job: Job, name: str, outputs: np.ndarray, started: float, note: str = "") -> Rung:
+    """Score raw outputs on the validation rows, with a bootstrap interval."""
+    found = interval(job.task.metric, job.task.scored(outputs), job.val.targets, seed=job.settings.seed)  # type: ignore[arg-type]
+    value, low, high = found.value, found.low, found.high
+    seconds = time.monotonic() - started
+    rung = Rung(name, value, low, high, seconds, peak_memory_mb(), note)
+    job.console.say(
+        f"  {name:<8} {job.task.score} {value:.4f}  ({low:.4f} to {high:.4f})  {duration(seconds)}"
+    )
+    return rung
+
+
+# ---- on the base's features ------------------------------------------------------------------------
+
+
+def features_of(base: Model, rows: Examples, machine: Runtime) -> np.ndarray:
+    """The base's features for every row: (n, D) float32."""
+    parts = []
+    with runtime.evaluating(base.network):
+        for batch in in_order(rows, base.processor, 64):
+            with machine.autocast():
+                got = base.network.features(batch["inputs"].to(machine.device))  # type: ignore[operator]
+            parts.append(got.float().flatten(1).cpu().numpy())
+    return np.concatenate(parts)
+
+
+def climb_features(job: Job, base: Model, rungs: list[Rung]) -> Contender:
+    """Nearest neighbours and the linear probe; the probe becomes the head of a network."""
+    started = time.monotonic()
+    known, asked = (features_of(base, rows, job.machine) for rows in (job.train, job.val))
+    if job.task.name == "classify":
+        outputs = neighbours(known, job.train.targets, asked, job.task.n_outputs)  # type: ignore[arg-type]
+        rungs.append(score_rung(job, "knn", outputs, started, "a yardstick: it keeps all rows"))
+    started = time.monotonic()
+    weight, bias = linear_probe(known, job.train.targets, job.task, job.settings.seed)  # type: ignore[arg-type]
+    rungs.append(score_rung(job, "probe", asked @ weight.T + bias, started))
+    network = with_head(base.network, weight, bias)
+    choice = Choice(
+        base.variant, base.family, network.config, base.processor, "a linear probe on the base"
+    )
+    recipe = recipe_for("full", len(job.train), "image", 224, job.settings)
+    return Contender("probe", network, choice, recipe, rung=rungs[-1])
+
+
+def neighbours(known: np.ndarray, targets: np.ndarray, asked: np.ndarray, n_classes: int):
+    """Log votes of the nearest neighbours by cosine: (n, C)."""
+    unit = lambda x: x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-9)  # noqa: E731
+    near = unit(asked) @ unit(known).T  # (n, n_known)
+    k = min(NEIGHBOURS, near.shape[1])
+    nearest = np.argpartition(-near, k - 1, axis=1)[:, :k]
+    votes = np.full((len(asked), n_classes), 1e-3)
+    for j in range(k):
+        votes[np.arange(len(asked)), targets[nearest[:, j]]] += 1
+    return np.log(votes)
+
+
+def linear_probe(features: np.ndarray, targets: np.ndarray, task: Any, seed: int):
+    """Weight (C, D) and bias (C,) of the best linear layer on frozen features.
+
+    Its regularisation is chosen by cross-validation on the training rows.
+    """
+    mean, std = features.mean(0), features.std(0) + 1e-6
+    z = (features - mean) / std
+    weight, bias = PROBES[task.name](z, targets, seed)
+    weight = weight / std
+    return weight.astype(np.float32), (bias - weight @ mean).astype(np.float32)
+
+
+def probe_classes(z: np.ndarray, targets: np.ndarray, seed: int):
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold, cross_val_score
+
+    smallest = np.bincount(targets).min()
+    strengths = [1e-4, 1e-3, 1e-2, 1e-1]
+    best = 1e-2
+    if smallest >= 3 and len(z) <= 20_000:
+        cv = StratifiedKFold(3, shuffle=True, random_state=seed)
+        log_losses = [
+            cross_val_score(
+                LogisticRegression(C=c, max_iter=300), z, targets, cv=cv, scoring="neg_log_loss"
+            ).mean()
+            for c in strengths
+        ]
+        best = strengths[int(np.argmax(log_losses))]
+    fitted = LogisticRegression(C=best, max_iter=500).fit(z, targets)
+    if len(fitted.coef_) == 1:  # two classes: one direction, shared between both logits
+        half = fitted.coef_ / 2, fitted.intercept_ / 2
+        return np.concatenate([-half[0], half[0]]), np.concatenate([-half[1], half[1]])
+    return fitted.coef_, fitted.intercept_
+
+
+def probe_tags(z: np.ndarray, targets: np.ndarray, seed: int):
+    from sklearn.linear_model import LogisticRegression
+
+    weights, biases = [], []
+    for column in targets.T:
+        if column.min() == column.max():  # a label that all or none have
+            weights.append(np.zeros(z.shape[1]))
+            biases.append(4.0 if column[0] else -4.0)
+            continue
+        fitted = LogisticRegression(C=1e-2, max_iter=300, random_state=seed).fit(z, column)
+        weights.append(fitted.coef_[0])
+        biases.append(fitted.intercept_[0])
+    return np.stack(weights), np.array(biases)
+
+
+def probe_number(z: np.ndarray, targets: np.ndarray, seed: int):
+    from sklearn.linear_model import RidgeCV
+
+    fitted = RidgeCV(alphas=np.logspace(-1, 5, 13)).fit(z, targets)
+    return fitted.coef_[None], np.array([fitted.intercept_])
+
+
+PROBES = {"classify": probe_classes, "tag": probe_tags, "regress": probe_number}
+
+
+def with_head(network: nn.Module, weight: np.ndarray, bias: np.ndarray) -> nn.Module:
+    """A copy of the network with this linear head."""
+    network = copy.deepcopy(network)
+    reset_head(network, len(weight))
+    head = network.head
+    with torch.no_grad():
+        head.weight.copy_(torch.from_numpy(weight).reshape(head.weight.shape))  # type: ignore[union-attr]
+        head.bias.copy_(torch.from_numpy(bias))  # type: ignore[union-attr]
+    return network
+
+
+def reset_head(network: nn.Module, n_classes: int) -> None:
+    """A fresh head for `n_classes`, also in the config that is saved with the network."""
+    network.reset_head(n_classes)  # type: ignore[operator]
+    network.config = replace(network.config, n_classes=n_classes)  # type: ignore[assignment]
+
+
+# ---- training rungs --------------------------------------------------------------------------------
+
+
+def start(job: Job, way: str, base: Model | None, scratch: Callable[[], Choice]) -> Contender:
+    """A contender before its first step, planned."""
+    s = job.settings
+    if way == "scratch":
+        choice = scratch()
+        network = fresh(lambda: models.build(choice.family, choice.config), s.seed)
+        style = "table" if job.train.kind == "table" else choice.family
+        style = style if style in ("table", "airbench") else "scratch"
+    else:
+        assert base is not None
+        network = copy.deepcopy(base.network)
+        with runtime.seeded(s.seed, 0x4EAD):
+            reset_head(network, job.task.n_outputs)
+        if way == "lora":
+            lora.add_lora(network, rank=s.lora_rank)
+        choice = Choice(base.variant, base.family, network.config, base.processor, f"{way} on base")
+        style = way
+    prepare_network(network, choice, job)
+    side = choice.processor.size[0] if job.train.kind == "image" else 0
+    recipe = recipe_for(style, len(job.train), job.train.kind, side, s)
+    network = network.to(job.machine.device)
+    contender = Contender(way, network, choice, recipe)
+    contender.plan = plan_contender(job, contender)
+    job.on_plan(contender.plan, way)
+    return contender
+
+
+def prepare_network(network: nn.Module, choice: Choice, job: Job) -> None:
+    """What some families compute from the training pixels before the first step."""
+    prepare = getattr(models.family(choice.family), "prepare", None)
+    if prepare is not None:
+        rows = job.train.subset(np.arange(min(5000, len(job.train))))
+        prepare(network, choice.processor(rows.inputs))
+
+
+def plan_contender(job: Job, contender: Contender) -> Plan:
+    r = contender.recipe
+    micro = -(-r.global_batch_size // r.grad_accum_steps)
+    sample = job.train.subset(np.arange(min(2, len(job.train))))
+    batch = job.task.batch(sample, contender.choice.processor)
+    rows = np.zeros(micro, np.int64)
+    tensors = {k: v[:1].expand(micro, *v.shape[1:]).contiguous() for k, v in batch.tensors.items()}
+    return make_plan(
+        contender.network,
+        type(batch)(tensors, rows),
+        job.task,
+        optimizer=r.optimizer,
+        dtype=job.machine.dtype,
+        grad_accum_steps=r.grad_accum_steps,
+        steps=r.steps,
+        checkpointing=job.settings.checkpointing,
+        measure=True,
+    )
+
+
+def compete(job: Job, contenders: list[Contender], rungs: list[Rung]) -> Contender:
+    """Successive halving under the deadline; without one, each contender runs its recipe whole."""
+    while True:
+        left = job.deadline - time.monotonic()
+        share = left if len(contenders) == 1 else 0.4 * left / len(contenders)
+        for contender in contenders:
+            go(job, contender, share)
+            assert contender.rung is not None
+            rungs[:] = [r for r in rungs if r.name != contender.way] + [contender.rung]
+        if len(contenders) == 1 or job.deadline == float("inf"):
+            return best_of(job, contenders)
+        contenders = sorted(
+            contenders, key=lambda c: c.rung.score, reverse=job.task.higher_is_better  # type: ignore[union-attr]
+        )[: -(-len(contenders) // 2)]
+        if not worth_going_on(job, contenders[0].rung):  # type: ignore[arg-type]
+            return contenders[0]
+
+
+def best_of(job: Job, contenders: list[Contender]) -> Contender:
+    key = lambda c: c.rung.score  # noqa: E731
+    return max(contenders, key=key) if job.task.higher_is_better else min(contenders, key=key)
+
+
+def go(job: Job, contender: Contender, share: float) -> None:
+    """Train one contender for at most `share` seconds, and score it."""
+    started = time.monotonic()
+    recipe = within(contender, share)
+    folder = job.folder / "rungs" / f"{contender.way}-{contender.rounds}"
+    folder.mkdir(parents=True, exist_ok=True)
+    progress = Progress(job, contender.way, recipe)
+    training = Training(
+        folder,
+        contender.network,
+        job.task,
+        contender.choice.processor,
+        job.train,
+        job.val,
+        recipe,
+        job.machine,
+        progress,
+    )
+    contender.outcome = training.run()
+    contender.recipe, contender.rounds = recipe, contender.rounds + 1
+    outputs = predict_rows(
+        contender.network, job.task, contender.choice.processor, job.val, job.machine
+    )
+    before = contender.rung.seconds if contender.rung else 0.0
+    rung = score_rung(job, contender.way, outputs, started, f"{recipe.steps} steps")
+    rung.seconds += before
+    contender.rung = rung
+
+
+def within(contender: Contender, share: float) -> Recipe:
+    """The recipe with as many steps as the share of time pays for, at most what it has."""
+    recipe, plan = contender.recipe, contender.plan
+    if plan is None or share == float("inf"):
+        return recipe
+    per_step = plan.seconds.value / max(1, plan.steps)
+    steps = max(10, min(contender.recipe.steps, int(share / max(per_step, 1e-6) * 0.9)))
+    every = max(1, steps // 5)
+    return replace(
+        recipe,
+        steps=steps,
+        warmup_steps=min(recipe.warmup_steps, steps // 10),
+        evaluate_every=every,
+        checkpoint_every=every,
+    )
+
+
+class Progress:
+    """One line that says how far a training is."""
+
+    def __init__(self, job: Job, way: str, recipe: Recipe):
+        self.console, self.way, self.score = job.console, way, job.task.score
+        self.started, self.first, self.val = time.monotonic(), 0, ""
+
+    def __call__(self, step: int, steps: int, val: Any = None, **values: Any) -> None:
+        if val is not None:
+            self.val = f"  val {self.score} {val[self.score]:.4f}"
+        if "guardian" in values:
+            self.console.say(f"  guardian: {values['guardian']}; going on once at a tenth the rate")
+        if "loss" not in values:
+            return
+        self.first = self.first or step - 1
+        spent = time.monotonic() - self.started
+        left = spent / max(1, step - self.first) * (steps - step)
+        self.console.progress(
+            f"  {self.way} {step}/{steps}  loss {values['loss']:.4f}{self.val}"
+            f"  {duration(left)} left"
+        )

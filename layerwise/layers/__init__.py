@@ -1,0 +1,1 @@
+"""Leaf modules and pure functions that more than one family uses."""

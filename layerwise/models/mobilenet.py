@@ -1,0 +1,251 @@
+"""MobileNet, versions 1 and 2: image networks small enough for a phone.
+
+Papers: Howard et al., "MobileNets: Efficient Convolutional Neural Networks for Mobile Vision
+Applications", arXiv:1704.04861 (v1: a convolution is split into one per channel and one per place).
+Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks", arXiv:1801.04381 (v2: thin
+between the blocks, wide inside, residuals between the thin ends). Version 3 is `mobilenetv3.py`.
+Published weights: Google's v1 under Keras' names; timm's `mobilenetv1_*` and `mobilenetv2_*`;
+torchvision's `mobilenet_v2`.
+
+Departures from the papers
+- ReLU6 throughout, as in the authors' code; the text of v1 says ReLU.
+- Google's weights want TensorFlow's padding and norm_eps 1e-3; the other sources pad symmetrically
+  and use 1e-5. Both are fields of Config.
+- v1 scores by a linear layer; Google's file holds it as a 1x1 convolution.
+
+Shapes: b images, c channels, h x w pixels, D features, C classes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor, nn
+
+from layerwise.layers.conv import ConvNorm, round_channels
+
+
+@dataclass(frozen=True)
+class Config:
+    n_classes: int = 1000
+    expansion: int = (
+        6  # how much wider a block is inside; 0: separable blocks without residual (v1)
+    )
+    width: float = 1.0  # multiplies every number of channels
+    stem_channels: int = 32
+    channels: tuple[int, ...] = (16, 24, 32, 64, 96, 160, 320)  # per stage
+    repeats: tuple[int, ...] = (1, 2, 3, 4, 3, 3, 1)  # blocks per stage
+    strides: tuple[int, ...] = (1, 2, 2, 2, 1, 2, 1)  # of the first block of each stage
+    last_channels: int = 1280  # of the 1x1 convolution after the blocks; 0: none (v1)
+    same_padding: bool = False  # as TensorFlow pads
+    norm_eps: float = 1e-5
+    dropout: float = 0.2
+
+
+def _v1(width: float, same: bool = False) -> Config:
+    """Table 1 of the v1 paper at a width of table 6; `same`: as Google trained it."""
+    return Config(
+        expansion=0,
+        width=width,
+        channels=(64, 128, 256, 512, 1024),
+        repeats=(1, 2, 2, 6, 2),
+        strides=(1, 2, 2, 2, 2),
+        last_channels=0,
+        same_padding=same,
+        norm_eps=1e-3 if same else 1e-5,
+        dropout=1e-3 if same else 0.2,
+    )
+
+
+VARIANTS = {
+    "mobilenet_v1_025": _v1(0.25, same=True),  # 0.5 million parameters (table 6)
+    "mobilenet_v1_050": _v1(0.50, same=True),  # 1.3 million
+    "mobilenet_v1_075": _v1(0.75, same=True),  # 2.6 million
+    "mobilenet_v1_100": _v1(1.00, same=True),  # 4.2 million
+    "mobilenetv1_100": _v1(1.00),  # as timm has it
+    "mobilenetv1_125": _v1(1.25),
+    "mobilenetv2_035": Config(width=0.35),
+    "mobilenetv2_050": Config(width=0.50),
+    "mobilenetv2_075": Config(width=0.75),
+    "mobilenetv2_100": Config(),  # table 2 of the v2 paper; 3.4 million parameters (table 4)
+    "mobilenetv2_140": Config(width=1.4),  # 6.9 million
+}
+
+
+Unit = Callable[..., ConvNorm]  # ConvNorm with this network's activation, padding and norm_eps
+
+
+class SeparableBlock(nn.Module):
+    """v1: filter every channel by itself, then mix the channels at every place."""
+
+    def __init__(self, n_in: int, n_out: int, stride: int, unit: Unit):
+        super().__init__()
+        self.depthwise = unit(n_in, n_in, 3, stride, groups=n_in)
+        self.pointwise = unit(n_in, n_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pointwise(self.depthwise(x))  # (b, n_out, h / stride, w / stride)
+
+
+class InvertedResidual(nn.Module):
+    """v2: widen, filter every channel by itself, project back without an activation."""
+
+    def __init__(self, n_in: int, n_out: int, stride: int, expansion: int, unit: Unit):
+        super().__init__()
+        inner = n_in * expansion
+        self.expand = unit(n_in, inner) if expansion > 1 else nn.Identity()
+        self.depthwise = unit(inner, inner, 3, stride, groups=inner)
+        self.project = unit(inner, n_out, activation=None)
+        self.residual = stride == 1 and n_in == n_out
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.project(self.depthwise(self.expand(x)))  # (b, n_out, h / stride, w / stride)
+        return x + y if self.residual else y
+
+
+def _stage(config: Config, stage: int, n_in: int, n_out: int, unit: Unit) -> nn.Sequential:
+    """Blocks of one width; the first one changes the size, and in stage 0 does not expand."""
+    blocks = []
+    for i in range(config.repeats[stage]):
+        stride = config.strides[stage] if i == 0 else 1
+        if config.expansion:
+            expansion = config.expansion if stage else 1
+            blocks.append(InvertedResidual(n_in, n_out, stride, expansion, unit))
+        else:
+            blocks.append(SeparableBlock(n_in, n_out, stride, unit))
+        n_in = n_out
+    return nn.Sequential(*blocks)
+
+
+class MobileNet(nn.Module):
+    """Images (b, 3, h, w), normalised as the card says, to class scores (b, C)."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config = config
+        unit = partial(
+            ConvNorm, activation=nn.ReLU6, norm_eps=config.norm_eps, same=config.same_padding
+        )
+        channels = round_channels(config.stem_channels * config.width)
+        self.stem = unit(3, channels, 3, stride=2)
+        stages = []
+        for stage, width in enumerate(config.channels):
+            n_out = round_channels(width * config.width)
+            stages.append(_stage(config, stage, channels, n_out, unit))
+            channels = n_out
+        self.blocks = nn.Sequential(*stages)
+        self.last = nn.Identity()
+        if config.last_channels:
+            n_out = round_channels(config.last_channels * max(1.0, config.width))
+            self.last = unit(channels, n_out)
+            channels = n_out
+        self.dropout = nn.Dropout(config.dropout)
+        self.head = nn.Linear(channels, config.n_classes)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out")
+        nn.init.normal_(self.head.weight, std=0.01)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.features(images))  # (b, C)
+
+    def features(self, images: Tensor) -> Tensor:
+        """What the network knows before it names a class: (b, D)."""
+        x = self.last(self.blocks(self.stem(images)))  # (b, D, h / 32, w / 32)
+        return self.dropout(x.mean((2, 3)))
+
+    def layers(self) -> dict[str, nn.Module]:
+        """The stack in the order in which data flows through it."""
+        blocks = {
+            f"blocks.{s}.{i}": block
+            for s, stage in enumerate(self.blocks)
+            for i, block in enumerate(stage)  # type: ignore[arg-type]
+        }
+        last = {"last": self.last} if self.config.last_channels else {}
+        return {"stem": self.stem, **blocks, **last, "head": self.head}
+
+    def reset_head(self, n_classes: int) -> None:
+        """A fresh last layer for another set of classes; everything below keeps what it learned."""
+        self.head = nn.Linear(self.head.in_features, n_classes)
+
+
+Model = MobileNet
+
+
+def _in_order(repeats: tuple[int, ...]) -> list[str]:
+    """Our name of every block, for sources that number the blocks through."""
+    return [f"blocks.{s}.{i}" for s, n in enumerate(repeats) for i in range(n)]
+
+
+PUBLISHED = {  # ours -> theirs, prefix by prefix; the rename engine reads it in both directions
+    "keras": {  # v1, any width
+        "stem.conv": "conv1",
+        "stem.norm": "conv1_bn",
+        **{
+            f"{block}.{ours}": f"conv_{theirs}"
+            for n, block in enumerate(_in_order((1, 2, 2, 6, 2)), start=1)
+            for ours, theirs in (
+                ("depthwise.conv", f"dw_{n}"),
+                ("depthwise.norm", f"dw_{n}_bn"),
+                ("pointwise.conv", f"pw_{n}"),
+                ("pointwise.norm", f"pw_{n}_bn"),
+            )
+        },
+        "head": "conv_preds | squeeze",
+        "(drop)": "*.num_batches_tracked",  # Keras does not count batches
+    },
+    "timm_v1": {
+        "stem.conv": "conv_stem",
+        "stem.norm": "bn1",
+        "blocks.{}.{}.depthwise.conv": "blocks.{}.{}.conv_dw",
+        "blocks.{}.{}.depthwise.norm": "blocks.{}.{}.bn1",
+        "blocks.{}.{}.pointwise.conv": "blocks.{}.{}.conv_pw",
+        "blocks.{}.{}.pointwise.norm": "blocks.{}.{}.bn2",
+        "head": "classifier",
+    },
+    "timm": {  # v2, any width; the first block does not expand
+        "stem.conv": "conv_stem",
+        "stem.norm": "bn1",
+        "blocks.0.0.depthwise.conv": "blocks.0.0.conv_dw",
+        "blocks.0.0.depthwise.norm": "blocks.0.0.bn1",
+        "blocks.0.0.project.conv": "blocks.0.0.conv_pw",
+        "blocks.0.0.project.norm": "blocks.0.0.bn2",
+        "blocks.{}.{}.expand.conv": "blocks.{}.{}.conv_pw",
+        "blocks.{}.{}.expand.norm": "blocks.{}.{}.bn1",
+        "blocks.{}.{}.depthwise.conv": "blocks.{}.{}.conv_dw",
+        "blocks.{}.{}.depthwise.norm": "blocks.{}.{}.bn2",
+        "blocks.{}.{}.project.conv": "blocks.{}.{}.conv_pwl",
+        "blocks.{}.{}.project.norm": "blocks.{}.{}.bn3",
+        "last.conv": "conv_head",
+        "last.norm": "bn2",
+        "head": "classifier",
+    },
+    "torchvision": {  # v2
+        "stem.conv": "features.0.0",
+        "stem.norm": "features.0.1",
+        "blocks.0.0.depthwise.conv": "features.1.conv.0.0",
+        "blocks.0.0.depthwise.norm": "features.1.conv.0.1",
+        "blocks.0.0.project.conv": "features.1.conv.1",
+        "blocks.0.0.project.norm": "features.1.conv.2",
+        **{
+            f"{block}.{ours}": f"features.{n}.conv.{theirs}"
+            for n, block in enumerate(_in_order((1, 2, 3, 4, 3, 3, 1)), start=1)
+            for ours, theirs in (
+                ("expand.conv", "0.0"),
+                ("expand.norm", "0.1"),
+                ("depthwise.conv", "1.0"),
+                ("depthwise.norm", "1.1"),
+                ("project.conv", "2"),
+                ("project.norm", "3"),
+            )
+            if n > 1
+        },
+        "last.conv": "features.18.0",
+        "last.norm": "features.18.1",
+        "head": "classifier.1",
+    },
+}

@@ -1,0 +1,215 @@
+"""MobileNet, version 3: found by search, for the processors of phones.
+
+Paper: Howard et al., "Searching for MobileNetV3", arXiv:1905.02244, tables 1 (large) and 2 (small).
+Squeeze-and-excitation: Hu et al., arXiv:1709.01507. Versions 1 and 2 are `mobilenet.py`.
+Published weights: timm's `mobilenetv3_large_100` and `mobilenetv3_small_100`; torchvision's
+`mobilenet_v3_large` and `mobilenet_v3_small` (those want norm_eps 1e-3).
+
+Departures from the paper
+- The layer after pooling is linear, as in torchvision; in timm a 1x1 convolution of one place.
+- The small network's last convolution has no squeeze-and-excitation, as in both sources.
+
+Shapes: b images, c channels, h x w pixels, D features, C classes.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from layerwise.layers.conv import ConvNorm, round_channels
+
+
+@dataclass(frozen=True)
+class Config:  # the tuples are columns of the paper's tables, one entry per block
+    n_classes: int = 1000
+    stem_channels: int = 16
+    kernel: tuple[int, ...] = (3, 3, 3, 5, 5, 5, 3, 3, 3, 3, 3, 3, 5, 5, 5)
+    inner: tuple[int, ...] = (
+        *(16, 64, 72, 72, 120, 120, 240, 200),
+        *(184, 184, 480, 672, 672, 960, 960),
+    )
+    channels: tuple[int, ...] = (16, 24, 24, 40, 40, 40, 80, 80, 80, 80, 112, 112, 160, 160, 160)
+    excite: tuple[int, ...] = (0, 0, 0, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1, 1, 1)
+    hard_swish: tuple[int, ...] = (0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1)  # else ReLU
+    stride: tuple[int, ...] = (1, 2, 1, 2, 1, 1, 2, 1, 1, 1, 1, 1, 2, 1, 1)
+    last_channels: int = 960  # of the 1x1 convolution before pooling
+    n_features: int = 1280  # D, of the linear layer after it
+    norm_eps: float = 1e-5
+    dropout: float = 0.2
+
+
+VARIANTS = {
+    "mobilenetv3_large_100": Config(),  # table 1; 5.4 million parameters
+    "mobilenetv3_small_100": Config(  # table 2; 2.5 million
+        kernel=(3, 3, 3, 5, 5, 5, 5, 5, 5, 5, 5),
+        inner=(16, 72, 88, 96, 240, 240, 120, 144, 288, 576, 576),
+        channels=(16, 24, 24, 40, 40, 40, 48, 48, 96, 96, 96),
+        excite=(1, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1),
+        hard_swish=(0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1),
+        stride=(2, 2, 1, 2, 1, 1, 1, 1, 2, 1, 1),
+        last_channels=576,
+        n_features=1024,
+    ),
+}
+
+
+class SqueezeExcite(nn.Module):
+    """Scale every channel by a gate in 0..1 that all channels' means decide: x * gate(mean(x))."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        squeezed = round_channels(channels // 4)
+        self.fc1 = nn.Conv2d(channels, squeezed, 1)
+        self.fc2 = nn.Conv2d(squeezed, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = self.fc2(self.fc1(x.mean((2, 3), keepdim=True)).relu())  # (b, c, 1, 1)
+        return x * F.hardsigmoid(gate)
+
+
+class Block(nn.Module):
+    """Widen, filter every channel by itself, excite, project back without an activation."""
+
+    def __init__(self, config: Config, number: int, n_in: int):
+        super().__init__()
+        inner, n_out = config.inner[number], config.channels[number]
+        kernel, stride = config.kernel[number], config.stride[number]
+        act = nn.Hardswish if config.hard_swish[number] else nn.ReLU
+        eps = config.norm_eps
+        self.expand = nn.Identity()
+        if inner != n_in:
+            self.expand = ConvNorm(n_in, inner, activation=act, norm_eps=eps)
+        self.depthwise = ConvNorm(
+            inner, inner, kernel, stride, groups=inner, activation=act, norm_eps=eps
+        )
+        self.excite = SqueezeExcite(inner) if config.excite[number] else nn.Identity()
+        self.project = ConvNorm(inner, n_out, activation=None, norm_eps=eps)
+        self.residual = stride == 1 and n_in == n_out
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.excite(self.depthwise(self.expand(x)))  # (b, inner, h / stride, w / stride)
+        y = self.project(y)  # (b, n_out, h / stride, w / stride)
+        return x + y if self.residual else y
+
+
+def stages(channels: tuple[int, ...]) -> list[list[int]]:
+    """The numbers of the blocks, a new stage wherever the width changes."""
+    grouped = [[0]]
+    for number, (before, now) in enumerate(pairwise(channels), start=1):
+        if now == before:
+            grouped[-1].append(number)
+        else:
+            grouped.append([number])
+    return grouped
+
+
+class MobileNetV3(nn.Module):
+    """Images (b, 3, h, w), normalised as the card says, to class scores (b, C)."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config = config
+        eps, swish = config.norm_eps, nn.Hardswish
+        widths = (config.stem_channels, *config.channels)
+        self.stem = ConvNorm(3, widths[0], 3, stride=2, activation=swish, norm_eps=eps)
+        self.blocks = nn.Sequential(
+            *(
+                nn.Sequential(*(Block(config, number, widths[number]) for number in stage))
+                for stage in stages(config.channels)
+            )
+        )
+        self.last = ConvNorm(widths[-1], config.last_channels, activation=swish, norm_eps=eps)
+        self.fc = nn.Linear(config.last_channels, config.n_features)
+        self.dropout = nn.Dropout(config.dropout)
+        self.head = nn.Linear(config.n_features, config.n_classes)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out")
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=0.01)
+            if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.features(images))  # (b, C)
+
+    def features(self, images: Tensor) -> Tensor:
+        """What the network knows before it names a class: (b, D)."""
+        x = self.last(self.blocks(self.stem(images)))  # (b, last_channels, h / 32, w / 32)
+        return self.dropout(F.hardswish(self.fc(x.mean((2, 3)))))
+
+    def layers(self) -> dict[str, nn.Module]:
+        """The stack in the order in which data flows through it."""
+        blocks = {
+            f"blocks.{s}.{i}": block
+            for s, stage in enumerate(self.blocks)
+            for i, block in enumerate(stage)  # type: ignore[arg-type]
+        }
+        top = {"last": self.last, "fc": self.fc, "head": self.head}
+        return {"stem": self.stem, **blocks, **top}
+
+    def reset_head(self, n_classes: int) -> None:
+        """A fresh last layer for another set of classes; everything below keeps what it learned."""
+        self.head = nn.Linear(self.head.in_features, n_classes)
+
+
+Model = MobileNetV3
+
+
+def _timm(last: str) -> dict[str, str]:
+    """timm's names; the last convolution sits in a stage of its own, the first block is narrow."""
+    return {
+        "stem.conv": "conv_stem",
+        "stem.norm": "bn1",
+        "blocks.0.0.depthwise.conv": "blocks.0.0.conv_dw",
+        "blocks.0.0.depthwise.norm": "blocks.0.0.bn1",
+        "blocks.0.0.project.conv": "blocks.0.0.conv_pw",
+        "blocks.0.0.project.norm": "blocks.0.0.bn2",
+        "blocks.{}.{}.expand.conv": "blocks.{}.{}.conv_pw",
+        "blocks.{}.{}.expand.norm": "blocks.{}.{}.bn1",
+        "blocks.{}.{}.depthwise.conv": "blocks.{}.{}.conv_dw",
+        "blocks.{}.{}.depthwise.norm": "blocks.{}.{}.bn2",
+        "blocks.{}.{}.excite.fc1": "blocks.{}.{}.se.conv_reduce",
+        "blocks.{}.{}.excite.fc2": "blocks.{}.{}.se.conv_expand",
+        "blocks.{}.{}.project.conv": "blocks.{}.{}.conv_pwl",
+        "blocks.{}.{}.project.norm": "blocks.{}.{}.bn3",
+        "last.conv": f"{last}.conv",
+        "last.norm": f"{last}.bn1",
+        "fc": "conv_head | squeeze",
+        "head": "classifier",
+    }
+
+
+def _torchvision(config: Config) -> dict[str, str]:
+    """torchvision's names: parts of a block are numbered through, and not every block has all."""
+    rules = {"stem.conv": "features.0.0", "stem.norm": "features.0.1"}
+    names = [
+        f"blocks.{s}.{i}" for s, st in enumerate(stages(config.channels)) for i in range(len(st))
+    ]
+    n_in = config.stem_channels
+    for number, ours in enumerate(names):
+        parts = ["expand"] if config.inner[number] != n_in else []
+        parts += ["depthwise"] + ["excite"] * config.excite[number] + ["project"]
+        for place, part in enumerate(parts):
+            theirs = f"features.{number + 1}.block.{place}"
+            inside = (
+                {"fc1": "fc1", "fc2": "fc2"} if part == "excite" else {"conv": "0", "norm": "1"}
+            )
+            rules |= {f"{ours}.{part}.{k}": f"{theirs}.{v}" for k, v in inside.items()}
+        n_in = config.channels[number]
+    last = f"features.{len(names) + 1}"
+    rules |= {"last.conv": f"{last}.0", "last.norm": f"{last}.1"}
+    return rules | {"fc": "classifier.0", "head": "classifier.3"}
+
+
+PUBLISHED = {  # ours -> theirs, prefix by prefix; the rename engine reads it in both directions
+    "timm": _timm("blocks.6.0"),  # mobilenetv3_large_*
+    "timm_small": _timm("blocks.5.0"),
+    "torchvision": _torchvision(VARIANTS["mobilenetv3_large_100"]),
+    "torchvision_small": _torchvision(VARIANTS["mobilenetv3_small_100"]),
+}

@@ -1,0 +1,353 @@
+"""After training: score on rows never seen, calibrate, probe the depth, save, and report.
+
+Everything the page shows is one JSON document, `result.json` beside it, so that nothing on the
+page is more than what was measured.
+"""
+
+import base64
+import io
+import pathlib
+import shlex
+import time
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from layerwise import runtime
+from layerwise.bundle import Model, write_json
+from layerwise.console import duration
+from layerwise.data.audit import suspect_labels
+from layerwise.data.examples import Examples
+from layerwise.data.image import decode
+from layerwise.errors import DataError
+from layerwise.evaluate import evaluation_of
+from layerwise.ladder import Contender, Job, Rung
+from layerwise.result import Result, Rows
+from layerwise.tasks import intervals
+from layerwise.tasks.calibration import calibrate, conformal_quantile
+from layerwise.tasks.scores import confusion, softmax
+from layerwise.train.log import read_metrics
+from layerwise.train.run import predict_rows
+
+PROBED = 1500  # rows that the depth report looks at
+THUMBNAIL = 96
+
+
+def finish(
+    job: Job,
+    examples: Examples,
+    rows: Rows,
+    winner: Contender,
+    rungs: list[Rung],
+    plans: list[Any],
+    model: Model,
+    seconds_so_far: float,
+    data: str,
+) -> Result:
+    """Turn a trained winner into a Result, a saved model and a report."""
+    console, started = job.console, time.monotonic()
+    page: dict[str, Any] = {
+        "command": command_of(data, job),
+        "data": data,
+        "understood": examples.understood,
+        "environment": runtime.environment(),
+        "machine_notes": list(job.machine.notes),
+        "settings": job.settings.to_dict(),
+        "model": model_facts(model, winner),
+        "rows": {n: len(getattr(rows, n)) for n in ("train", "val", "test")},
+        "ladder": [r.to_dict() for r in rungs],
+        "plan": plan_rows(winner),
+        "metrics": metrics_of(job, winner),
+    }
+    finished = winner.outcome is None or winner.outcome.state.finished
+    page |= score_model(job, rows, model)
+    page["audit"] = findings_of(examples, rows, page)
+    page |= look_inside(job, rows, model, winner)
+    model.card |= {"score": page["score"], "rows": page["rows"]}
+    model.save(job.folder / "model")
+    page["seconds"] = seconds_so_far + time.monotonic() - started
+    page["next"] = next_commands(job.folder, data)
+    write_json(job.folder / "result.json", without_pictures(page))
+    from layerwise.report.page import write_page
+
+    report = write_page(job.folder / "report.html", page)
+    score = page["score"]
+    console.head("result")
+    console.say(
+        f"  {score['name']} {score['value']:.4f} on {score['n']:,} rows never seen "
+        f"(95% interval {score['low']:.4f} to {score['high']:.4f})"
+    )
+    if score.get("clean"):
+        clean = score["clean"]
+        console.say(f"  without {clean['left_out']} leaked rows: {clean['value']:.4f}")
+    console.say(f"  model   {job.folder / 'model'}")
+    console.say(f"  report  {report}")
+    console.say(f"  took    {duration(page['seconds'])}")
+    if not finished:
+        console.say(f"  stopped early; go on: layerwise fit --resume {job.folder}")
+    return Result(
+        folder=str(job.folder),
+        model=model,
+        score_name=score["name"],
+        score=score["value"],
+        low=score["low"],
+        high=score["high"],
+        metrics=page["test_metrics"],
+        ladder=page["ladder"],
+        report=str(report),
+        finished=finished,
+        details={"plan": page["plan"], "calibration": page.get("calibration"), "next": page["next"]},
+    )
+
+
+def command_of(data: str, job: Job) -> str:
+    """The exact command, with every option that differs from its default."""
+    default = type(job.settings)()
+    parts = ["layerwise", "fit", data]
+    for name, value in job.settings.to_dict().items():
+        if value != getattr(default, name):
+            flag = "--" + name.replace("_", "-")
+            on_off = isinstance(value, bool)
+            parts += [flag if value or not on_off else "--no-" + flag[2:]]
+            parts += [] if on_off else [str(value)]
+    return shlex.join(parts)
+
+
+def model_facts(model: Model, winner: Contender) -> dict[str, Any]:
+    total = sum(p.numel() for p in model.network.parameters())
+    plan = winner.plan
+    return {
+        "variant": model.variant,
+        "family": model.family,
+        "way": winner.way,
+        "why": winner.choice.why,
+        "params": total,
+        "flops_per_sample": plan.flops_per_sample if plan else None,
+        "recipe": vars(winner.recipe) | {"augment": str(winner.recipe.augment)},
+        "card": {k: str(v) for k, v in model.card.items()},
+        "labels": list(model.labels),
+    }
+
+
+def metrics_of(job: Job, winner: Contender) -> list[dict[str, Any]]:
+    """The loss curve of the winner over all its rounds, steps counted through."""
+    out: list[dict[str, Any]] = []
+    for i in range(winner.rounds):
+        offset = out[-1]["step"] if out else 0
+        part = read_metrics(job.folder / "rungs" / f"{winner.way}-{i}")
+        out += [r | {"step": r["step"] + offset} for r in part]
+    return out
+
+
+# ---- the score, its noise and its calibration ------------------------------------------------------
+
+
+def score_model(job: Job, rows: Rows, model: Model) -> dict[str, Any]:
+    """Calibrate on the validation rows, then score the test rows, once."""
+    raw_val = predict_rows(model.network, job.task, model.processor, rows.val, job.machine)
+    out: dict[str, Any] = {}
+    val_targets = np.asarray(rows.val.targets)
+    if job.task.name == "classify":
+        found = calibrate(raw_val, val_targets)
+        model.temperature = found.temperature
+        shares = softmax(raw_val / model.temperature)
+        own = 1 - shares[np.arange(len(shares)), val_targets]
+        model.conformal = tuple(np.sort(own).round(6).tolist())
+    elif job.task.name == "regress":
+        errors = np.abs(raw_val[:, 0] - val_targets)
+        model.conformal = tuple(np.sort(errors).tolist())
+    outputs = model.outputs(rows.test, job.machine)
+    targets = np.asarray(rows.test.targets)
+    scored = evaluation_of(model, outputs, rows.test, "test")
+    out["score"] = {
+        "name": scored.score_name,
+        "value": scored.score,
+        "low": scored.low,
+        "high": scored.high,
+        "n": scored.n,
+        "baseline": baseline(job, rows),
+    }
+    out["test_metrics"] = scored.metrics
+    if rows.clean_test is not None and not rows.clean_test.all():
+        clean = rows.clean_test
+        again = intervals.interval(job.task.metric, job.task.scored(outputs[clean]), targets[clean])
+        out["score"]["clean"] = vars(again) | {"left_out": int((~clean).sum())}
+    if job.task.name == "classify":
+        out |= calibration_of(model, outputs, targets)
+        out["confusion"] = {
+            "labels": list(model.labels),
+            "matrix": confusion(outputs, targets).tolist(),
+        }
+        out["mistakes"] = [m | {"image": picture(rows.test, m["row"])} for m in scored.wrong]
+        out["_shares"] = softmax(outputs)
+    elif job.task.name == "regress":
+        out["scatter"] = [[float(a), float(b)] for a, b in zip(targets, outputs[:, 0])][:1500]
+        out["mistakes"] = worst_numbers(rows.test, outputs[:, 0], targets)
+    return out
+
+
+def baseline(job: Job, rows: Rows) -> dict[str, Any]:
+    """What always giving the commonest class (or the mean) would score: the floor to beat."""
+    train, test = np.asarray(rows.train.targets), np.asarray(rows.test.targets)
+    if job.task.name == "classify":
+        common = np.bincount(train).argmax()
+        return {"what": f"always '{job.task.labels[common]}'", "value": float((test == common).mean())}
+    if job.task.name == "regress":
+        rmse = float(np.sqrt(((test - train.mean()) ** 2).mean()))
+        return {"what": "always the mean", "value": rmse}
+    return {"what": "the labels' shares", "value": float(test.mean())}
+
+
+def calibration_of(model: Model, outputs: np.ndarray, targets: np.ndarray) -> dict[str, Any]:
+    """Calibration error on the test rows with and without the temperature fitted elsewhere."""
+    from layerwise.tasks.calibration import ece, reliability
+
+    before, after = softmax(outputs * model.temperature), softmax(outputs)
+    alpha = 0.1
+    level = conformal_quantile(np.asarray(model.conformal), alpha)
+    sets = 1 - after <= level
+    return {
+        "calibration": {
+            "temperature": model.temperature,
+            "ece_before": ece(before, targets),
+            "ece_after": ece(after, targets),
+            "bins": reliability(after, targets),
+        },
+        "conformal": {
+            "confidence": 1 - alpha,
+            "coverage": float(sets[np.arange(len(targets)), targets].mean()),
+            "mean_size": float(sets.sum(1).mean()),
+            "unsure": float((sets.sum(1) != 1).mean()),
+        },
+    }
+
+
+def worst_numbers(rows: Examples, values: np.ndarray, targets: np.ndarray) -> list[dict[str, Any]]:
+    order = np.argsort(-np.abs(values - targets), kind="stable")[:12]
+    return [
+        {"name": str(rows.names[int(i)]), "row": int(i), "truth": f"{targets[i]:g}",
+         "predicted": f"{values[i]:.4g}", "image": picture(rows, int(i))}
+        for i in order
+    ]  # fmt: skip
+
+
+# ---- data ------------------------------------------------------------------------------------------
+
+
+def findings_of(examples: Examples, rows: Rows, page: dict[str, Any]) -> dict[str, Any]:
+    """Everything the readers and the audit found, and the held-out labels that look wrong."""
+    found = [*examples.findings, *(rows.audit.findings if rows.audit else [])]
+    shares = page.pop("_shares", None)
+    if shares is not None and rows.audit:
+        suspects = suspect_labels(
+            shares, np.asarray(rows.test.targets), rows.test.names, rows.test.labels
+        )
+        found += [suspects] if suspects else []
+    return {"audited": rows.audit is not None, "findings": [vars(f) for f in found]}
+
+
+def picture(rows: Examples, row: int, side: int = THUMBNAIL) -> str:
+    """A thumbnail of one row as a data URI; empty for rows that are not images."""
+    if rows.kind != "image":
+        return ""
+    try:
+        return data_uri(decode(rows.inputs[row]), side)
+    except DataError:
+        return ""
+
+
+def data_uri(pixels: np.ndarray, side: int = THUMBNAIL) -> str:
+    """uint8 (h, w, 3) as a small JPEG (or PNG, for tiny images) in a data URI."""
+    image = Image.fromarray(pixels)
+    small = max(image.size) <= 64
+    if small:
+        scale = max(1, side // max(image.size))
+        image = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+    else:
+        image.thumbnail((side, side))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG" if small else "JPEG", quality=80)
+    kind = "png" if small else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+# ---- plan beside actual ----------------------------------------------------------------------------
+
+
+def plan_rows(winner: Contender) -> list[dict[str, Any]]:
+    """Predicted beside actual for what was measured."""
+    if winner.plan is None or winner.rung is None or winner.outcome is None:
+        return []
+    plan, steps = winner.plan, max(1, winner.outcome.state.step)
+    per_step = plan.seconds.scaled(1 / max(1, plan.steps))
+    rows = [
+        {"name": "seconds per step", "actual": winner.outcome.step_seconds, **vars(per_step)},
+        {"name": "peak memory, MB", "actual": winner.rung.peak_mb,
+         **vars(plan.memory["peak"].scaled(1e-6))},
+    ]  # fmt: skip
+    return [r | {"steps": steps} for r in rows]
+
+
+# ---- depth -----------------------------------------------------------------------------------------
+
+
+def look_inside(job: Job, rows: Rows, model: Model, winner: Contender) -> dict[str, Any]:
+    """The layers as the report shows them: what each learned, and how the gradient reached it."""
+    from layerwise.inspect.diagnosis import diagnose
+
+    history = winner.outcome.history if winner.outcome else []
+    out: dict[str, Any] = {"layers": layer_rows(model, history), "diagnoses": []}
+    if history:
+        found = diagnose(history, model.network)
+        out["diagnoses"] = [vars(d) for d in found]
+        for d in found:
+            job.console.say(f"  diagnosis: {d.fault} in {d.layer}: {d.evidence} Cure: {d.cure}")
+    if job.settings.depth and job.task.name == "classify":
+        out |= depth_of(job, rows, model, out["layers"])
+    return out
+
+
+def layer_rows(model: Model, history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    stack = model.network.layers()  # type: ignore[operator]
+    last = history[-1]["layers"] if history else {}
+    return [
+        {"name": name, "params": sum(p.numel() for p in layer.parameters()), **last.get(name, {})}
+        for name, layer in stack.items()
+    ]
+
+
+def depth_of(job: Job, rows: Rows, model: Model, layers: list[dict]) -> dict[str, Any]:
+    """Probe accuracy, rank and similarity by layer, on rows that were not trained on."""
+    from layerwise.data.loader import in_order
+    from layerwise.inspect.depth import depth_report
+
+    held = rows.test if len(rows.test) >= 300 else rows.val
+    some = held.subset(np.linspace(0, len(held) - 1, min(PROBED, len(held))).astype(int))
+    report = depth_report(
+        model.network, in_order(some, model.processor, 128), model.labels, seed=job.settings.seed
+    ).to_dict()
+    by_name = {row["name"]: row for row in report["layers"]}
+    for row in layers:
+        row |= {k: v for k, v in by_name.get(row["name"], {}).items() if k != "name"}
+    return {"depth": {k: v for k, v in report.items() if k != "layers"}}
+
+
+# ---- afterwards ------------------------------------------------------------------------------------
+
+
+def next_commands(folder: pathlib.Path, data: str) -> list[dict[str, str]]:
+    model = shlex.quote(str(folder / "model"))
+    return [
+        {"what": "predict new files", "command": f"layerwise predict {model} NEW_FILES"},
+        {"what": "score on other data", "command": f"layerwise evaluate {model} OTHER_DATA"},
+        {"what": "what each layer learned",
+         "command": f"layerwise inspect {model} {shlex.quote(data)}"},
+    ]  # fmt: skip
+
+
+def without_pictures(value: Any) -> Any:
+    """The document without its thumbnails: they are large, and only for the page."""
+    if isinstance(value, dict):
+        return {k: without_pictures(v) for k, v in value.items() if k not in ("image", "overlay")}
+    return [without_pictures(v) for v in value] if isinstance(value, list | tuple) else value

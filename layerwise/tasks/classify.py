@@ -1,0 +1,81 @@
+"""One class out of C: cross-entropy, accuracy.
+
+The same for images and tables: the modality lies in the processor, the loss here.
+Shapes: B rows, C classes.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from layerwise.data.examples import Batch, Examples
+from layerwise.errors import DataError
+from layerwise.tasks import scores
+
+
+class Classify:
+    """Learn to name one of `labels`; `label_smoothing` moves that share of the target to all."""
+
+    name = "classify"
+    score = "accuracy"
+    metric = staticmethod(scores.accuracy)
+    higher_is_better = True
+
+    def __init__(self, labels: tuple[str, ...] | list[str], label_smoothing: float = 0.0):
+        self.labels = tuple(labels)
+        self.label_smoothing = label_smoothing
+
+    @property
+    def n_outputs(self) -> int:
+        return len(self.labels)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "labels": list(self.labels),
+            "label_smoothing": self.label_smoothing,
+        }
+
+    def batch(self, examples: Examples, processor: Any) -> Batch:
+        tensors = {"inputs": processor(examples.inputs)}  # (B, ...)
+        if examples.targets is not None:
+            tensors["targets"] = torch.from_numpy(np.asarray(examples.targets, np.int64))  # (B,)
+        return Batch(tensors, np.arange(len(examples)))
+
+    def count(self, batch: Batch) -> int:
+        if not len(batch):
+            raise DataError("a batch without rows carries no loss; is the data set empty?")
+        return len(batch)
+
+    def loss(self, network: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The summed cross-entropy over the rows; targets (B,) classes or (B, C) shares."""
+        logits = network(batch["inputs"]).float()  # (B, C)
+        total = F.cross_entropy(
+            logits, batch["targets"], reduction="sum", label_smoothing=self.label_smoothing
+        )
+        return total, {"cross_entropy": total.detach()}
+
+    def predict(self, network: nn.Module, batch: Batch) -> Tensor:
+        return network(batch["inputs"]).float()  # (B, C) logits
+
+    def scored(self, outputs: np.ndarray) -> np.ndarray:
+        """What `metric` takes of the raw outputs (B, C): all of them."""
+        return outputs
+
+    def metrics(self, outputs: np.ndarray, targets: np.ndarray) -> dict[str, float]:
+        """outputs: logits (n, C); targets: (n,)."""
+        probabilities = scores.softmax(outputs)
+        return {
+            "accuracy": scores.accuracy(outputs, targets),
+            "balanced_accuracy": scores.balanced_accuracy(outputs, targets),
+            "macro_f1": scores.macro_f1(outputs, targets),
+            "log_loss": scores.log_loss(probabilities, targets),
+        }
+
+    def lens(self, batch: Batch) -> list[str]:
+        targets = batch["targets"]
+        classes = targets.argmax(1) if targets.ndim == 2 else targets
+        return [self.labels[int(i)] for i in classes]

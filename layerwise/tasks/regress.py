@@ -1,0 +1,74 @@
+"""A number per row: squared error on the standardised target, RMSE in the target's own unit.
+
+Shapes: B rows, one output each.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from layerwise.data.examples import Batch, Examples
+from layerwise.errors import DataError
+from layerwise.tasks import scores
+
+
+class Regress:
+    """Learn a number; `mean` and `std` are the training targets', undone in every prediction."""
+
+    name = "regress"
+    score = "rmse"
+    metric = staticmethod(scores.rmse)
+    higher_is_better = False
+    labels: tuple[str, ...] = ()
+    n_outputs = 1
+
+    def __init__(self, mean: float = 0.0, std: float = 1.0):
+        self.mean, self.std = mean, std
+
+    @classmethod
+    def fit(cls, targets: np.ndarray) -> "Regress":
+        std = float(np.std(targets))
+        if not std > 0:
+            raise DataError(
+                f"the target has the one value {float(targets[0]):g} in every row, so there is "
+                "nothing to learn; name another column with --target"
+            )
+        return cls(float(np.mean(targets)), std)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"name": self.name, "mean": self.mean, "std": self.std}
+
+    def batch(self, examples: Examples, processor: Any) -> Batch:
+        tensors = {"inputs": processor(examples.inputs)}  # (B, ...)
+        if examples.targets is not None:
+            tensors["targets"] = torch.from_numpy(np.asarray(examples.targets, np.float32))  # (B,)
+        return Batch(tensors, np.arange(len(examples)))
+
+    def count(self, batch: Batch) -> int:
+        if not len(batch):
+            raise DataError("a batch without rows carries no loss; is the data set empty?")
+        return len(batch)
+
+    def loss(self, network: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        z = (batch["targets"].float() - self.mean) / self.std  # (B,)
+        total = (network(batch["inputs"]).float()[:, 0] - z).square().sum()
+        return total, {"squared_error": total.detach()}
+
+    def predict(self, network: nn.Module, batch: Batch) -> Tensor:
+        return network(batch["inputs"]).float() * self.std + self.mean  # (B, 1)
+
+    def scored(self, outputs: np.ndarray) -> np.ndarray:
+        """What `metric` takes of the raw outputs (B, 1): the numbers (B,)."""
+        return outputs[:, 0]
+
+    def metrics(self, outputs: np.ndarray, targets: np.ndarray) -> dict[str, float]:
+        return {
+            "rmse": scores.rmse(outputs[:, 0], targets),
+            "mae": scores.mae(outputs[:, 0], targets),
+            "r2": scores.r2(outputs[:, 0], targets),
+        }
+
+    def lens(self, batch: Batch) -> list[str]:
+        return [f"{float(t):g}" for t in batch["targets"]]

@@ -1,0 +1,71 @@
+"""Any number of labels per row: binary cross-entropy, mean average precision.
+
+Shapes: B rows, C labels.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from layerwise.data.examples import Batch, Examples
+from layerwise.errors import DataError
+from layerwise.tasks import scores
+
+
+class Tag:
+    """Learn which of `labels` apply, each for itself."""
+
+    name = "tag"
+    score = "mean_average_precision"
+    metric = staticmethod(scores.mean_average_precision)
+    higher_is_better = True
+
+    def __init__(self, labels: tuple[str, ...] | list[str]):
+        self.labels = tuple(labels)
+
+    @property
+    def n_outputs(self) -> int:
+        return len(self.labels)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"name": self.name, "labels": list(self.labels)}
+
+    def batch(self, examples: Examples, processor: Any) -> Batch:
+        tensors = {"inputs": processor(examples.inputs)}  # (B, ...)
+        if examples.targets is not None:
+            tensors["targets"] = torch.from_numpy(np.asarray(examples.targets, np.float32))  # (B,C)
+        return Batch(tensors, np.arange(len(examples)))
+
+    def count(self, batch: Batch) -> int:
+        if not len(batch):
+            raise DataError("a batch without rows carries no loss; is the data set empty?")
+        return len(batch) * self.n_outputs
+
+    def loss(self, network: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        logits = network(batch["inputs"]).float()  # (B, C)
+        total = F.binary_cross_entropy_with_logits(logits, batch["targets"], reduction="sum")
+        return total, {"binary_cross_entropy": total.detach()}
+
+    def predict(self, network: nn.Module, batch: Batch) -> Tensor:
+        return network(batch["inputs"]).float()  # (B, C) logits
+
+    def scored(self, outputs: np.ndarray) -> np.ndarray:
+        """What `metric` takes of the raw outputs (B, C): all of them."""
+        return outputs
+
+    def metrics(self, outputs: np.ndarray, targets: np.ndarray) -> dict[str, float]:
+        """outputs: logits (n, C); targets: (n, C) of 0 and 1."""
+        chosen = outputs > 0
+        hits = (chosen & (targets > 0)).sum()
+        return {
+            "mean_average_precision": scores.mean_average_precision(outputs, targets),
+            "micro_f1": float(2 * hits / max(1, chosen.sum() + (targets > 0).sum())),
+            "exact_match": float((chosen == (targets > 0)).all(1).mean()),
+        }
+
+    def lens(self, batch: Batch) -> list[str]:
+        rows = batch["targets"] > 0.5
+        return [", ".join(self.labels[int(i)] for i in row.nonzero()[:, 0]) for row in rows]

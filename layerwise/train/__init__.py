@@ -1,0 +1,1 @@
+"""The one training loop and what wraps it: optimisers, schedules, checkpoints, guardian."""

@@ -1,0 +1,138 @@
+"""Checkpoints: written whole or not at all, and enough to go on to the bit.
+
+A checkpoint is a folder `step-00000120/` with `model.safetensors`, `optimizer.safetensors`,
+`ema.safetensors` (when there is one) and `state.json`. It is written beside its final place,
+flushed to the disk (fsync), and renamed: whatever kills the process, every folder of the final
+name is complete. Retention never drops the best, the last good one, or the newest.
+"""
+
+import errno
+import json
+import os
+import pathlib
+import shutil
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from layerwise.errors import StorageError, WeightsError, unknown
+
+PREFIX = "step-"
+
+
+@dataclass
+class State:
+    """What resumes a run besides the tensors: everything else follows from (seed, step)."""
+
+    step: int = 0
+    seed: int = 0
+    lr_scale: float = 1.0  # lowered by the guardian
+    recoveries: int = 0  # times the guardian went back
+    best_score: float | None = None
+    best_step: int = -1
+    seconds: float = 0.0  # of training so far
+    finished: bool = False
+
+
+def save_checkpoint(
+    folder: pathlib.Path, state: State, tensors: dict[str, dict[str, Tensor]]
+) -> pathlib.Path:
+    """Write `folder/step-XXXXXXXX`; `tensors` maps "model", "optimizer", "ema" to named tensors.
+
+    Errors: StorageError when the disk is full or the folder cannot be written; what was saved
+    before stays.
+    """
+    final = folder / f"{PREFIX}{state.step:08d}"
+    partial = folder / f".writing-{final.name}-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        for name, part in tensors.items():
+            data = save({k: v.detach().contiguous() for k, v in part.items()})
+            write_through(partial / f"{name}.safetensors", data)
+        write_through(partial / "state.json", json.dumps(asdict(state), indent=1).encode())
+        sync_folder(partial)
+        if final.exists():  # the same step again, after the guardian went back
+            shutil.rmtree(final)
+        os.replace(partial, final)
+        sync_folder(folder)
+    except OSError as e:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise storage_error(e, final) from e
+    return final
+
+
+def storage_error(e: OSError, path: pathlib.Path) -> StorageError:
+    """The sentence for a disk that is full, a folder without permission, or another such error."""
+    kept = "Everything saved before it is kept"
+    if e.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StorageError(
+            f"the disk is full: {path} could not be written. {kept}; free some space, or choose "
+            "another folder with --output, then go on with `layerwise fit --resume RUN`"
+        )
+    if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return StorageError(
+            f"no permission to write {path}. {kept}; choose a folder of yours with --output"
+        )
+    return StorageError(f"{path} could not be written: {e.strerror or e}. {kept}")
+
+
+def write_through(path: pathlib.Path, data: bytes) -> None:
+    """Write and wait until the bytes are on the disk."""
+    with open(path, "wb") as f:
+        f.write(data)
+        f.flush()
+        os.fsync(f.fileno())
+
+
+def sync_folder(folder: pathlib.Path) -> None:
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def complete(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The complete checkpoints, oldest first."""
+    return sorted(p for p in folder.glob(f"{PREFIX}*") if p.is_dir()) if folder.exists() else []
+
+
+def load_checkpoint(path: pathlib.Path) -> tuple[State, dict[str, dict[str, Tensor]]]:
+    """State and tensors of one checkpoint. Errors: a damaged file, an unknown key in its state."""
+    values = json.loads((path / "state.json").read_text())
+    known = {f.name for f in fields(State)}
+    for key in values:
+        if key not in known:
+            raise unknown("key in state.json", key, known)
+    tensors = {}
+    for file in sorted(path.glob("*.safetensors")):
+        try:
+            tensors[file.stem] = load_file(file)
+        except (SafetensorError, OSError) as e:
+            raise WeightsError(
+                f"{file} is damaged ({e}); remove {path} and resume from the checkpoint before it"
+            ) from e
+    return State(**values), tensors
+
+
+def clean(folder: pathlib.Path, keep: int, best_step: int) -> None:
+    """Remove half-written folders of dead runs and all but the newest `keep` and the best."""
+    for partial in folder.glob(".writing-*"):
+        shutil.rmtree(partial, ignore_errors=True)
+    spare = [p for p in complete(folder)[:-keep] if p != folder / f"{PREFIX}{best_step:08d}"]
+    for path in spare:
+        doomed = path.with_name(f".writing-old-{path.name}")  # a kill in here leaves no half folder
+        os.replace(path, doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+def latest(folder: pathlib.Path) -> Any:
+    """The newest complete checkpoint, or None."""
+    found = complete(folder)
+    return found[-1] if found else None

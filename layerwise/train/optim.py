@@ -1,0 +1,72 @@
+"""Optimisers by name, and their state as plain named tensors."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from layerwise.errors import WeightsError, unknown
+
+BETAS = (0.9, 0.95)
+
+
+def build_optimizer(
+    name: str, groups: list[dict[str, Any]], lr: float, momentum: float = 0.9
+) -> torch.optim.Optimizer:
+    """An optimiser over parameter groups that carry "params", "weight_decay" and "lr_scale".
+
+    name: "adamw" (fused), "sgd" (Nesterov), or "muon" (matrices and flattened filters; AdamW for
+    the rest). Each group's rate is `lr * lr_scale`, set anew at every step by `set_lr`.
+    """
+    groups = [g | {"lr": lr * g.get("lr_scale", 1.0)} for g in groups if g["params"]]
+    if name == "adamw":
+        return torch.optim.AdamW(groups, lr=lr, betas=BETAS, fused=True)
+    if name == "sgd":
+        return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0, fused=True)
+    if name == "muon":
+        from layerwise.train.muon import Muon
+
+        return Muon(groups, lr=lr)
+    raise unknown("optimizer", name, ("adamw", "sgd", "muon"))
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_scale", 1.0)
+
+
+def parameter_names(network: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+    """The names of the optimised parameters in the optimiser's own order."""
+    names = {id(p): n for n, p in network.named_parameters()}
+    return [names[id(p)] for g in optimizer.param_groups for p in g["params"]]
+
+
+def optimizer_tensors(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """All state as tensors named "parameter:key"; numbers become tensors of one element."""
+    out = {}
+    state = optimizer.state_dict()["state"]
+    for i, name in enumerate(parameter_names(network, optimizer)):
+        for key, value in state.get(i, {}).items():
+            if value is not None:
+                out[f"{name}:{key}"] = torch.as_tensor(value)
+    return out
+
+
+def load_optimizer_tensors(
+    network: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
+) -> None:
+    """The reverse of `optimizer_tensors`. Errors: state of a parameter that is not optimised."""
+    names = parameter_names(network, optimizer)
+    index = {name: i for i, name in enumerate(names)}
+    state: dict[int, dict[str, Tensor]] = {}
+    for full, value in tensors.items():
+        name, key = full.rsplit(":", 1)
+        if name not in index:
+            raise WeightsError(
+                f"the checkpoint has optimiser state for '{name}', which this run does not train; "
+                "resume with the settings the run was started with"
+            )
+        state.setdefault(index[name], {})[key] = value
+    whole = optimizer.state_dict()
+    whole["state"] = state
+    optimizer.load_state_dict(whole)

@@ -1,0 +1,260 @@
+"""One training in a folder: batches, optimiser, checkpoints and log around the loop.
+
+Legend: n rows, C classes.
+"""
+
+import copy
+import pathlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from layerwise import runtime
+from layerwise.adapt.freeze import Freezing
+from layerwise.adapt.groups import parameter_groups
+from layerwise.data.augment import AUGMENTS, Augment
+from layerwise.data.examples import Examples
+from layerwise.data.loader import Batches, Prefetch, in_order
+from layerwise.runtime import Runtime
+from layerwise.train import checkpoint
+from layerwise.train.checkpoint import State
+from layerwise.train.log import MetricsLog
+from layerwise.train.loop import Average, Course, Hooks, train
+from layerwise.train.optim import build_optimizer, load_optimizer_tensors, optimizer_tensors
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Every choice of a training, none of them "auto" any more."""
+
+    steps: int
+    global_batch_size: int  # rows per step: device_batch_size x grad_accum_steps
+    grad_accum_steps: int = 1
+    lr: float = 1e-3
+    optimizer: str = "adamw"
+    weight_decay: float = 0.05
+    momentum: float = 0.9
+    schedule: str = "cosine"
+    warmup_steps: int = 0
+    grad_clip: float = 1.0
+    ema: float = 0.0
+    layer_decay: float = 1.0
+    unfreeze: str = "all"
+    augment: str | Augment = "none"
+    evaluate_every: int = 0
+    checkpoint_every: int = 0
+    keep: int = 2
+    seed: int = 0
+    loader_threads: int = 1
+    watch_every: int = 0
+
+    def course(self) -> Course:
+        return Course(
+            steps=self.steps,
+            lr=self.lr,
+            schedule=self.schedule,
+            warmup_steps=self.warmup_steps,
+            grad_accum_steps=self.grad_accum_steps,
+            grad_clip=self.grad_clip,
+            ema=self.ema,
+            evaluate_every=self.evaluate_every,
+            checkpoint_every=self.checkpoint_every,
+        )
+
+
+@dataclass
+class Outcome:
+    """What a training came to."""
+
+    state: State
+    history: list[dict[str, Any]]  # the watch's looks at the layers
+    stall_share: float  # of the time: waiting for batches
+    step_seconds: float  # median of a step
+
+
+class Training:
+    """A network, its data and a recipe, in a folder from which it can be resumed."""
+
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        network: nn.Module,
+        task: Any,
+        processor: Any,
+        train_rows: Examples,
+        val_rows: Examples | None,
+        recipe: Recipe,
+        machine: Runtime,
+        progress: Callable[..., None] = lambda **values: None,
+    ):
+        self.folder, self.network, self.task, self.processor = folder, network, task, processor
+        self.val_rows, self.recipe, self.machine, self.progress = (
+            val_rows,
+            recipe,
+            machine,
+            progress,
+        )
+        self.checkpoints = folder / "checkpoints"
+        self.names = train_rows.names
+        self.freezing = Freezing(network, recipe.unfreeze, recipe.steps)
+        groups = parameter_groups(network, recipe.weight_decay, recipe.layer_decay)
+        self.optimizer = build_optimizer(recipe.optimizer, groups, recipe.lr, recipe.momentum)
+        self.average = Average(network, copy.deepcopy(network), recipe.ema) if recipe.ema else None
+        augment = recipe.augment
+        self.batches = Batches(
+            train_rows,
+            processor,
+            AUGMENTS[augment] if isinstance(augment, str) else augment,
+            recipe.global_batch_size,
+            recipe.seed,
+            threads=recipe.loader_threads,
+        )
+        self.watch: Any = None
+        self.times: list[float] = []
+
+    def run(self) -> Outcome:
+        """Train, from the newest checkpoint in the folder when there is one."""
+        state = self.resume() or State(seed=self.recipe.seed)
+        log = MetricsLog(self.folder, state.step)
+        feed = Prefetch(self.batches, state.step)
+        if self.recipe.watch_every:
+            from layerwise.inspect.watch import Watch
+
+            self.watch = Watch(self.network.layers(), self.optimizer, self.recipe.watch_every)  # type: ignore[operator]
+        started = time.perf_counter()
+        try:
+            state = train(
+                self.network,
+                self.task,
+                feed,
+                self.optimizer,
+                self.recipe.course(),
+                state,
+                self.machine,
+                self.hooks(log),
+                self.average,
+            )
+        finally:
+            feed.close()
+            log.close()
+        self.take_best(state)
+        return Outcome(
+            state,
+            self.watch.history if self.watch else [],
+            feed.stall_seconds / max(1e-9, time.perf_counter() - started),
+            float(np.median(self.times)) if self.times else 0.0,
+        )
+
+    # ---- checkpoints ---------------------------------------------------------------------------
+
+    def save(self, state: State) -> None:
+        tensors = {
+            "model": self.network.state_dict(),
+            "optimizer": optimizer_tensors(self.network, self.optimizer),
+        }
+        if self.average:
+            tensors["ema"] = self.average.network.state_dict()
+        checkpoint.save_checkpoint(self.checkpoints, state, tensors)
+        checkpoint.clean(self.checkpoints, self.recipe.keep, state.best_step)
+
+    def resume(self) -> State | None:
+        """The state of the newest checkpoint, its tensors loaded into network and optimiser."""
+        newest = checkpoint.latest(self.checkpoints)
+        if newest is None:
+            return None
+        state, tensors = checkpoint.load_checkpoint(newest)
+        self.network.load_state_dict(tensors["model"])
+        load_optimizer_tensors(self.network, self.optimizer, tensors.get("optimizer", {}))
+        if self.average:
+            self.average.network.load_state_dict(tensors["ema"])
+            self.average.updates = state.step
+        return state
+
+    def restore(self, broken: State) -> State:
+        """For the guardian: back to the newest checkpoint, which holds only finite numbers."""
+        state = self.resume()
+        assert state is not None, "the loop saves before its first step"
+        state.seconds = broken.seconds
+        return state
+
+    def take_best(self, state: State) -> None:
+        """Put the averaged weights, or those of the best validation, into the network."""
+        if not state.finished:
+            return
+        best = self.checkpoints / f"{checkpoint.PREFIX}{state.best_step:08d}"
+        if state.best_step not in (-1, state.step) and best.exists():
+            tensors = checkpoint.load_checkpoint(best)[1]
+            self.network.load_state_dict(tensors["ema" if self.average else "model"])
+        elif self.average:
+            self.network.load_state_dict(self.average.network.state_dict())
+
+    # ---- around the steps ----------------------------------------------------------------------
+
+    def hooks(self, log: MetricsLog) -> Hooks:
+        def on_log(step: int, **values: Any) -> None:
+            self.times.append(time.perf_counter())
+            log.write(step, **values)
+            self.progress(step=step, steps=self.recipe.steps, **values)
+
+        def on_evaluate(network: nn.Module) -> float:
+            assert self.val_rows is not None
+            outputs = predict_rows(network, self.task, self.processor, self.val_rows, self.machine)
+            metrics = self.task.metrics(outputs, self.val_rows.targets)
+            step = getattr(self.watch, "step", None)
+            log.write(self.current, **{f"val_{k}": v for k, v in metrics.items()})
+            self.progress(step=self.current, steps=self.recipe.steps, val=metrics, watched=step)
+            return metrics[self.task.score]
+
+        def before(step: int) -> None:
+            self.current = step + 1
+            self.freezing.before(step)
+
+        return Hooks(
+            log=on_log,
+            evaluate=on_evaluate if self.val_rows is not None and len(self.val_rows) else None,
+            save=self.save,
+            restore=self.restore,
+            before_step=before,
+            watch=self.watch,
+            names=self.names,
+            higher_is_better=self.task.higher_is_better,
+        )
+
+
+def predict_rows(
+    network: nn.Module,
+    task: Any,
+    processor: Any,
+    rows: Examples,
+    machine: Runtime,
+    batch_size: int = 256,
+    progress: Callable[[int, int], None] | None = None,
+) -> np.ndarray:
+    """Raw outputs for every row, in order: (n, n_outputs) float32."""
+    outputs = np.empty((len(rows), task.n_outputs), np.float32)
+    with runtime.evaluating(network):
+        for batch in in_order(rows, processor, batch_size):
+            with machine.autocast():
+                got = task.predict(network, batch.to(machine.device))
+            outputs[batch.rows] = got.float().cpu().numpy()
+            if progress:
+                progress(int(batch.rows[-1]) + 1, len(rows))
+    return outputs
+
+
+def n_parameters(network: nn.Module) -> tuple[int, int]:
+    """All parameters and those that train."""
+    sizes = [(p.numel(), p.requires_grad) for p in network.parameters()]
+    return sum(n for n, _ in sizes), sum(n for n, trains in sizes if trains)
+
+
+def fresh(builder: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """A network whose initial weights follow from the seed alone."""
+    with runtime.seeded(seed, 0x1A7E5):
+        network = builder()
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -1,0 +1,178 @@
+"""The verbs that need no file of their own: plan, inspect, audit, models, demo."""
+
+import pathlib
+import tempfile
+from typing import Any
+
+import numpy as np
+import torch
+
+from layerwise import models, runtime
+from layerwise.console import Console
+from layerwise.data.examples import Batch, Examples
+from layerwise.errors import OptionError
+from layerwise.tasks import task_for
+from layerwise.tasks.classify import Classify
+
+DEFAULT_SIDE = 224
+SIDES = {"airbench": 32}
+
+
+def plan(
+    model: str,
+    data: str = "",
+    rows: int = 0,
+    batch: int = 32,
+    grad_accum_steps: int = 1,
+    epochs: float = 10.0,
+    image_size: int = 0,
+    classes: int = 0,
+    optimizer: str = "adamw",
+    dtype: str = "auto",
+    checkpointing: bool = False,
+    hardware: str = "cpu",
+) -> Any:
+    """What training `model` would take, from tracing the real network without allocating it.
+
+    batch: rows per step, in `grad_accum_steps` micro-batches; rows: of training data, where no
+    `data` is given; hardware: "cpu" (this machine, measured) or a named accelerator.
+    Returns a Plan. Errors: an unknown model or hardware, with the nearest known name.
+    """
+    from layerwise.plan import make_plan
+
+    machine = runtime.start()
+    family, config = models.resolve(model)
+    task: Any = Classify([str(i) for i in range(classes or config.n_classes)])
+    if data:
+        task, rows = task_of_data(data)
+    if batch % grad_accum_steps:
+        raise OptionError(f"--batch {batch} does not divide into {grad_accum_steps} micro-batches")
+    config = models.replace_fields(config, {"n_classes": task.n_outputs})
+    chosen = runtime.choose_dtype("cuda" if hardware != "cpu" else machine.device, dtype)[0]
+    if hardware != "cpu" and dtype == "auto":
+        chosen = torch.bfloat16
+    with torch.device("meta"):
+        network = models.build(family, config)
+    micro = batch // grad_accum_steps
+    steps = max(1, round(epochs * max(rows, batch) / batch))
+    return make_plan(
+        network,
+        sample_batch(family, config, model, image_size, micro, task),
+        task,
+        optimizer=optimizer,
+        dtype=chosen,
+        grad_accum_steps=grad_accum_steps,
+        steps=steps,
+        checkpointing=checkpointing,
+        hardware=hardware,
+    )
+
+
+def task_of_data(data: str) -> tuple[Any, int]:
+    from layerwise.data.open import open_data
+    from layerwise.data.splits import split
+
+    examples = open_data(data)
+    return task_for(examples), len(split(examples)["train"])
+
+
+def sample_batch(
+    family: str, config: Any, variant: str, side: int, rows: int, task: Any
+) -> Batch:
+    """A batch of the shapes that the network takes, on the meta device."""
+    side = side or natural_side(family, variant)
+    shape = (rows, config.n_in) if family == "mlp" else (rows, 3, side, side)
+    targets = {
+        "classify": torch.zeros(rows, dtype=torch.int64, device="meta"),
+        "tag": torch.zeros(rows, task.n_outputs, device="meta"),
+        "regress": torch.zeros(rows, device="meta"),
+    }[task.name]
+    tensors = {"inputs": torch.zeros(shape, device="meta"), "targets": targets}
+    return Batch(tensors, np.zeros(rows, np.int64))
+
+
+def natural_side(family: str, variant: str) -> int:
+    """The side of the images that a named size was published for."""
+    small = family == "airbench" or "cifar" in variant
+    small |= family == "resnet" and variant in ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110")
+    return 32 if small else DEFAULT_SIDE
+
+
+def list_models(family: str = "") -> list[dict[str, Any]]:
+    """Every named size with its parameters, FLOPs per sample, and where weights are published."""
+    from layerwise.plan import forward_flops
+
+    wanted = [family] if family else list(models.FAMILIES)
+    out = []
+    for name in wanted:
+        module = models.family(name)
+        for variant, config in module.VARIANTS.items():
+            with torch.device("meta"):
+                network = module.Model(config)
+            batch = sample_batch(name, config, variant, 0, 1, Classify(["a"]))
+            out.append(
+                {
+                    "name": variant,
+                    "family": name,
+                    "params": sum(p.numel() for p in network.parameters()),
+                    "flops": forward_flops(network, batch["inputs"]),
+                    "sources": list(module.PUBLISHED),
+                }
+            )
+    return out
+
+
+def inspect(model: Any, data: Any, rows: int = 1500, seed: int = 0) -> Any:
+    """What each layer of a trained model learned, measured on labelled rows it was not trained on.
+
+    Returns a DepthReport: probe accuracy, effective rank and similarity by layer, and sentences.
+    """
+    from layerwise.data.loader import in_order
+    from layerwise.evaluate import as_model, rows_to_score
+    from layerwise.inspect.depth import depth_report
+
+    runtime.start()
+    loaded = as_model(model)
+    held, _ = rows_to_score(loaded, data, "", "auto")
+    some = held.subset(np.linspace(0, len(held) - 1, min(rows, len(held))).astype(int))
+    batches = in_order(some, loaded.processor, 128)
+    return depth_report(loaded.network, batches, loaded.labels, seed=seed)
+
+
+def audit(data: Any, target: str = "", seed: int = 0) -> tuple[Examples, Any]:
+    """What was understood of the data, and an AuditReport of what is wrong with it."""
+    from layerwise.data.audit import audit
+    from layerwise.data.open import open_data
+    from layerwise.data.splits import split
+
+    examples = data if isinstance(data, Examples) else open_data(data, target=target or None)
+    parts = split(examples, seed) if examples.targets is not None else None
+    return examples, audit(examples, parts)
+
+
+def demo(console: Console | None = None, output: str = "") -> dict[str, Any]:
+    """The whole way on scikit-learn's 1,797 scanned digits: the same path that user data takes."""
+    from sklearn.datasets import load_digits
+
+    from layerwise.fit import fit
+
+    console = console or Console()
+    digits = load_digits()
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "digits.npz"
+        images = np.round(digits.images * (255 / 16)).astype(np.uint8)
+        np.savez(path, images=images, labels=digits.target)
+        result = fit(path, console=console, base="none", steps=300, **({"output": output} if output else {}))
+        console.head("one prediction")
+        one = pathlib.Path(folder) / "scan.png"
+        from PIL import Image
+
+        Image.fromarray(images[42]).save(one)
+        said = result.model.predict(one)[0]
+        console.say(f"  {one.name}: {said.label} with probability {said.probability:.3f}; "
+                    f"it is a {digits.target[42]}")
+    console.head("next")
+    for line in result.details["next"]:
+        console.say(f"  {line['command']:60} {line['what']}")
+    console.say("  layerwise fit YOUR_FOLDER" + " " * 36 + "the same, on your own data")
+    return result.to_dict()

@@ -1,0 +1,1 @@
+"""Published weights: cards, the hub, renaming in both directions, strict loading and saving."""

@@ -1,0 +1,85 @@
+"""Files that are written whole or not at all, whatever the disk does meanwhile.
+
+Write to a temporary file beside the target, wait until it is on the disk, rename. A full disk, a
+missing permission or a kill leave the earlier file as it was.
+"""
+
+import contextlib
+import errno
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from layerwise.errors import StorageError
+
+
+@contextlib.contextmanager
+def replacing(path: Path | str) -> Iterator[Path]:
+    """A temporary file beside `path` that takes its place once it is written and on the disk.
+
+    Errors: StorageError, with the earlier file as it was and the temporary one gone.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        temporary.chmod(_usual_mode(path))
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    except (OSError, SafetensorError) as e:
+        raise _storage_error(path, e) from e
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _usual_mode(path: Path) -> int:
+    """The permissions of the file to be replaced, or those that a new file gets."""
+    if path.exists():
+        return path.stat().st_mode & 0o777
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file or folder is on the disk; Windows cannot do that for folders."""
+    if path.is_dir() and os.name == "nt":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def _storage_error(path: Path, e: Exception) -> StorageError:
+    found = re.search(r"os error (\d+)", str(e))  # safetensors keeps the system's number in words
+    number = getattr(e, "errno", None) or (int(found[1]) if found else 0)
+    kept = "; the earlier file is untouched" if path.exists() else ""
+    if number in FULL:
+        free = shutil.disk_usage(path.parent).free / 2**20
+        return StorageError(
+            f"{path}: the disk is full ({free:,.0f} MiB free, or a limit on the size of files)"
+            f"{kept}. Free some space or save to another folder."
+        )
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return StorageError(
+            f"{path}: no permission to write to {path.parent}{kept}. "
+            f"Change its permissions or save to another folder."
+        )
+    reason = os.strerror(number) if number else str(e)
+    return StorageError(f"{path}: cannot be written ({reason}){kept}. Save to another folder.")

@@ -1,0 +1,264 @@
+"""The rename engine: published tensor names to ours and back, bit for bit, strict on both sides.
+
+A family says in `PUBLISHED[format]`, as pure data, where each of its tensors comes from:
+
+    {"patch_embed.proj": "embeddings.projection",            ours: theirs
+     "blocks.{}.q_proj": "layer.{}.attn.qkv[0/3]",
+     "blocks.{}.fc1": "layer.{}.mlp.c_fc | transpose",
+     "(prefix)": "module.",
+     "(drop)": "*.position_ids teacher.*"}
+
+- Both sides are prefixes that end at a dot (or at the end) of the name; what follows is the same on
+  both. The longest prefix of ours wins; of two equally long, the one with fewer placeholders. The
+  empty prefix stands for everything.
+- `{}` is a whole number; several keep their order. `{+1}` on their side counts from one.
+- `name[i/n]` is part i of n equal parts along the first axis: split on the way in, joined on the
+  way out.
+- `| transform` names an entry of TRANSFORMS, from left to right on the way in.
+- "(prefix)" is at the front of every source tensor; "(drop)" lists globs of source tensors (without
+  the prefix) that are left out on purpose, in both directions.
+
+Everything else is an error that lists both sides. One exception, which is torch's own: the batch
+counters of BatchNorm are missing from files of before 2018 and then start at zero.
+"""
+
+import fnmatch
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from layerwise.errors import WeightsError
+
+Rules = Mapping[str, str]
+COUNTER = "num_batches_tracked"
+SHOWN = 12  # names listed per kind of mismatch before "and n more"
+
+
+# ---- transforms --------------------------------------------------------------------------------
+def _transpose(x: Tensor) -> Tensor:
+    return x.t().contiguous() if x.ndim == 2 else x
+
+
+def _without_1x1(x: Tensor) -> Tensor:
+    return x[:, :, 0, 0] if x.ndim == 4 and x.shape[2:] == (1, 1) else x
+
+
+def _with_1x1(x: Tensor) -> Tensor:
+    return x[:, :, None, None] if x.ndim == 2 else x
+
+
+TRANSFORMS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    # name: (theirs to ours, ours to theirs); vectors such as biases pass through all of them
+    "transpose": (_transpose, _transpose),  # (in, out), as in TensorFlow: (out, in)
+    "squeeze": (_without_1x1, _with_1x1),  # their 1x1 convolution is our linear layer
+    "reshape_conv": (_with_1x1, _without_1x1),  # their linear layer is our 1x1 convolution
+}
+
+
+# ---- the grammar -------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Source:
+    """Where one of our tensors comes from: part `part` of `parts` of the tensor `name`."""
+
+    name: str
+    part: int = 0
+    parts: int = 1
+    transforms: tuple[str, ...] = ()
+
+
+def locate(name: str, rules: Rules) -> Source | None:
+    """The published source of our tensor `name`, or None when no rule names it."""
+    best_rank, best = (-1, 0), None
+    for ours, theirs in rules.items():
+        found = None if ours.startswith("(") else _match(ours, name)
+        if found is None:
+            continue
+        rank = (found.end(), -ours.count("{}"))
+        if rank > best_rank:
+            best_rank, best = rank, (theirs, name[found.end() :].lstrip("."), found.groups())
+    return None if best is None else _source(*best)
+
+
+def _match(pattern: str, name: str) -> re.Match | None:
+    """The front of `name` that the prefix `pattern` covers; its groups are the numbers."""
+    expression = re.escape(pattern).replace(r"\{\}", r"(\d+)")
+    return re.match(expression + r"(?=\.|$)" if pattern else "", name)
+
+
+THEIRS = re.compile(
+    r"(?P<name>[^\[\]|]*?)\s*(\[(?P<part>\d+)/(?P<parts>\d+)\])?\s*(?P<transforms>(\|\s*\w+\s*)*)"
+)
+
+
+def _source(theirs: str, rest: str, numbers: tuple[str, ...]) -> Source:
+    """The right side of a rule with its numbers filled in and the rest of the name appended."""
+    found = THEIRS.fullmatch(theirs)
+    assert found, f"right side of a PUBLISHED rule that does not parse: {theirs!r}"
+    left = iter(numbers)
+
+    def number(place: re.Match) -> str:
+        return str(int(next(left)) + int(place[1] or 0))
+
+    prefix = re.sub(r"\{(\+\d+)?\}", number, found["name"])
+    transforms = tuple(t.strip() for t in found["transforms"].split("|") if t.strip())
+    assert all(t in TRANSFORMS for t in transforms), f"unknown transform in {theirs!r}"
+    name = f"{prefix}.{rest}" if prefix and rest else prefix or rest
+    return Source(name, int(found["part"] or 0), int(found["parts"] or 1), transforms)
+
+
+def dropped(name: str, rules: Rules) -> bool:
+    """Whether the format leaves out this published tensor on purpose."""
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in rules.get("(drop)", "").split())
+
+
+# ---- published to ours -------------------------------------------------------------------------
+def rename(
+    tensors: Mapping[str, Tensor],
+    rules: Rules,
+    wanted: Mapping[str, Tensor | tuple[int, ...]],
+    what: str = "the weights",
+) -> dict[str, Tensor]:
+    """Published tensors under our names, exactly as many and of such shapes as `wanted` says.
+
+    wanted: our name -> shape, or a tensor of that shape (a state dict on the meta device will do).
+    what: how to call the source in an error ("resnet18.safetensors").
+    Errors: one WeightsError that lists what nothing uses, what stays unfilled, what is misshapen.
+    """
+    prefix = rules.get("(prefix)", "")
+    given = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+    given = {n: t for n, t in given.items() if not dropped(n, rules)}
+    unused = [(n, t) for n, t in tensors.items() if not n.startswith(prefix)]
+
+    ours: dict[str, Tensor] = {}
+    unfilled, misshapen, used = [], [], set()
+    for name, spec in wanted.items():
+        shape = tuple(spec.shape if isinstance(spec, Tensor) else spec)
+        source = locate(name, rules)
+        if source is None or source.name not in given:
+            if name.endswith(COUNTER):
+                ours[name] = torch.tensor(0)
+            else:
+                unfilled.append(_unfilled(name, shape, source, prefix))
+            continue
+        used.add(source.name)
+        ours[name] = _take(given[source.name], source)
+        if tuple(ours[name].shape) != shape:
+            misshapen.append(_misshapen(name, shape, source, given[source.name], prefix))
+
+    unused += [(prefix + n, t) for n, t in given.items() if n not in used]
+    if unused or unfilled or misshapen:
+        raise mismatch(what, [f"{n} {_size(t)}" for n, t in unused], unfilled, misshapen)
+    return ours
+
+
+def _take(tensor: Tensor, source: Source) -> Tensor:
+    if source.parts > 1:
+        if not tensor.ndim or tensor.shape[0] % source.parts:
+            return tensor  # reported as misshapen
+        # a copy, so that a parameter does not hold on to the memory of its siblings
+        tensor = tensor.chunk(source.parts)[source.part].clone()
+    for transform in source.transforms:
+        tensor = TRANSFORMS[transform][0](tensor)
+    return tensor
+
+
+def _size(tensor: Tensor) -> str:
+    return str(tuple(tensor.shape))
+
+
+def _unfilled(name: str, shape: tuple[int, ...], source: Source | None, prefix: str) -> str:
+    origin = f"looked for {prefix}{source.name}" if source else "this format has no name for it"
+    return f"{name} {shape}: {origin}"
+
+
+def _misshapen(
+    name: str, shape: tuple[int, ...], source: Source, tensor: Tensor, prefix: str
+) -> str:
+    part = f"[{source.part}/{source.parts}]" if source.parts > 1 else ""
+    return f"{name} {shape}: {prefix}{source.name}{part} is {_size(tensor)}"
+
+
+def mismatch(
+    what: str, unused: Iterable[str], unfilled: Iterable[str], misshapen: Iterable[str]
+) -> WeightsError:
+    """The one error for weights of another network: both sides listed, and what to do."""
+    lines = [f"{what}: these are not the weights of this network."]
+    for title, names in (
+        ("in the file, used by nothing", list(unused)),
+        ("in the network, left unfilled", list(unfilled)),
+        ("of another shape than the network's", list(misshapen)),
+    ):
+        if names:
+            lines.append(f"  {len(names)} {title}:")
+            lines += [f"    {name}" for name in names[:SHOWN]]
+            lines += [f"    and {len(names) - SHOWN} more"] if len(names) > SHOWN else []
+    lines.append(_advice(list(unused), list(unfilled), list(misshapen)))
+    return WeightsError("\n".join(lines))
+
+
+def _advice(unused: list[str], unfilled: list[str], misshapen: list[str]) -> str:
+    if not unused and not unfilled and all(n.startswith("head.") for n in misshapen):
+        return "Only the head differs: build the network with n_classes as in the file."
+    return "Check that the size (variant) and the format named are those of the file."
+
+
+# ---- ours to published -------------------------------------------------------------------------
+def publish(
+    tensors: Mapping[str, Tensor],
+    rules: Rules,
+    dropped_values: Mapping[str, Tensor] | None = None,
+    counters: bool = True,
+) -> dict[str, Tensor]:
+    """Our tensors under their published names: the exact inverse of `rename`.
+
+    dropped_values: source tensors that `rename` dropped, to be put back (full published names).
+    counters: False leaves out BatchNorm's batch counters, for files that had none.
+    Errors: WeightsError for tensors of ours that the format has no name for, for parts of a joined
+    tensor that are missing, and for two of ours that claim one name with different values.
+    """
+    prefix = rules.get("(prefix)", "")
+    pieces: dict[str, list[tuple[str, Source, Tensor]]] = {}
+    nameless = []
+    for name, tensor in tensors.items():
+        source = locate(name, rules)
+        if name.endswith(COUNTER) and not counters:
+            continue
+        if source is None:
+            nameless.append(f"{name} {_size(tensor)}")
+        elif not dropped(source.name, rules):
+            piece = name, source, _give(tensor, source)
+            pieces.setdefault(prefix + source.name, []).append(piece)
+    if nameless:
+        lines = "\n  ".join(nameless)
+        raise WeightsError(
+            f"this format has no name for {len(nameless)} tensors of the network:\n  {lines}\n"
+            f"Save in layerwise's own layout, or add them to the family's PUBLISHED."
+        )
+    joined = {name: _join(name, found) for name, found in pieces.items()}
+    return joined | dict(dropped_values or {})
+
+
+def _give(tensor: Tensor, source: Source) -> Tensor:
+    for transform in reversed(source.transforms):
+        tensor = TRANSFORMS[transform][1](tensor)
+    return tensor
+
+
+def _join(name: str, pieces: list[tuple[str, Source, Tensor]]) -> Tensor:
+    """One published tensor from our pieces, in the order of their parts."""
+    slots: dict[int, Tensor] = {}
+    for ours, source, tensor in pieces:
+        if source.part in slots and not torch.equal(slots[source.part], tensor):
+            raise WeightsError(
+                f"{ours} and another tensor are both published as {name} but differ; "
+                f"tie them before saving in this format"
+            )
+        slots[source.part] = tensor
+    parts = pieces[0][1].parts
+    if len(slots) != parts:
+        lacking = sorted(set(range(parts)) - set(slots))
+        raise WeightsError(f"{name} joins {parts} of our tensors; parts {lacking} are missing")
+    return slots[0] if parts == 1 else torch.cat([slots[i] for i in range(parts)])

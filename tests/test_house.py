@@ -1,0 +1,113 @@
+"""The house holds: imports go down only, importing does no work, and names are subjects."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "layerwise"
+FLOORS = {
+    "errors": 0, "settings": 0, "console": 0, "runtime": 0,
+    "layers": 1, "data": 1,
+    "models": 2,
+    "weights": 3, "plan": 3,
+    "adapt": 4, "generate": 4, "inspect": 4,
+    "tasks": 5,
+    "train": 6, "bundle": 6.5, "result": 6.6,
+    "choose": 7, "ladder": 7, "fit": 7, "evaluate": 7, "export": 7, "report": 7, "verbs": 7.5,
+    "serve": 8, "commands": 8, "cli": 8,
+}  # fmt: skip
+TORCH_FREE = ("errors", "settings", "console", "cli", "__init__")
+DRAWERS = {"utils", "util", "common", "helpers", "misc"}
+
+
+def rooms() -> list[pathlib.Path]:
+    return sorted(p for p in PACKAGE.rglob("*.py"))
+
+
+def room_of(path: pathlib.Path) -> str:
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imports(path: pathlib.Path) -> set[str]:
+    """Every module of the package that a file imports, anywhere in it."""
+    out = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            out.add(node.module)
+            if node.module == "layerwise":
+                out |= {f"layerwise.{a.name}" for a in node.names}
+        elif isinstance(node, ast.Import):
+            out |= {a.name for a in node.names}
+    return {m for m in out if m.startswith("layerwise.")}
+
+
+@pytest.mark.parametrize("path", rooms(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_go_down_only(path: pathlib.Path):
+    here = room_of(path)
+    if here == "__init__":
+        return
+    assert here in FLOORS, f"{here} has no floor: give it one here, and say why in the commit"
+    for module in imports(path):
+        there = module.split(".")[1]
+        if there in FLOORS and there != here:
+            assert FLOORS[there] < FLOORS[here] or same_storey(here, there), (
+                f"{path.relative_to(ROOT)} (floor {FLOORS[here]}) imports {module} "
+                f"(floor {FLOORS[there]})"
+            )
+
+
+def same_storey(here: str, there: str) -> bool:
+    """Single files of one floor may use each other (runtime and errors, fit and ladder)."""
+    single = lambda name: (PACKAGE / f"{name}.py").exists() or name == "report"  # noqa: E731
+    return FLOORS[here] == FLOORS[there] and single(here) and single(there)
+
+
+def test_families_do_not_import_each_other():
+    for path in (PACKAGE / "models").glob("*.py"):
+        if path.stem != "__init__":
+            assert not [m for m in imports(path) if m.startswith("layerwise.models")], path
+
+
+@pytest.mark.parametrize("path", rooms(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_no_drawers_and_no_star_imports(path: pathlib.Path):
+    assert path.stem not in DRAWERS
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            assert "*" not in [a.name for a in node.names], path
+
+
+@pytest.mark.parametrize("path", rooms(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_importing_does_no_work(path: pathlib.Path):
+    """At the top level: definitions, constants, imports; no bare call."""
+    for node in ast.parse(path.read_text("utf-8")).body:
+        if isinstance(node, ast.Expr):
+            assert isinstance(node.value, ast.Constant), f"{path}:{node.lineno} calls at import"
+        assert not isinstance(node, ast.For | ast.While | ast.With), f"{path}:{node.lineno}"
+
+
+def test_help_and_import_are_quick_and_without_torch():
+    code = (
+        "import sys, time; t = time.perf_counter(); import layerwise; "
+        "assert time.perf_counter() - t < 0.1; from layerwise import cli; "
+        "cli.parser().format_help(); assert 'torch' not in sys.modules; "
+        "assert 'numpy' not in sys.modules"
+    )
+    best = 9.0
+    for _ in range(3):
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-c", code], check=True)
+        best = min(best, time.perf_counter() - started)
+    assert best < 1.0  # the budget is 0.2 s on a quiet machine; this catches an import of torch
+
+
+def test_verbs_stay_verbs_when_their_modules_are_imported():
+    code = (
+        "import layerwise, layerwise.plan, layerwise.fit; from layerwise.inspect import watch; "
+        "assert callable(layerwise.plan) and callable(layerwise.fit) and callable(layerwise.inspect)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
