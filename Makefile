@@ -2,8 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -c GPU)
-LOCK := $(if $(filter-out 0,$(HAS_GPU)),requirements-cuda.lock,requirements.lock)
+TORCH := torch==2.13.0
+CPU_WHEELS := https://download.pytorch.org/whl/cpu
+GPU := $(shell nvidia-smi -L 2>/dev/null | grep -c GPU)
+PIP := $(BIN)/python -m pip install -q
 
 .PHONY: demo test check bench lines setup clean
 
@@ -32,13 +34,16 @@ setup: $(VENV)/.installed
 $(VENV)/.installed: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "python 3.10 or newer is needed")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -r $(LOCK)
-	$(BIN)/python -m pip install -q --no-deps -e .
+ifeq ($(GPU),0)  # the CPU build where there is one: the default on Linux brings gigabytes of CUDA
+	$(PIP) '$(TORCH)+cpu' 2>/dev/null || $(PIP) '$(TORCH)+cpu' --extra-index-url $(CPU_WHEELS) || $(PIP) '$(TORCH)'
+endif
+	$(PIP) -r requirements.lock
+	$(PIP) --no-deps -e .
 	touch $@
 
 $(VENV)/.tests: $(VENV)/.installed requirements-test.lock
-	$(BIN)/python -m pip install -q -r requirements-test.lock
-	$(BIN)/python -m pip install -q --no-deps -r requirements-oracles.lock || \
+	$(PIP) -r requirements-test.lock
+	$(PIP) --no-deps -r requirements-oracles.lock || \
 	  echo "no oracles: the parity tests that need them are skipped"
 	touch $@
 

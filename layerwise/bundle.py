@@ -101,7 +101,7 @@ class Model:
         """
         from layerwise.data.open import open_data
 
-        rows = data if isinstance(data, Examples) else open_data(data, for_prediction=True)
+        rows = data if isinstance(data, Examples) else open_data(data, learn=False)
         outputs = self.outputs(rows, runtime.start(threads=threads))
         level = self.conformal_level(confidence) if confidence else None
         return [

@@ -3,17 +3,20 @@
 Every choice is a plain rule with its reason beside it; `fit` prints what was chosen.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from layerwise import models
+from layerwise.data.augment import augment_named
 from layerwise.data.examples import Examples
 from layerwise.data.image import ImageProcessor, decode
 from layerwise.data.table import TableProcessor
 from layerwise.errors import DataError
 from layerwise.settings import Settings
+from layerwise.tasks.intervals import mcnemar
 from layerwise.train.run import Recipe
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -53,7 +56,7 @@ def choose_scratch(examples: Examples, task: Any, settings: Settings) -> Choice:
         return choose_table(examples, task, settings)
     side = image_side(examples)
     small = side <= SMALL_SIDE
-    size = settings.image_size or (max(16, side) if small else PHOTO_SIDE)
+    size = settings.image_size or (max(8, side) if small else PHOTO_SIDE)
     if settings.model != "auto":
         name, why = settings.model, "as asked"
     elif small and len(examples) >= MANY_ROWS:
@@ -104,6 +107,37 @@ def pixel_statistics(examples: Examples) -> tuple[tuple[float, ...], tuple[float
     return tuple(np.round(mean, 4).tolist()), tuple(np.round(std, 4).tolist())
 
 
+def mirror_safe(examples: Examples, most: int = 2000) -> bool:
+    """Whether a mirrored image still shows its class: true of cats, not of digits.
+
+    Half of a sample answers for the other half by its nearest neighbour on small grey pictures;
+    unsafe when mirrored questions are answered clearly worse (McNemar's test).
+    """
+    if examples.target_kind != "class" or len(examples) < 40:
+        return True
+    rows = np.random.default_rng(0).permutation(len(examples))[:most]
+    grey, kept = [], []
+    for i in rows:
+        try:
+            image = Image.fromarray(decode(examples.inputs[i])).convert("L").resize((12, 12))
+        except DataError:
+            continue
+        grey.append(np.asarray(image, np.float32))
+        kept.append(i)
+    pictures = np.stack(grey)  # (n, 12, 12)
+    pictures -= pictures.mean((1, 2), keepdims=True)
+    targets, half = np.asarray(examples.targets)[kept], len(kept) // 2
+    known = pictures[:half].reshape(half, -1)
+
+    def right(asked: np.ndarray) -> np.ndarray:
+        flat = asked.reshape(len(asked), -1)
+        distance = (known**2).sum(1) - 2 * flat @ known.T  # (n_asked, half), up to a constant
+        return targets[:half][distance.argmin(1)] == targets[half:]
+
+    as_is, mirrored = right(pictures[half:]), right(pictures[half:, :, ::-1])
+    return mirrored.mean() > as_is.mean() - 0.03 or mcnemar(as_is, mirrored) > 0.01
+
+
 # ---- recipes: starting points per way of training, then the user's own settings over them ---------
 
 STARTS: dict[str, dict[str, Any]] = {
@@ -115,10 +149,12 @@ STARTS: dict[str, dict[str, Any]] = {
 }
 
 
-def recipe_for(way: str, n_rows: int, kind: str, side: int, settings: Settings) -> Recipe:
+def recipe_for(
+    way: str, n_rows: int, kind: str, side: int, settings: Settings, mirror: bool = True
+) -> Recipe:
     """The recipe of one way of training ("scratch", "full", "lora", "table", "airbench").
 
-    n_rows: training rows; side: of the images in pixels.
+    n_rows: training rows; side: of the images in pixels; mirror: a mirrored image keeps its class.
     """
     start = STARTS[way]
     micro = settings.device_batch_size or max(1, start["batch"] // settings.grad_accum_steps)
@@ -132,6 +168,9 @@ def recipe_for(way: str, n_rows: int, kind: str, side: int, settings: Settings) 
     augment = settings.augment
     if augment == "auto":
         augment = "none" if kind == "table" else ("flip_crop" if side <= SMALL_SIDE else "full")
+    chosen = augment_named(augment)
+    if not mirror and settings.augment == "auto":
+        chosen = replace(chosen, flip="none")
     every = settings.evaluate_every or max(per_epoch, -(-steps // 20))
     return Recipe(
         steps=steps,
@@ -146,7 +185,7 @@ def recipe_for(way: str, n_rows: int, kind: str, side: int, settings: Settings) 
         ema=settings.ema,
         layer_decay=settings.layer_decay,
         unfreeze=settings.unfreeze,
-        augment=augment,
+        augment=chosen,
         evaluate_every=every,
         checkpoint_every=settings.checkpoint_every or every,
         keep=settings.keep,

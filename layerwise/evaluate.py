@@ -51,7 +51,9 @@ def rows_to_score(model: Model, data: Any, target: str, which: str) -> tuple[Exa
 
     "auto" takes the test split where the data gives one, else all rows.
     """
-    rows = data if isinstance(data, Examples) else open_data(data, target=target or None)
+    rows = data if isinstance(data, Examples) else open_data(
+        data, target=target or None, learn=False
+    )
     if rows.targets is None:
         raise DataError(f"{rows.source} has no labels to score against; `layerwise predict` it")
     given = {str(s) for s in np.unique(rows.given)}

@@ -14,7 +14,7 @@ import numpy as np
 
 from layerwise import runtime
 from layerwise.bundle import Model, load, read_json, write_json
-from layerwise.choose import choose_scratch
+from layerwise.choose import choose_scratch, mirror_safe
 from layerwise.console import Console, duration
 from layerwise.data.audit import audit
 from layerwise.data.examples import Examples
@@ -69,6 +69,7 @@ def fit(
         rows.val,
         machine,
         console,
+        mirror=kind_allows_mirror(rows.train, console),
         deadline=started + 0.85 * budget,  # the rest is for scoring, probing and the report
         on_plan=lambda plan, way: note_plan(plan, way, plans, console),
     )
@@ -193,6 +194,14 @@ def machine_for(machine: runtime.Runtime, kind: str, chosen: Settings) -> runtim
     if kind == "table" and chosen.dtype == "auto":
         return runtime.Runtime(machine.device, runtime.DTYPES["fp32"], machine.threads, machine.notes)
     return machine
+
+
+def kind_allows_mirror(train: Examples, console: Console) -> bool:
+    """Whether augmentation may mirror these rows; said when it may not."""
+    if train.kind != "image" or mirror_safe(train):
+        return True
+    console.say("augmentation: no mirroring, because mirrored images look like other classes")
+    return False
 
 
 def find_base(chosen: Settings, kind: str, console: Console) -> Model | None:

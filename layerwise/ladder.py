@@ -64,6 +64,7 @@ class Job:
     val: Examples
     machine: Runtime
     console: Console
+    mirror: bool = True  # a mirrored image keeps its class
     deadline: float = float("inf")  # time.monotonic() when the training budget ends
     on_plan: Callable[[Plan, str], None] = lambda plan, way: None
 
@@ -293,7 +294,7 @@ def start(job: Job, way: str, base: Model | None, scratch: Callable[[], Choice])
         style = way
     prepare_network(network, choice, job)
     side = choice.processor.size[0] if job.train.kind == "image" else 0
-    recipe = recipe_for(style, len(job.train), job.train.kind, side, s)
+    recipe = recipe_for(style, len(job.train), job.train.kind, side, s, job.mirror)
     network = network.to(job.machine.device)
     contender = Contender(way, network, choice, recipe)
     contender.plan = plan_contender(job, contender)

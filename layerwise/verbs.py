@@ -162,7 +162,7 @@ def demo(console: Console | None = None, output: str = "") -> dict[str, Any]:
         path = pathlib.Path(folder) / "digits.npz"
         images = np.round(digits.images * (255 / 16)).astype(np.uint8)
         np.savez(path, images=images, labels=digits.target)
-        result = fit(path, console=console, base="none", steps=300, **({"output": output} if output else {}))
+        result = fit(path, console=console, base="none", steps=150, **({"output": output} if output else {}))
         console.head("one prediction")
         one = pathlib.Path(folder) / "scan.png"
         from PIL import Image

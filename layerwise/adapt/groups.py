@@ -1,8 +1,8 @@
 """Parameter groups: a smaller learning rate further down, no weight decay where it does harm.
 
 Layer-wise decay: Howard and Ruder 2018; Clark et al., "ELECTRA", 2020: the lower layers of a
-pre-trained network know what carries over, so they should move less. Weight decay pulls towards 0, which for a
-scale, a bias or a position embedding is no simpler a function.
+pre-trained network know what carries over, so they should move less. Weight decay pulls towards 0,
+which for a scale, a bias or a position embedding is no simpler a function.
 """
 
 from typing import Any

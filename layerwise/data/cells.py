@@ -4,6 +4,9 @@ A table keeps numbers as float64, dates as timestamps, the rest as text; a missi
 The words for "missing" are below. Infinite numbers are taken as missing and reported.
 """
 
+# pyright: reportAttributeAccessIssue=false
+# (pyarrow.compute makes its functions on import, where no type checker sees them)
+
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

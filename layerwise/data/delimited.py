@@ -72,7 +72,7 @@ def read_json_lines(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
         except ValueError as e:
             raise DataError(
                 f"{file} line {number} is not JSON ({e}): {line[:60]!r}; each line should be one "
-                "object such as {\"file_name\": \"a.jpg\", \"label\": \"cat\"}"
+                'object such as {"file_name": "a.jpg", "label": "cat"}'
             ) from e
         if not isinstance(row, dict):
             raise DataError(
@@ -194,9 +194,7 @@ def _parse(text: str, delimiter: str, header: bool, file: str) -> RawTable:
     names = [name.strip() for name in names]
     if header:
         _refuse_twice(names, file)
-    names = [
-        name if header and name else f"column_{i}" for i, name in enumerate(names, 1)
-    ]
+    names = [name if header and name else f"column_{i}" for i, name in enumerate(names, 1)]
     ragged: list[Any] = []
 
     def note(row: Any) -> str:

@@ -1,8 +1,11 @@
 """`ImageProcessor` as Hugging Face's `preprocessor_config.json`, in both directions.
 
 Understood: the processors that resize, crop, rescale and normalise (ViT, DeiT, CLIP, BiT,
-MobileNet, ConvNeXt with its `crop_pct`, MobileViT with its BGR). Their means are in RGB order and
-the channels are flipped last; ours are in the order the network sees.
+MobileNet, ConvNeXt with its `crop_pct`, MobileViT with its BGR and no normalisation). Means are in
+RGB order there, for channels are flipped last; ours are in the order the network sees.
+
+No class of `transformers` both normalises and flips. Such a file names none, so that `transformers`
+refuses it instead of leaving out the one or the other.
 """
 
 from typing import Any
@@ -43,12 +46,13 @@ SQUARE = ("ViT", "Deit", "DeiT", "Beit", "BeiT")  # a bare `size` number means b
 
 
 def to_config(processor: ImageProcessor) -> dict[str, Any]:
-    """The dictionary `transformers` reads; the class named in it has this very transform."""
+    """The dictionary `transformers` reads; a class named in it has this very transform."""
     flip = processor.channel_order == "BGR"
     mean, std = (list(v)[:: -1 if flip else 1] for v in (processor.mean, processor.std))
     crop = processor.resize != processor.size
+    normalises = (processor.mean, processor.std) != ((0,) * 3, (1,) * 3)
     return {
-        "image_processor_type": processor_type(crop, flip),
+        **processor_type(crop, flip, normalises),
         "do_convert_rgb": True,
         "do_resize": processor.resize is not None,
         "size": size_to_config(processor),
@@ -57,16 +61,17 @@ def to_config(processor: ImageProcessor) -> dict[str, Any]:
         "crop_size": {"height": processor.size[0], "width": processor.size[1]},
         "do_rescale": True,
         "rescale_factor": 1 / 255,
-        "do_normalize": True,
+        "do_normalize": normalises,
         "image_mean": mean,
         "image_std": std,
     } | ({"do_flip_channel_order": True} if flip else {})
 
 
-def processor_type(crop: bool, flip: bool) -> str:
-    if flip:
-        return "MobileViTImageProcessor"
-    return "CLIPImageProcessor" if crop else "ViTImageProcessor"
+def processor_type(crop: bool, flip: bool, normalises: bool) -> dict[str, str]:
+    if flip and (normalises or not crop):
+        return {}
+    name = "MobileViT" if flip else "CLIP" if crop else "ViT"
+    return {"image_processor_type": f"{name}ImageProcessor"}
 
 
 def size_to_config(processor: ImageProcessor) -> dict[str, int]:
@@ -80,8 +85,8 @@ def from_config(config: dict[str, Any]) -> ImageProcessor:
     check_keys(config)
     kind = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "")
     size, resize = geometry(config, kind)
-    bgr = kind.startswith("MobileViT")  # whose defaults are BGR and no normalisation
-    mean, std = statistics(config, normalises=config.get("do_normalize", not bgr))
+    bgr = kind.startswith("MobileViT")  # which never normalises, whatever its file says
+    mean, std = statistics(config, normalises=config.get("do_normalize", True) and not bgr)
     flip = bool(config.get("do_flip_channel_order", bgr))
     order = -1 if flip else 1
     names = {number: name for name, number in RESAMPLE.items()}

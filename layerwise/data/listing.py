@@ -16,10 +16,9 @@ from pathlib import Path
 from layerwise.data.examples import Finding
 from layerwise.errors import nearest
 
-IMAGE_SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .gif .bmp .dib .tif .tiff .webp .avif .ppm .pgm .pbm .pnm .tga .jp2"
-    " .ico".split()
-)
+_SUFFIXES = """.jpg .jpeg .jpe .jfif .png .gif .bmp .dib .tif .tiff .webp .avif .ppm .pgm .pbm .pnm
+.tga .jp2 .ico"""
+IMAGE_SUFFIXES = frozenset(_SUFFIXES.split())
 IMAGE_STARTS = (  # the first bytes of a file whose name has no suffix
     b"\xff\xd8\xff",
     b"\x89PNG\r\n\x1a\n",

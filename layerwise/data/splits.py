@@ -7,6 +7,9 @@ alone. A split that came with the data is kept as it is; what it leaks is report
 Legend: n rows, g groups of rows with the same content.
 """
 
+# pyright: reportAttributeAccessIssue=false
+# (pyarrow.compute makes its functions on import, where no type checker sees them)
+
 import hashlib
 import os
 from collections.abc import Sequence

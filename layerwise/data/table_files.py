@@ -4,7 +4,9 @@ The target is the column that was named; else one called target, label, class, y
 last. It is said which. Classes or a quantity: see `targets`.
 """
 
-import re
+# pyright: reportAttributeAccessIssue=false
+# (pyarrow.compute makes its functions on import, where no type checker sees them)
+
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,21 +15,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyarrow import parquet
 
-from layerwise.data.cells import DATE, as_array, typed
-from layerwise.data.delimited import RawTable, columns_of, read_delimited, read_json_lines
+from layerwise.data.delimited import RawTable
 from layerwise.data.examples import Examples, Finding, TargetKind
-from layerwise.data.listing import shown, some, split_named, split_within
+from layerwise.data.kept_columns import giveaways, typed_columns
+from layerwise.data.listing import some, split_named
+from layerwise.data.raw_tables import read_table
 from layerwise.data.table import Table
 from layerwise.data.targets import Targets, label_text, read_targets
 from layerwise.errors import DataError, nearest
 
-SUFFIXES = frozenset(".csv .tsv .tab .data .test .txt .parquet .pq .jsonl .ndjson".split())
 TARGET_NAMES = ("target", "label", "labels", "class", "y", "outcome", "response", "classification")
 SPLIT_NAMES = ("split", "subset", "partition")
-ID_NAME = re.compile(r"(.*[_\s-])?(id|uid|uuid|guid|index|key)|unnamed: ?\d*|column_1", re.I)
-FEWEST_FOR_ID = 20  # rows: among fewer, all different is no evidence
 
 
 @dataclass
@@ -64,42 +63,6 @@ class _Parts:
         return [raw.row_name(i) for raw in self.raw for i in range(raw.data.num_rows)]
 
 
-def is_table(path: Path) -> bool:
-    suffixes = [s.lower() for s in path.suffixes]
-    return bool(suffixes) and (suffixes[-2] if suffixes[-1] == ".gz" and suffixes[1:] else suffixes[-1]) in SUFFIXES
-
-
-def read_table(path: Path) -> RawTable:
-    """One file as columns. Errors name the file and the row."""
-    file = shown(path.name)
-    suffixes = {s.lower() for s in path.suffixes}
-    if suffixes & {".parquet", ".pq"}:
-        return RawTable(read_parquet(path), file, 0, True)
-    if suffixes & {".jsonl", ".ndjson"}:
-        rows, lines = read_json_lines(path)
-        columns = {name: as_array(cells) for name, cells in columns_of(rows).items()}
-        return RawTable(pa.table(columns), file, lines[0], True)
-    return read_delimited(path)
-
-
-def read_parquet(path: Path) -> pa.Table:
-    """Errors: damaged, no rows, a column name twice."""
-    file = shown(path.name)
-    try:
-        data = parquet.read_table(path, partitioning=None)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as e:
-        raise DataError(
-            f"'{file}' cannot be read as Parquet ({str(e).splitlines()[0]}); it may be cut off: "
-            "copy it again"
-        ) from e
-    twice = sorted({n for n in data.column_names if data.column_names.count(n) > 1})
-    if twice:
-        raise DataError(f"'{file}' has several columns named '{twice[0]}'; give each its own name")
-    if not data.num_rows:
-        raise DataError(f"'{file}' has columns but no rows")
-    return data
-
-
 def open_tables(files: Sequence[tuple[Path, str]], reading: Reading) -> Examples:
     """Tables of one make as Examples; each file comes with its split, '' where none is given.
 
@@ -110,9 +73,9 @@ def open_tables(files: Sequence[tuple[Path, str]], reading: Reading) -> Examples
     names = _names_without_index(data)
     split_column = _split_column(names, data, reading.split_column, parts.raw[0].file)
     target, why = _target_column([n for n in names if n != split_column], reading, parts)
-    columns, infinite, findings = _typed_columns(
-        data, [n for n in names if n not in (split_column, target)], parts
-    )
+    inputs = [n for n in names if n not in (split_column, target)]
+    european = parts.raw[0].delimiter == ";"
+    columns, infinite, findings = typed_columns(data, inputs, parts.row_name, european)
     table = Table(pa.table(columns) if columns else data.select([]), infinite)
     given = _given(parts, data, split_column)
     targets = None if target is None else _targets(data.column(target), target, parts, reading)
@@ -121,16 +84,16 @@ def open_tables(files: Sequence[tuple[Path, str]], reading: Reading) -> Examples
             f"'{parts.raw[0].file}' has no column to learn from besides the target '{target}'"
         )
     said = _understood(parts, table, target, why, targets)
-    examples = Examples(
-        "table", table, None, "none", (), parts.names(), given, said, findings=parts.notes + findings
-    )
+    findings = parts.notes + findings
+    names = parts.names()
+    examples = Examples("table", table, None, "none", (), names, given, said, findings=findings)
     if targets is None:
         return examples
     examples.findings += targets.findings
     examples = examples.subset(targets.labelled)
     examples.targets, examples.target_kind = targets.values, targets.kind
     examples.labels = targets.labels
-    examples.findings += _giveaways(examples, target or "")
+    examples.findings += giveaways(examples, target or "")
     return examples
 
 
@@ -212,9 +175,7 @@ def _given(parts: _Parts, data: pa.Table, split_column: str | None) -> np.ndarra
     return read_splits(values, f"column '{split_column}'", parts.row_name)
 
 
-def _target_column(
-    names: list[str], reading: Reading, parts: _Parts
-) -> tuple[str | None, str]:
+def _target_column(names: list[str], reading: Reading, parts: _Parts) -> tuple[str | None, str]:
     """The column to learn, and why that one."""
     file = parts.raw[0].file
     if reading.target is not None:
@@ -267,94 +228,6 @@ def _without_test_dots(values: list[Any], parts: _Parts) -> list[Any]:
     return [v[:-1] if v in test else v for v in values]
 
 
-def _typed_columns(
-    data: pa.Table, names: list[str], parts: _Parts
-) -> tuple[dict[str, pa.Array], dict[str, np.ndarray], list[Finding]]:
-    """The columns that say something, typed; the rows with infinite cells; what was assumed."""
-    columns: dict[str, pa.Array] = {}
-    infinite: dict[str, np.ndarray] = {}
-    findings: list[Finding] = []
-    for name in names:
-        column = typed(data.column(name), parts.raw[0].delimiter == ";")
-        why = "its cells are no numbers, text or dates" if column is None else ""
-        if column is not None:
-            why = _why_dropped(name, column.values)
-            if column.note:
-                where = parts.row_name(column.note_row)
-                message = f"column '{name}': {column.note} (first: {where})"
-                findings.append(Finding("assumed", "note", message, (where,)))
-            if len(column.infinite):
-                infinite[name] = column.infinite
-                findings.append(_infinite(name, column.infinite, parts))
-        if why or column is None:
-            message = f"column '{name}' was dropped: {why}"
-            findings.append(Finding("dropped_column", "note", message, (name,)))
-        else:
-            columns[name] = column.values
-    return columns, infinite, findings
-
-
-def _why_dropped(name: str, cells: pa.Array) -> str:
-    """Why a column cannot help: nothing in it, one value, or a name for each row."""
-    known = cells.drop_null()
-    n_values = len(pc.unique(known))
-    if n_values == 0:
-        return "it is empty"
-    if n_values == 1 and not cells.null_count:
-        return f"it has the one value {known[0].as_py()!r} in every row"
-    if n_values < len(cells) or len(cells) < FEWEST_FOR_ID:
-        return ""
-    if pa.types.is_string(cells.type):
-        return "each row has its own text, so it is a name or id, not a category"
-    if cells.type == DATE:
-        return ""
-    x = known.to_numpy(zero_copy_only=False)
-    counts = bool((x == np.round(x)).all())
-    in_order = bool((np.diff(x) == 1).all())
-    if counts and (in_order or ID_NAME.fullmatch(name)):
-        return "it numbers the rows"
-    return ""
-
-
-def _infinite(name: str, rows: np.ndarray, parts: _Parts) -> Finding:
-    names = tuple(parts.row_name(int(row)) for row in rows)
-    return Finding(
-        "infinite",
-        "warning",
-        f"column '{name}' is infinite in {len(rows):,} rows (first: {names[0]}); the cells are "
-        "taken as missing",
-        names,
-        "mend the cells, or leave them empty",
-    )
-
-
-def _giveaways(examples: Examples, target: str) -> list[Finding]:
-    """Categories that name the class by themselves, as a second copy of the target would."""
-    if examples.target_kind != "class" or len(examples) < 50:
-        return []
-    found = []
-    for name in examples.inputs.columns:  # type: ignore[attr-defined]
-        cells = examples.inputs.column(name)  # type: ignore[attr-defined]
-        codes = cells.dictionary_encode()
-        if len(codes.dictionary) > 50 or cells.null_count:
-            continue
-        pairs = np.unique(np.stack([codes.indices.to_numpy(), examples.targets]), axis=1)
-        if len(codes.dictionary) > 1 and pairs.shape[1] == len(codes.dictionary):
-            found.append(name)
-    if not found:
-        return []
-    return [
-        Finding(
-            "giveaway",
-            "warning",
-            f"{some(found)} alone tells the target '{target}' in every row: is it known before "
-            "the target is?",
-            tuple(found),
-            "remove such a column, or the score says nothing",
-        )
-    ]
-
-
 def _understood(
     parts: _Parts, table: Table, target: str | None, why: str, targets: Targets | None
 ) -> str:
@@ -364,28 +237,3 @@ def _understood(
     if target is None or targets is None:
         return text + "; no target"
     return f"{text}; the target is '{target}' ({why}): {targets.said}"
-
-
-def pair_files(paths: Sequence[Path]) -> list[tuple[Path, str]]:
-    """The tables of a folder that belong together, with their splits: adult.data and adult.test.
-
-    Error: several tables of which no pair can be made.
-    """
-    paths = [p for p in paths if "sample_submission" not in p.name.lower()] or list(paths)
-    if len(paths) == 1:
-        return [(paths[0], "")]
-    splits = [split_within(path.name) for path in paths]
-    stems = {_stem(path.name) for path in paths}
-    if all(splits) and len(stems) == 1 and "train" in splits:
-        order = sorted(range(len(paths)), key=lambda i: splits[i] != "train")
-        return [(paths[i], splits[i]) for i in order]
-    raise DataError(
-        f"{len(paths)} tables that do not belong together: {some([shown(p.name) for p in paths])}; "
-        "name one file, or put one table, or train and test, in a folder of their own"
-    )
-
-
-def _stem(name: str) -> str:
-    """A file name without the words for its split, its numbering and its suffixes."""
-    words = [w for w in re.split(r"[^a-z0-9]+", name.lower().split(".")[0]) if w]
-    return " ".join(w for w in words if not split_named(w) and not w.isdigit() and w != "of")

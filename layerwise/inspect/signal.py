@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.data.examples import Batch
+from layerwise.inspect.probe import CrossFit, one_hot, stratified_folds
 from layerwise.runtime import evaluating
 
 FEW = 100  # rows below which nothing can be said
 SURE = 3.0  # standard errors above chance that count as signal
-LARGEST = 1024  # features a ridge regression is given
+LARGEST = 512  # features a ridge regression is given
 
 
 @dataclass(frozen=True)
@@ -97,19 +98,9 @@ def network_score(network: nn.Module, batch: Batch) -> float:
 
 
 def ridge_score(features: np.ndarray, targets: np.ndarray, folds: int = 5) -> float:
-    """Accuracy in cross-validation of ridge regression onto the classes, features standardised."""
-    x = (features - features.mean(0)) / (features.std(0) + 1e-6)  # (n, D)
-    x = np.concatenate([x, np.ones((len(x), 1))], 1)
-    onehot = np.eye(int(targets.max()) + 1)[targets]  # (n, C)
-    fold = np.random.default_rng(0).permutation(len(x)) % folds
-    right = 0
-    for f in range(folds):
-        train, test = fold != f, fold == f
-        kernel = x[train] @ x[train].T  # (n, n): rows are fewer than features here, or not many more
-        ridge = np.trace(kernel) / len(kernel) * 0.1
-        weights = np.linalg.solve(kernel + ridge * np.eye(len(kernel)), onehot[train])
-        right += int((x[test] @ (x[train].T @ weights)).argmax(1).__eq__(targets[test]).sum())
-    return right / len(x)
+    """Accuracy in cross-validation of a ridge regression onto the classes."""
+    fit = CrossFit(features, stratified_folds(targets, folds, seed=0))
+    return float((fit.predict(one_hot(targets)).argmax(1) == targets).mean())
 
 
 def chance_score(batch: Batch) -> float:

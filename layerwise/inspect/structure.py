@@ -2,7 +2,7 @@
 
 However a forward pass is written, PyTorch records every operation for the backward pass. From that
 record: how many weights the longest and the shortest way from input to output pass (they differ
-where there are shortcuts), which non-linearities there are, and which parameters the loss can reach.
+where there are shortcuts), which non-linearities there are, and which parameters it reaches.
 """
 
 from collections import Counter
@@ -12,7 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-COMBINE = ("AddBack", "MulBack", "CatBack", "Expand", "StackBack")  # a parameter here is no weight layer
+COMBINE = (
+    "AddBack",
+    "MulBack",
+    "CatBack",
+    "Expand",
+    "StackBack",
+)  # a parameter here is no weight layer
 PASSING = ("TBack", "ToCopy", "View", "Permute", "Transpose", "Unsafe", "Reshape", "Clone", "Alias")
 NONLINEAR = ("relu", "sigmoid", "tanh", "gelu", "silu", "hardtanh", "hardswish", "elu", "clamp")
 NORMS = ("batchnorm", "batch_norm", "layernorm", "layer_norm", "groupnorm", "group_norm", "rmsnorm")

@@ -76,15 +76,15 @@ Unit = Callable[..., ConvNorm]  # ConvNorm with this network's activation, paddi
 
 
 class SeparableBlock(nn.Module):
-    """v1: filter every channel by itself, then mix the channels at every place."""
+    """v1: filter every channel by itself, then combine the channels at every place."""
 
     def __init__(self, n_in: int, n_out: int, stride: int, unit: Unit):
         super().__init__()
-        self.depthwise = unit(n_in, n_in, 3, stride, groups=n_in)
-        self.pointwise = unit(n_in, n_out)
+        self.filter = unit(n_in, n_in, 3, stride, groups=n_in)
+        self.combine = unit(n_in, n_out)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.pointwise(self.depthwise(x))  # (b, n_out, h / stride, w / stride)
+        return self.combine(self.filter(x))  # (b, n_out, h / stride, w / stride)
 
 
 class InvertedResidual(nn.Module):
@@ -189,27 +189,22 @@ PUBLISHED = {  # ours -> theirs, prefix by prefix; the rename engine reads it in
             f"{block}.{ours}": f"conv_{theirs}"
             for n, block in enumerate(_in_order((1, 2, 2, 6, 2)), start=1)
             for ours, theirs in (
-                ("depthwise.conv", f"dw_{n}"),
-                ("depthwise.norm", f"dw_{n}_bn"),
-                ("pointwise.conv", f"pw_{n}"),
-                ("pointwise.norm", f"pw_{n}_bn"),
+                ("filter.conv", f"dw_{n}"),
+                ("filter.norm", f"dw_{n}_bn"),
+                ("combine.conv", f"pw_{n}"),
+                ("combine.norm", f"pw_{n}_bn"),
             )
         },
         "head": "conv_preds | squeeze",
         "(drop)": "*.num_batches_tracked",  # Keras does not count batches
     },
-    "timm_v1": {
+    "timm": {  # both versions, any width; the first block of v2 does not expand
         "stem.conv": "conv_stem",
         "stem.norm": "bn1",
-        "blocks.{}.{}.depthwise.conv": "blocks.{}.{}.conv_dw",
-        "blocks.{}.{}.depthwise.norm": "blocks.{}.{}.bn1",
-        "blocks.{}.{}.pointwise.conv": "blocks.{}.{}.conv_pw",
-        "blocks.{}.{}.pointwise.norm": "blocks.{}.{}.bn2",
-        "head": "classifier",
-    },
-    "timm": {  # v2, any width; the first block does not expand
-        "stem.conv": "conv_stem",
-        "stem.norm": "bn1",
+        "blocks.{}.{}.filter.conv": "blocks.{}.{}.conv_dw",
+        "blocks.{}.{}.filter.norm": "blocks.{}.{}.bn1",
+        "blocks.{}.{}.combine.conv": "blocks.{}.{}.conv_pw",
+        "blocks.{}.{}.combine.norm": "blocks.{}.{}.bn2",
         "blocks.0.0.depthwise.conv": "blocks.0.0.conv_dw",
         "blocks.0.0.depthwise.norm": "blocks.0.0.bn1",
         "blocks.0.0.project.conv": "blocks.0.0.conv_pw",

@@ -114,13 +114,14 @@ class MobileNetV3(nn.Module):
         eps, swish = config.norm_eps, nn.Hardswish
         widths = (config.stem_channels, *config.channels)
         self.stem = ConvNorm(3, widths[0], 3, stride=2, activation=swish, norm_eps=eps)
+        last = ConvNorm(widths[-1], config.last_channels, activation=swish, norm_eps=eps)
         self.blocks = nn.Sequential(
             *(
                 nn.Sequential(*(Block(config, number, widths[number]) for number in stage))
                 for stage in stages(config.channels)
-            )
+            ),
+            nn.Sequential(last),
         )
-        self.last = ConvNorm(widths[-1], config.last_channels, activation=swish, norm_eps=eps)
         self.fc = nn.Linear(config.last_channels, config.n_features)
         self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(config.n_features, config.n_classes)
@@ -140,7 +141,7 @@ class MobileNetV3(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """What the network knows before it names a class: (b, D)."""
-        x = self.last(self.blocks(self.stem(images)))  # (b, last_channels, h / 32, w / 32)
+        x = self.blocks(self.stem(images))  # (b, last_channels, h / 32, w / 32)
         return self.dropout(F.hardswish(self.fc(x.mean((2, 3)))))
 
     def layers(self) -> dict[str, nn.Module]:
@@ -150,8 +151,7 @@ class MobileNetV3(nn.Module):
             for s, stage in enumerate(self.blocks)
             for i, block in enumerate(stage)  # type: ignore[arg-type]
         }
-        top = {"last": self.last, "fc": self.fc, "head": self.head}
-        return {"stem": self.stem, **blocks, **top}
+        return {"stem": self.stem, **blocks, "fc": self.fc, "head": self.head}
 
     def reset_head(self, n_classes: int) -> None:
         """A fresh last layer for another set of classes; everything below keeps what it learned."""
@@ -161,28 +161,26 @@ class MobileNetV3(nn.Module):
 Model = MobileNetV3
 
 
-def _timm(last: str) -> dict[str, str]:
-    """timm's names; the last convolution sits in a stage of its own, the first block is narrow."""
-    return {
-        "stem.conv": "conv_stem",
-        "stem.norm": "bn1",
-        "blocks.0.0.depthwise.conv": "blocks.0.0.conv_dw",
-        "blocks.0.0.depthwise.norm": "blocks.0.0.bn1",
-        "blocks.0.0.project.conv": "blocks.0.0.conv_pw",
-        "blocks.0.0.project.norm": "blocks.0.0.bn2",
-        "blocks.{}.{}.expand.conv": "blocks.{}.{}.conv_pw",
-        "blocks.{}.{}.expand.norm": "blocks.{}.{}.bn1",
-        "blocks.{}.{}.depthwise.conv": "blocks.{}.{}.conv_dw",
-        "blocks.{}.{}.depthwise.norm": "blocks.{}.{}.bn2",
-        "blocks.{}.{}.excite.fc1": "blocks.{}.{}.se.conv_reduce",
-        "blocks.{}.{}.excite.fc2": "blocks.{}.{}.se.conv_expand",
-        "blocks.{}.{}.project.conv": "blocks.{}.{}.conv_pwl",
-        "blocks.{}.{}.project.norm": "blocks.{}.{}.bn3",
-        "last.conv": f"{last}.conv",
-        "last.norm": f"{last}.bn1",
-        "fc": "conv_head | squeeze",
-        "head": "classifier",
-    }
+_TIMM = {
+    "stem.conv": "conv_stem",
+    "stem.norm": "bn1",
+    "blocks.0.0.depthwise.conv": "blocks.0.0.conv_dw",
+    "blocks.0.0.depthwise.norm": "blocks.0.0.bn1",
+    "blocks.0.0.project.conv": "blocks.0.0.conv_pw",
+    "blocks.0.0.project.norm": "blocks.0.0.bn2",
+    "blocks.{}.{}.expand.conv": "blocks.{}.{}.conv_pw",
+    "blocks.{}.{}.expand.norm": "blocks.{}.{}.bn1",
+    "blocks.{}.{}.depthwise.conv": "blocks.{}.{}.conv_dw",
+    "blocks.{}.{}.depthwise.norm": "blocks.{}.{}.bn2",
+    "blocks.{}.{}.excite.fc1": "blocks.{}.{}.se.conv_reduce",
+    "blocks.{}.{}.excite.fc2": "blocks.{}.{}.se.conv_expand",
+    "blocks.{}.{}.project.conv": "blocks.{}.{}.conv_pwl",
+    "blocks.{}.{}.project.norm": "blocks.{}.{}.bn3",
+    "blocks.{}.{}.conv": "blocks.{}.{}.conv",
+    "blocks.{}.{}.norm": "blocks.{}.{}.bn1",
+    "fc": "conv_head | squeeze",
+    "head": "classifier",
+}
 
 
 def _torchvision(config: Config) -> dict[str, str]:
@@ -202,14 +200,13 @@ def _torchvision(config: Config) -> dict[str, str]:
             )
             rules |= {f"{ours}.{part}.{k}": f"{theirs}.{v}" for k, v in inside.items()}
         n_in = config.channels[number]
-    last = f"features.{len(names) + 1}"
-    rules |= {"last.conv": f"{last}.0", "last.norm": f"{last}.1"}
+    ours, theirs = f"blocks.{len(stages(config.channels))}.0", f"features.{len(names) + 1}"
+    rules |= {f"{ours}.conv": f"{theirs}.0", f"{ours}.norm": f"{theirs}.1"}
     return rules | {"fc": "classifier.0", "head": "classifier.3"}
 
 
 PUBLISHED = {  # ours -> theirs, prefix by prefix; the rename engine reads it in both directions
-    "timm": _timm("blocks.6.0"),  # mobilenetv3_large_*
-    "timm_small": _timm("blocks.5.0"),
+    "timm": _TIMM,  # both sizes
     "torchvision": _torchvision(VARIANTS["mobilenetv3_large_100"]),
     "torchvision_small": _torchvision(VARIANTS["mobilenetv3_small_100"]),
 }

@@ -13,7 +13,8 @@ from math import prod
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 Unit = Literal["matmul", "conv", "depthwise", "attention", "memory"]
@@ -74,6 +75,32 @@ def flops_and_unit(func: Any, args: tuple[Any, ...], out: Any) -> tuple[int, Uni
     if unit == "conv" and _is_depthwise(func, args):
         unit = "depthwise"
     return int(formula(args, out)), unit
+
+
+def forward_flops(network: nn.Module, inputs: Tensor) -> int:
+    """FLOPs of one forward pass; with a network and inputs on the meta device it costs nothing."""
+    counter = _Counter()
+    modes = [(m, m.training) for m in network.modules()]
+    network.eval()
+    try:
+        with torch.no_grad(), counter:
+            network(inputs)
+    finally:
+        for module, training in modes:
+            module.training = training
+    return counter.flops
+
+
+class _Counter(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func.namespace not in ("prim", "profiler"):
+            self.flops += flops_and_unit(func, args, out)[0]
+        return out
 
 
 def _is_depthwise(func: Any, args: tuple[Any, ...]) -> bool:

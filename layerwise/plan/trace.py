@@ -66,6 +66,7 @@ class Ledger(TorchDispatchMode):
         self.at_peak: dict[str, int] = {}
         self.peak = 0
         self.events: list[Event] = []
+        self.mark = 0  # a place in `events` that the rehearsal wants to find again
         self.operations: dict[Operation, int] = {}  # -> its place, for events
         self.counts: Counter[Operation] = Counter()
         self.phase, self.layer = "build", INPUT

@@ -124,7 +124,7 @@ def model_facts(model: Model, winner: Contender) -> dict[str, Any]:
         "why": winner.choice.why,
         "params": total,
         "flops_per_sample": plan.flops_per_sample if plan else None,
-        "recipe": vars(winner.recipe) | {"augment": str(winner.recipe.augment)},
+        "recipe": {k: str(v) for k, v in vars(winner.recipe).items()},
         "card": {k: str(v) for k, v in model.card.items()},
         "labels": list(model.labels),
     }

@@ -17,7 +17,7 @@ from torch import nn
 from layerwise import runtime
 from layerwise.adapt.freeze import Freezing
 from layerwise.adapt.groups import parameter_groups
-from layerwise.data.augment import AUGMENTS, Augment
+from layerwise.data.augment import Augment
 from layerwise.data.examples import Examples
 from layerwise.data.loader import Batches, Prefetch, in_order
 from layerwise.runtime import Runtime
@@ -45,7 +45,7 @@ class Recipe:
     ema: float = 0.0
     layer_decay: float = 1.0
     unfreeze: str = "all"
-    augment: str | Augment = "none"
+    augment: Augment = Augment()
     evaluate_every: int = 0
     checkpoint_every: int = 0
     keep: int = 2
@@ -105,11 +105,10 @@ class Training:
         groups = parameter_groups(network, recipe.weight_decay, recipe.layer_decay)
         self.optimizer = build_optimizer(recipe.optimizer, groups, recipe.lr, recipe.momentum)
         self.average = Average(network, copy.deepcopy(network), recipe.ema) if recipe.ema else None
-        augment = recipe.augment
         self.batches = Batches(
             train_rows,
             processor,
-            AUGMENTS[augment] if isinstance(augment, str) else augment,
+            recipe.augment,
             recipe.global_batch_size,
             recipe.seed,
             threads=recipe.loader_threads,
@@ -121,7 +120,7 @@ class Training:
         """Train, from the newest checkpoint in the folder when there is one."""
         state = self.resume() or State(seed=self.recipe.seed)
         log = MetricsLog(self.folder, state.step)
-        feed = Prefetch(self.batches, state.step)
+        feed = Prefetch(self.batches, state.step, stop=self.recipe.steps)
         if self.recipe.watch_every:
             from layerwise.inspect.watch import Watch
 

@@ -53,7 +53,7 @@ def test_only_what_trains_is_grouped(network):
 
 
 def test_errors(network):
-    with pytest.raises(OptionError, match="at most 1; 1.5 was given"):
+    with pytest.raises(OptionError, match=r"at most 1; 1.5 was given"):
         parameter_groups(network, layer_decay=1.5)
     network.requires_grad_(False)
     with pytest.raises(OptionError, match="unfreeze"):

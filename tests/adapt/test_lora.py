@@ -125,7 +125,7 @@ def test_adapters_are_saved_and_loaded_alone(trained, images):
 
 
 def test_an_adapter_of_another_set_up_is_refused(trained):
-    network, base = trained
+    network, _ = trained
     saved = lora.adapter_tensors(network)
     other = type(network)()
     lora.add_lora(other, rank=2)

@@ -4,22 +4,22 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
 
 from layerwise.layers.conv import SameConv2d, round_channels, same_padding
 from layerwise.models import family, mobilenet, mobilenetv3
-from layerwise.weights.names import publish, rename
 from tests.oracles import import_timm, import_torchvision
+from tests.parity import check_against_reference, check_against_stored, images
 
-TIMM = [  # variant, family, format
-    ("mobilenetv1_100", "mobilenet", "timm_v1"),
-    ("mobilenetv1_125", "mobilenet", "timm_v1"),
-    ("mobilenetv2_035", "mobilenet", "timm"),
-    ("mobilenetv2_100", "mobilenet", "timm"),
-    ("mobilenetv2_140", "mobilenet", "timm"),
-    ("mobilenetv3_large_100", "mobilenetv3", "timm"),
-    ("mobilenetv3_small_100", "mobilenetv3", "timm_small"),
-]
+C = 11  # classes
+TIMM = {
+    "mobilenetv1_100": "mobilenet",
+    "mobilenetv1_125": "mobilenet",
+    "mobilenetv2_035": "mobilenet",
+    "mobilenetv2_100": "mobilenet",
+    "mobilenetv2_140": "mobilenet",
+    "mobilenetv3_large_100": "mobilenetv3",
+    "mobilenetv3_small_100": "mobilenetv3",
+}
 TORCHVISION = [  # their name, variant, family, format, norm_eps
     ("mobilenet_v2", "mobilenetv2_100", "mobilenet", "torchvision", 1e-5),
     ("mobilenet_v3_large", "mobilenetv3_large_100", "mobilenetv3", "torchvision", 1e-3),
@@ -27,45 +27,42 @@ TORCHVISION = [  # their name, variant, family, format, norm_eps
 ]
 
 
-def randomise(network: nn.Module) -> nn.Module:
-    """Statistics and scales as after training, so that no part hides behind its initial value."""
-    torch.manual_seed(0)
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.normal_(module.running_mean, std=0.1)  # type: ignore[arg-type]
-            nn.init.uniform_(module.running_var, 0.5, 1.5)  # type: ignore[arg-type]
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, std=0.1)
-            module.num_batches_tracked.fill_(5)  # type: ignore[operator]
-    return network.eval()
-
-
-def compare(theirs: nn.Module, ours: nn.Module, rules: dict[str, str]) -> None:
-    published = randomise(theirs).state_dict()
-    ours.load_state_dict(rename(published, rules, ours.state_dict()))
-    images = torch.randn(2, 3, 96, 96)
-    with torch.no_grad():
-        expected, found = theirs(images), ours.eval()(images)
-    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
-    back = publish(ours.state_dict(), rules)
-    assert set(back) == set(published)
-    assert all(torch.equal(back[name], tensor) for name, tensor in published.items())
+def case(key: str, variant: str, name: str, source: str, **fields) -> dict:
+    return {
+        "key": key,
+        "name": name,
+        "config": replace(family(name).VARIANTS[variant], n_classes=C, **fields),
+        "source": source,
+        "x": images(2, 3, 64, 64),
+    }
 
 
 @pytest.mark.oracle
-@pytest.mark.parametrize(("variant", "name", "source"), TIMM)
-def test_parity_with_timm(variant: str, name: str, source: str):
-    timm, module = import_timm(), family(name)
-    theirs = timm.create_model(variant, pretrained=False)
-    compare(theirs, module.Model(module.VARIANTS[variant]), module.PUBLISHED[source])
+@pytest.mark.parametrize("variant", TIMM)
+def test_parity_with_timm(variant: str):
+    theirs = import_timm().create_model(variant, pretrained=False, num_classes=C)
+    check_against_reference(theirs=theirs, **case(variant, variant, TIMM[variant], "timm"))
+
+
+@pytest.mark.parametrize("variant", TIMM)
+def test_stored_outputs_of_timm(variant: str):
+    check_against_stored(**case(variant, variant, TIMM[variant], "timm"))
 
 
 @pytest.mark.oracle
 @pytest.mark.parametrize(("theirs", "variant", "name", "source", "eps"), TORCHVISION)
 def test_parity_with_torchvision(theirs: str, variant: str, name: str, source: str, eps: float):
-    torchvision, module = import_torchvision(), family(name)
-    network = module.Model(replace(module.VARIANTS[variant], norm_eps=eps))
-    compare(getattr(torchvision.models, theirs)(weights=None), network, module.PUBLISHED[source])
+    network = getattr(import_torchvision().models, theirs)(weights=None, num_classes=C)
+    check_against_reference(
+        theirs=network, **case(f"torchvision {theirs}", variant, name, source, norm_eps=eps)
+    )
+
+
+@pytest.mark.parametrize(("theirs", "variant", "name", "source", "eps"), TORCHVISION)
+def test_stored_outputs_of_torchvision(
+    theirs: str, variant: str, name: str, source: str, eps: float
+):
+    check_against_stored(**case(f"torchvision {theirs}", variant, name, source, norm_eps=eps))
 
 
 @pytest.mark.parametrize(
@@ -114,17 +111,17 @@ def test_round_channels(channels: float, rounded: int):
 )
 def test_contract(variant: str):
     module = mobilenetv3 if "v3" in variant else mobilenet
-    network = randomise(module.Model(module.VARIANTS[variant]))
-    images = torch.randn(2, 3, 64, 64)
-    assert torch.equal(network.head(network.features(images)), network(images))
-    x = images
+    network = module.Model(module.VARIANTS[variant]).eval()
+    x = torch.randn(2, 3, 64, 64)
+    assert torch.equal(network.head(network.features(x)), network(x))
+    y = x
     for name, layer in network.layers().items():
         if name in ("fc", "head"):
             break
-        x = layer(x)
-    assert x.shape[-2:] == (2, 2)
+        y = layer(y)
+    assert y.shape[-2:] == (2, 2)
     network.reset_head(5)
     network.train()
-    network(images).square().sum().backward()
+    network(x).square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
-    assert network(images).shape == (2, 5)
+    assert network(x).shape == (2, 5)

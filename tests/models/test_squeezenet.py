@@ -1,36 +1,45 @@
-"""SqueezeNet beside torchvision, the paper's parameter counts, and its convolutional head."""
+"""SqueezeNet beside torchvision, its size, and its convolutional head."""
+
+from dataclasses import replace
 
 import pytest
 import torch
 
 from layerwise.models import squeezenet
-from layerwise.weights.names import publish, rename
 from tests.oracles import import_torchvision
+from tests.parity import check_against_reference, check_against_stored, images
 
 FORMATS = {"squeezenet1_0": "torchvision", "squeezenet1_1": "torchvision_1_1"}
-PARAMETERS = {"squeezenet1_0": 1_248_424, "squeezenet1_1": 1_235_496}
+PARAMETERS = {"squeezenet1_0": 1_248_424, "squeezenet1_1": 1_235_496}  # torchvision's count
+C = 11  # classes
+
+
+def case(variant: str, side: int) -> dict:
+    return {
+        "key": f"{variant} {side}",
+        "name": "squeezenet",
+        "config": replace(squeezenet.VARIANTS[variant], n_classes=C),
+        "source": FORMATS[variant],
+        "x": images(2, 3, side, side),
+    }
 
 
 @pytest.mark.oracle
 @pytest.mark.parametrize("variant", FORMATS)
-@pytest.mark.parametrize("size", [64, 97, 224])
-def test_parity_with_torchvision(variant: str, size: int):
-    torchvision = import_torchvision()
-    torch.manual_seed(0)
-    theirs = getattr(torchvision.models, variant)(weights=None).eval()
-    ours = squeezenet.Model(squeezenet.VARIANTS[variant]).eval()
-    rules = squeezenet.PUBLISHED[FORMATS[variant]]
-    ours.load_state_dict(rename(theirs.state_dict(), rules, ours.state_dict()))
-    images = torch.randn(2, 3, size, size)
-    with torch.no_grad():
-        expected, found = theirs(images), ours(images)
-    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
-    back = publish(ours.state_dict(), rules)
-    assert list(back) == list(theirs.state_dict())
+@pytest.mark.parametrize("side", [64, 97])
+def test_parity_with_torchvision(variant: str, side: int):
+    build = getattr(import_torchvision().models, variant)
+    check_against_reference(theirs=build(weights=None, num_classes=C), **case(variant, side))
 
 
 @pytest.mark.parametrize("variant", FORMATS)
-def test_size_is_the_papers(variant: str):
+@pytest.mark.parametrize("side", [64, 97])
+def test_stored_outputs(variant: str, side: int):
+    check_against_stored(**case(variant, side))
+
+
+@pytest.mark.parametrize("variant", FORMATS)
+def test_size(variant: str):
     with torch.device("meta"):
         network = squeezenet.Model(squeezenet.VARIANTS[variant])
     assert sum(p.numel() for p in network.parameters()) == PARAMETERS[variant]
@@ -38,11 +47,11 @@ def test_size_is_the_papers(variant: str):
 
 def test_head_on_features_is_the_network():
     network = squeezenet.Model(squeezenet.Config(n_classes=7)).eval()
-    images = torch.randn(2, 3, 64, 64)
-    assert network.features(images).shape == (2, 512, 3, 3)
-    assert torch.equal(network.head(network.features(images)), network(images))
+    x = torch.randn(2, 3, 64, 64)
+    assert network.features(x).shape == (2, 512, 3, 3)
+    assert torch.equal(network.head(network.features(x)), network(x))
     network.reset_head(3)
-    assert network(images).shape == (2, 3)
+    assert network(x).shape == (2, 3)
     assert list(network.layers()) == ["conv1", *(f"fire{i}" for i in range(2, 10)), "head"]
 
 

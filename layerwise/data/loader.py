@@ -1,0 +1,273 @@
+"""Batches as a pure function of (seed, step): resuming a run needs one integer, and no state.
+
+The rows of step s are a stretch of a permutation that follows from (seed, epoch); the augmentation
+follows from (seed, s). Threads and prefetching change when a batch is made, never what is in it.
+
+In training the last partial batch of an epoch is left out (other rows each time); in evaluation
+every row comes once, in order.
+
+Shapes: n rows, B rows of a batch, C classes, h x w pixels.
+"""
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from layerwise import runtime
+from layerwise.data.augment import Augment, augment_named
+from layerwise.data.cache import PixelCache, make_decoder
+from layerwise.data.examples import Batch, Examples
+from layerwise.errors import DataError, OptionError
+
+MARGIN = 1.15  # photographs are stored with this many times the short side that a crop needs
+
+
+class Indexed(Protocol):
+    """What can be worked ahead on: `batches[step]`, the same whoever asks and when."""
+
+    def __getitem__(self, step: int) -> Batch: ...
+
+
+class Batches:
+    """Training batches of images or table rows: `batches[step]` for any step from 0 up.
+
+    augment: an `Augment`, a preset's name, or None; images only.
+    batch_size: B, no more than there are rows.
+    cache_dir: where decoded images are kept; see `store.cache_folder`.
+    threads: that decode images on the first pass, and resize crops within a batch.
+    dtype: of the inputs. progress: called with (rows decoded, rows) on the first pass.
+    Errors: DataError for no rows or an unreadable one; StorageError for a disk that is full.
+    """
+
+    def __init__(
+        self,
+        examples: Examples,
+        processor: Any,
+        augment: Augment | str | None = None,
+        batch_size: int = 32,
+        seed: int = 0,
+        cache_dir: str | Path | None = None,
+        threads: int = 1,
+        dtype: torch.dtype = torch.float32,
+        progress: Callable[[int, int], None] | None = None,
+    ):
+        if not len(examples):
+            raise DataError(f"no rows to train on in {examples.source or 'the data'}")
+        if batch_size < 1:
+            raise OptionError(f"a batch of at least 1 row was expected, batch_size is {batch_size}")
+        self.processor, self.seed, self.dtype = processor, seed, dtype
+        self.augment = augment_named(augment) if isinstance(augment, str) else augment or Augment()
+        self.n = len(examples)
+        self.batch_size = min(batch_size, self.n)
+        self.targets = target_tensor(examples)
+        self.n_classes = len(examples.labels)
+        self.each = parallel(threads)
+        self.table: Tensor | None = None
+        self.cache: PixelCache | None = None
+        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
+        if examples.kind == "table":
+            self.table = processor(examples.inputs).to(dtype)  # (n, n_in)
+        else:
+            short = self.augment.resizes(processor.size) * round(MARGIN * min(processor.size))
+            self.cache = PixelCache(
+                examples,
+                processor,
+                cache_dir,
+                short_side=short,
+                threads=threads,
+                progress=progress,
+            )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.n // self.batch_size
+
+    def rows(self, step: int) -> np.ndarray:
+        """The rows of this step's batch: (B,) indices into the examples."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        known, order = self._order
+        if known != epoch:
+            order = np.random.default_rng([self.seed, epoch]).permutation(self.n)
+            self._order = (epoch, order)  # one assignment: threads see the old pair or the new
+        return order[place * self.batch_size : (place + 1) * self.batch_size]
+
+    def __getitem__(self, step: int) -> Batch:
+        rows = self.rows(step)
+        targets = None if self.targets is None else self.targets[rows]
+        if self.table is not None:
+            return make_batch(self.table[torch.from_numpy(rows)], targets, rows)
+        assert self.cache is not None
+        pixels, targets = self.augment(
+            self.cache.gather(rows),
+            targets,
+            runtime.generator(self.seed, step),
+            size=self.processor.size,
+            rows=rows,
+            epoch=step // self.steps_per_epoch,
+            n_classes=self.n_classes,
+            each=self.each,
+        )
+        return make_batch(self.processor.normalise(pixels, self.dtype), targets, rows)
+
+
+class InOrder:
+    """Every row once, in order, as evaluation sees it: `batches[i]` for i below `len(batches)`."""
+
+    def __init__(
+        self,
+        examples: Examples,
+        processor: Any,
+        batch_size: int,
+        cache: PixelCache | None,
+        dtype: torch.dtype,
+        each: Callable[..., Any] = map,
+    ):
+        self.examples, self.processor, self.batch_size = examples, processor, batch_size
+        self.cache, self.dtype, self.each = cache, dtype, each
+        self.targets = target_tensor(examples)
+
+    def __len__(self) -> int:
+        return -(-len(self.examples) // self.batch_size)
+
+    def __getitem__(self, step: int) -> Batch:
+        start = step * self.batch_size
+        rows = np.arange(start, min(len(self.examples), start + self.batch_size))
+        targets = None if self.targets is None else self.targets[rows]
+        return make_batch(self.inputs(rows), targets, rows)
+
+    def inputs(self, rows: np.ndarray) -> Tensor:
+        if self.examples.kind == "table":
+            return self.processor(self.examples.subset(rows).inputs).to(self.dtype)
+        if self.cache is not None:
+            pixels = self.cache.gather(rows)
+            assert isinstance(pixels, Tensor)
+        else:
+            decode = make_decoder(self.examples, self.processor, short_side=0)
+            pixels = torch.from_numpy(np.stack(list(self.each(decode, rows.tolist()))))
+        return self.processor.normalise(pixels, self.dtype)
+
+
+def in_order(
+    examples: Examples,
+    processor: Any,
+    batch_size: int = 64,
+    cache_dir: str | Path | None = None,
+    threads: int = 1,
+    dtype: torch.dtype = torch.float32,
+    cached: bool = True,
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[Batch]:
+    """Every row once, in order, the last batch as large as it comes; no augmentation.
+
+    cached: keep decoded images for the next evaluation; False to look at images once (prediction).
+    Errors: DataError naming an unreadable row; StorageError for a disk that is full.
+    """
+    if batch_size < 1:
+        raise OptionError(f"a batch of at least 1 row was expected, batch_size is {batch_size}")
+    cache = None
+    if cached and examples.kind != "table" and len(examples):
+        cache = PixelCache(examples, processor, cache_dir, threads=threads, progress=progress)
+    batches = InOrder(examples, processor, batch_size, cache, dtype, parallel(threads))
+    with Prefetch(batches, stop=len(batches)) as ahead:
+        for i in range(len(batches)):
+            yield ahead[i]
+
+
+class Prefetch:
+    """A thread that makes the next `depth` batches while the current one is learned from.
+
+    `prefetch[step]` is `batches[step]`; steps may jump (a run that goes back to a checkpoint), at
+    the cost of the batches made in vain. An error in a batch is raised when it is asked for.
+    `stop`: the first step that is not worked ahead on.
+    `stall_seconds`: how long the caller has waited for batches in all.
+    """
+
+    def __init__(self, batches: Indexed, start: int = 0, depth: int = 2, stop: int | None = None):
+        self.batches, self.depth = batches, depth
+        self.stop = sys.maxsize if stop is None else stop
+        self.stall_seconds = 0.0
+        self.pool = single_threaded_pool(1)
+        self.waiting: dict[int, Future[Batch]] = {}
+        self.ask(range(start, min(start + depth, self.stop)))
+
+    def __getitem__(self, step: int) -> Batch:
+        for other in [s for s in self.waiting if not step <= s <= step + self.depth]:
+            self.waiting.pop(other).cancel()
+        self.ask([step])
+        batch = self.waiting.pop(step)
+        self.ask(range(step + 1, min(step + 1 + self.depth, self.stop)))
+        started = time.perf_counter()
+        try:
+            return batch.result()
+        finally:
+            self.stall_seconds += time.perf_counter() - started
+
+    def ask(self, steps: Iterable[int]) -> None:
+        """Have these steps' batches made, in this order, where they are not yet on their way."""
+        for step in steps:
+            if step not in self.waiting:
+                self.waiting[step] = self.pool.submit(self.batches.__getitem__, step)
+
+    def close(self) -> None:
+        self.pool.shutdown(cancel_futures=True)
+
+    def __enter__(self) -> "Prefetch":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def make_batch(inputs: Tensor, targets: Tensor | None, rows: np.ndarray) -> Batch:
+    tensors = {"inputs": inputs} | ({} if targets is None else {"targets": targets})
+    return Batch(tensors, rows)
+
+
+def target_tensor(examples: Examples) -> Tensor | None:
+    """(n,) int64 classes, (n, C) float32 for several labels, (n,) float32 numbers, or None."""
+    if examples.targets is None or examples.target_kind == "none":
+        return None
+    kind = np.int64 if examples.target_kind == "class" else np.float32
+    return torch.from_numpy(np.array(examples.targets, dtype=kind))
+
+
+def parallel(threads: int) -> Callable[..., Any]:
+    """A `map` that deals its items out to this many threads, one share each; results in order."""
+    if threads <= 1:
+        return map
+    pool = single_threaded_pool(threads)
+
+    def each(function: Callable[..., Any], items: Any) -> Iterator[Any]:
+        items = list(items)
+        share = max(1, -(-len(items) // threads))
+        parts = [items[i : i + share] for i in range(0, len(items), share)]
+        for results in pool.map(lambda part: [function(x) for x in part], parts):
+            yield from results
+
+    return each
+
+
+def single_threaded_pool(threads: int) -> ThreadPoolExecutor:
+    """Threads whose own PyTorch operations stay on their thread.
+
+    Otherwise each would bring a team as large as the trainer's, and they would fight for the cores.
+    """
+    pool = ThreadPoolExecutor(threads, "layerwise-loader", stay_on_this_thread)
+    before, all_here = torch.get_num_threads(), threading.Barrier(threads)
+    for started in [pool.submit(all_here.wait) for _ in range(threads)]:
+        started.result()
+    torch.set_num_threads(before)  # PyTorch gives the number set last to threads that come later
+    return pool
+
+
+def stay_on_this_thread() -> None:
+    torch.get_num_threads()  # a thread's first question takes over the process's number ...
+    torch.set_num_threads(1)  # ... which this changes, for this thread

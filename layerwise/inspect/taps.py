@@ -1,0 +1,157 @@
+"""Where activations are read, and what is read from a sample of them.
+
+Shapes: n sampled positions, U units (channels).
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+SAMPLED_ROWS, SAMPLED_PLACES = 64, 16  # of a batch, of an image or sequence
+SAMPLED_WEIGHTS = 1 << 15  # of one parameter
+FLAT = 0.02  # a sigmoid within this of 0 or 1 has a slope below 0.02: it no longer learns
+Stats = dict[str, Any]
+
+
+def points(name: str, layer: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The weight layers inside a layer; the layer itself when it is compiled or has none."""
+    inner = [] if is_compiled(layer) else [(k, m) for k, m in layer.named_modules() if is_weight(m)]
+    for key, module in inner or [("", layer)]:
+        yield f"{name}.{key}", module
+
+
+def is_weight(module: nn.Module) -> bool:
+    weight = module._parameters.get("weight")
+    return weight is not None and weight.ndim >= 2 and not isinstance(module, nn.Embedding)
+
+
+def is_compiled(module: nn.Module) -> bool:
+    return getattr(module, "_compiled_call_impl", None) is not None
+
+
+def tap(
+    module: nn.Module,
+    arrive: Callable[[Tensor], None] | None,
+    leave: Callable[[Tensor], None] | None,
+) -> Callable[[], Any]:
+    """Show the module's first input and its output to the functions; returns what undoes it.
+
+    A compiled module ignores hooks added later, so its call is wrapped instead.
+    """
+    if is_compiled(module):
+        return tap_compiled(module, arrive, leave)
+    if arrive is not None:
+        return module.register_forward_pre_hook(
+            lambda _, args: arrive(args[0].detach()) if is_tensor(args[:1]) else None
+        ).remove
+    assert leave is not None
+    return module.register_forward_hook(
+        lambda _, args, out: leave(out.detach()) if is_tensor((out,)) else None
+    ).remove
+
+
+def tap_compiled(module: nn.Module, arrive: Any, leave: Any) -> Callable[[], Any]:
+    inner: Any = module._compiled_call_impl
+
+    def call(*args: Any, **options: Any) -> Any:
+        if arrive is not None and is_tensor(args[:1]):
+            arrive(args[0].detach())
+        out = inner(*args, **options)
+        if leave is not None and is_tensor((out,)):
+            leave(out.detach())
+        return out
+
+    module._compiled_call_impl = call
+    return lambda: setattr(module, "_compiled_call_impl", inner)
+
+
+def is_tensor(args: tuple[Any, ...]) -> bool:
+    return bool(args) and isinstance(args[0], Tensor)
+
+
+def unit_axis(point: nn.Module, x: Tensor) -> int:
+    """Channels of an image or of a map; the last axis of vectors and sequences."""
+    weight = point._parameters.get("weight")
+    dense = weight is not None and weight.ndim == 2
+    return x.ndim - 1 if dense or x.ndim < 4 else 1
+
+
+def sample(x: Tensor, axis: int) -> np.ndarray:
+    """At most SAMPLED_ROWS rows with SAMPLED_PLACES places each, as float32 (n, U)."""
+    x = x[:: max(1, -(-x.shape[0] // SAMPLED_ROWS))] if x.ndim > 1 else x[:, None]
+    x = x.movedim(axis, -1) if x.ndim > 1 else x
+    places = math.prod(x.shape[1:-1])
+    if places > SAMPLED_PLACES:
+        for d in range(1, x.ndim - 1):  # the same stride along each axis of an image
+            keep = max(1, round(SAMPLED_PLACES ** (1 / (x.ndim - 2))))
+            x = x[(slice(None),) * d + (slice(None, None, max(1, x.shape[d] // keep)),)]
+    return x.reshape(-1, x.shape[-1]).float().cpu().numpy()
+
+
+def sampled(tensors: list[Any]) -> Tensor:
+    """Evenly spaced entries of each tensor in one float32 vector (a copy)."""
+    parts = []
+    for t in tensors:
+        flat = t.detach().reshape(-1)
+        parts.append(flat[:: max(1, flat.numel() // SAMPLED_WEIGHTS)].float())
+    return torch.cat(parts)
+
+
+def size(values: np.ndarray) -> Stats:
+    """Mean, deviation, and which share of the size differs between the positions: of (n, U)."""
+    rms = float(np.sqrt(np.mean(values.astype(np.float64) ** 2)))
+    varies = float(np.sqrt(np.mean(values.var(0, dtype=np.float64))))
+    return {
+        "act_mean": float(values.mean(dtype=np.float64)),
+        "act_std": float(values.std(dtype=np.float64)),
+        "spread": float(varies / rms) if rms > 0 else 0.0,
+    }
+
+
+def silent_units(x: Tensor, values: np.ndarray, axis: int) -> np.ndarray:
+    """(U,) which units are zero for the whole batch; the sample says where to look closely."""
+    silent: np.ndarray = np.logical_not(values.any(axis=0))  # (U,)
+    rows = np.flatnonzero(silent)
+    if len(rows):
+        chosen = x.movedim(axis, 0)[torch.from_numpy(rows).to(x.device)]
+        silent[rows] = ~chosen.flatten(1).any(1).cpu().numpy()
+    return silent
+
+
+def saturated_share(values: np.ndarray) -> float:
+    """Share of units mostly in the flat part of a sigmoid or tanh; 0 for any other kind.
+
+    Told by the range: no other common activation keeps to [0, 1] without exact zeros, or to [-1, 1]
+    with many values at its ends.
+    """
+    low, high = values.min(), values.max()
+    if not (low >= -1 and high <= 1):
+        return 0.0
+    if low < 0:
+        flat = np.abs(values) > 1 - FLAT
+    elif np.mean(values == 0) < 0.01 and high > 0.5:
+        flat = (values < FLAT) | (values > 1 - FLAT)
+    else:
+        return 0.0
+    return float((flat.mean(0) > 0.5).mean())
+
+
+def gain(parameters: list[nn.Parameter]) -> float | None:
+    """Median over the layer's matrices and filters of rms(weight) * sqrt(fan-in)."""
+    gains = []
+    for p in parameters:
+        if p.ndim >= 2 and p.shape[0] > 1:
+            values = sampled([p])
+            fan_in = p[0].numel()
+            gains.append(float(values.square().mean().sqrt()) * math.sqrt(fan_in))
+    return float(np.median(gains)) if gains else None
+
+
+def weight_norm(parameters: list[nn.Parameter]) -> float | None:
+    if not parameters:
+        return None
+    return float(torch.nn.utils.get_total_norm([p.detach() for p in parameters]))

@@ -1,0 +1,140 @@
+"""From a trace to the memory a process really takes, with its interval.
+
+On the CPU: resident memory before the run, plus code and kernels that the first step loads, plus
+the extent of the heap under the step's requests (`allocator.Heap`) and under the scratch memory
+of oneDNN, which the trace does not see. On CUDA: what the caching allocator reserves, plus the
+context and the libraries' workspaces.
+
+The constants were measured with `bench/plan.py --calibrate` on networks that are not among the
+families its error table is made of (plain convolutions, depthwise, dense, attention), 2 threads,
+torch 2.13.0+cpu, glibc 2.36, 2 cores of an AMD EPYC (Zen 5).
+"""
+
+import statistics
+from collections.abc import Callable, Iterator
+from math import prod
+from typing import Protocol
+
+from layerwise.plan.allocator import MB, CudaCache, Heap
+from layerwise.plan.estimate import Estimate
+from layerwise.plan.hardware import CUDA_STARTED
+from layerwise.plan.machine import allocator_keeps, glibc_version, resident
+from layerwise.plan.rehearsal import STEPS, Trace
+from layerwise.plan.trace import Event, Operation
+
+PINNED, PIN_LIFE = 0.6, 100.0  # glibc < 2.38, see allocator.Heap
+SEEDS = 5
+REPLAYS = 6  # steps after the rehearsed ones; where holes lie settles within a few
+CODE = 14 * MB  # pages of PyTorch's libraries that the first step touches
+PER_KERNEL = 0.06 * MB  # a compiled oneDNN kernel and its descriptors
+MARGIN = 0.06  # of the heap: what the imitation misses
+
+CUDA_CONTEXT = Estimate(CUDA_STARTED, 350 * MB, 800 * MB)  # [estimate] and loaded kernels
+CUDA_WORKSPACES = Estimate(64 * MB, 8 * MB, 512 * MB)  # [estimate] cuBLAS and cuDNN
+
+
+class Allocator(Protocol):
+    high: int
+
+    def allocate(self, ident: int, nbytes: int) -> None: ...
+    def release(self, ident: int) -> None: ...
+
+
+def cpu_peak(trace: Trace, base: int | None = None, steps: int | None = None) -> Estimate:
+    """Peak resident bytes of the process that runs this step.
+
+    base: resident bytes before the network is built; None for this process now.
+    """
+    if base is None:
+        base = resident()
+    loaded = base + CODE + PER_KERNEL * _kernels(trace)
+    if not allocator_keeps():
+        return Estimate.around(loaded + trace.peak + _largest_scratch(trace), 0.1, 0.15)
+    pinned = 0.0 if glibc_version() >= (2, 38) else PINNED
+    replays = REPLAYS if steps is None else max(0, min(REPLAYS, steps - STEPS))
+    heaps = []
+    for seed in range(SEEDS if pinned else 1):
+        heap = Heap(pinned, PIN_LIFE, seed)
+        replay(trace, heap, scratch, replays)
+        heaps.append(heap.high)
+    value = statistics.median(heaps)
+    low, high = min(heaps) - MARGIN * value, max(heaps) + MARGIN * value
+    return Estimate(value, low, high).plus(Estimate.around(loaded, 0.03))
+
+
+def cuda_peak(trace: Trace) -> Estimate:
+    """Peak bytes taken on the GPU: reserved by PyTorch, context and workspaces."""
+    cache = CudaCache()
+    replay(trace, cache, lambda op: (), 1)
+    return Estimate.around(cache.high, 0.05, 0.1).plus(CUDA_CONTEXT).plus(CUDA_WORKSPACES)
+
+
+def replay(
+    trace: Trace,
+    allocator: Allocator,
+    scratch_of: Callable[[Operation], tuple[int, ...]],
+    replays: int,
+) -> None:
+    """Make the requests of the rehearsed steps, then those of the last one again and again."""
+    wanted = [scratch_of(op) for op in trace.operations]
+    for event in _events(trace, replays):
+        if event.kind == "+":
+            allocator.allocate(event.ident, event.bytes)
+        elif event.kind == "-":
+            allocator.release(event.ident)
+        elif wanted[event.ident]:
+            idents = range(-len(wanted[event.ident]), 0)
+            for ident, nbytes in zip(idents, wanted[event.ident], strict=True):
+                allocator.allocate(ident, nbytes)
+            for ident in idents:
+                allocator.release(ident)
+
+
+def _events(trace: Trace, replays: int) -> Iterator[Event]:
+    yield from trace.events
+    last = trace.events[trace.last_step :]
+    own = {e.ident for e in last if e.kind == "+"} & {e.ident for e in last if e.kind == "-"}
+    for again in range(1, replays + 1):
+        shift = again * len(trace.events)
+        for e in last:
+            if e.kind == "op":
+                yield e
+            elif e.ident in own:
+                yield Event(e.kind, e.ident + shift, e.bytes)
+
+
+def scratch(op: Operation) -> tuple[int, ...]:
+    """Blocks that oneDNN takes while this operation runs on the CPU, and gives back after.
+
+    A convolution copies its weight into the layout of its kernel; images that are not
+    channels-last are copied too, in and out. The backward makes the weight's gradient in that
+    layout, once more per thread, and copies it back.
+    """
+    if op.unit not in ("conv", "depthwise"):
+        return ()
+    sizes = [prod(shape) * itemsize for shape, _, itemsize in op.operands]
+    plain = any(len(s) == 4 and not last for s, last, _ in _images(op))
+    if op.name == "aten.convolution":
+        x, weight = sizes[:2]
+        return (weight, x, sizes[-1]) if plain else (weight,)
+    grad_out, x, weight = sizes[:3]
+    images = (grad_out, x, x) if plain else ()
+    return (weight, 2 * weight, weight, *images)
+
+
+def _images(op: Operation) -> list[tuple[tuple[int, ...], bool, int]]:
+    return [op.operands[0]] if op.name == "aten.convolution" else list(op.operands[:2])
+
+
+def _largest_scratch(trace: Trace) -> int:
+    return max((sum(scratch(op)) for op in trace.operations), default=0)
+
+
+def _kernels(trace: Trace) -> int:
+    """How many oneDNN kernels are compiled: one per shape forward, two backward."""
+    kernels = {
+        (op.name, op.dtype, op.operands): 1 if op.phase == "forward" else 2
+        for op in trace.operations
+        if op.unit in ("conv", "depthwise") or (op.unit == "matmul" and op.dtype != "fp32")
+    }
+    return sum(kernels.values())

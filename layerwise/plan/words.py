@@ -1,0 +1,83 @@
+"""A plan in words and numbers that people read."""
+
+from typing import TYPE_CHECKING
+
+from layerwise.plan.estimate import Estimate
+
+if TYPE_CHECKING:
+    from layerwise.plan.forecast import Plan
+
+_NAMES = {
+    "weights": "weights",
+    "gradients": "gradients, at most",
+    "optimizer": "optimiser state",
+    "activations": "activations, at most",
+    "autocast": "weights in the dtype of the arithmetic",
+    "buffers": "buffers",
+    "inputs": "inputs",
+    "temporary": "temporary, at most",
+}
+
+
+def rows(plan: "Plan") -> list[tuple[str, str]]:
+    """(what, how much), in the order in which a person asks."""
+    parts = [(_NAMES[k], size(e.value)) for k, e in plan.memory.items() if k in _NAMES and e.value]
+    setting = plan.setting
+    batch = f"{setting.device_batch_size} x {setting.grad_accum_steps}"
+    return [
+        ("parameters", f"{plan.params:,} ({plan.trainable:,} trained)"),
+        ("batch", f"{batch} = {setting.global_batch_size} rows per step, {plan.steps:,} steps"),
+        ("FLOPs per sample", count(plan.flops_per_sample)),
+        ("FLOPs in all", count(plan.flops_total)),
+        *parts,
+        ("peak memory", between(plan.memory["peak"], size)),
+        (f"time on {plan.hardware} ({plan.timed_by})", between(plan.seconds, duration)),
+        ("energy", between(plan.joules, joules)),
+        ("money", between(plan.money, dollars)),
+    ]
+
+
+def summary(plan: "Plan") -> str:
+    """One line."""
+    return (
+        f"{count(plan.params)} parameters, {between(plan.memory['peak'], size)} of memory, "
+        f"{between(plan.seconds, duration)} for {plan.steps:,} steps on {plan.hardware} "
+        f"({plan.timed_by}), {joules(plan.joules.value)}, {dollars(plan.money.value)}"
+    )
+
+
+def between(estimate: Estimate, unit: "object") -> str:
+    """3.1 GB (2.9 GB to 3.4 GB)."""
+    assert callable(unit)
+    return f"{unit(estimate.value)} ({unit(estimate.low)} to {unit(estimate.high)})"
+
+
+def count(n: float) -> str:
+    """61.0 million, 2.3e15 for what has no usual word."""
+    for bound, word in ((1e12, "trillion"), (1e9, "billion"), (1e6, "million")):
+        if bound <= n < 1000 * bound:
+            return f"{n / bound:.1f} {word}"
+    return f"{n:.2e}" if n >= 1e15 else f"{n:,.0f}"
+
+
+def size(nbytes: float) -> str:
+    for bound, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "KB")):
+        if nbytes >= bound:
+            return f"{nbytes / bound:.{0 if nbytes >= 100 * bound else 1}f} {unit}"
+    return f"{nbytes:.0f} bytes"
+
+
+def duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
+
+
+def joules(value: float) -> str:
+    return f"{value / 3.6e6:.2f} kWh" if value >= 3.6e5 else f"{value / 3600:.2f} Wh"
+
+
+def dollars(value: float) -> str:
+    return f"${value:,.2f}" if value >= 0.01 else f"${value:.4f}"

@@ -1,0 +1,92 @@
+"""The page of a run: one self-contained HTML file, no network, light and dark.
+
+`write_page` takes the document that `collect.finish` gathered; the template shows it.
+"""
+
+import math
+import pathlib
+from typing import Any
+
+from jinja2.sandbox import SandboxedEnvironment
+
+from layerwise.console import duration
+from layerwise.report import charts
+
+HERE = pathlib.Path(__file__).parent
+SHOWN_CLASSES = 60  # a confusion matrix larger than this is not readable
+
+
+def write_page(path: pathlib.Path, page: dict[str, Any]) -> pathlib.Path:
+    """Render the page to `path`, written beside and renamed."""
+    html = render(page)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(html, "utf-8")
+    partial.replace(path)
+    return path
+
+
+def render(page: dict[str, Any]) -> str:
+    environment = SandboxedEnvironment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"duration": duration, "count": count, "size": size}
+    template = environment.from_string((HERE / "page.html").read_text("utf-8"))
+    return template.render(
+        page=page,
+        css=(HERE / "page.css").read_text("utf-8"),
+        floors=floors(page),
+        charts=pictures(page),
+        title=title(page),
+    )
+
+
+def title(page: dict[str, Any]) -> str:
+    return f"{page['model']['variant']} on {pathlib.Path(page['data']).name}"
+
+
+def count(value: float | None) -> str:
+    """1234567 as "1.23 million"."""
+    if value is None:
+        return "-"
+    for limit, name in ((1e12, "trillion"), (1e9, "billion"), (1e6, "million")):
+        if value >= limit:
+            return f"{value / limit:.3g} {name}"
+    return f"{value:,.0f}"
+
+
+def size(value: float) -> str:
+    return f"{value:,.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def pictures(page: dict[str, Any]) -> dict[str, str]:
+    """Every chart that the page's numbers allow."""
+    metrics, score = page["metrics"], page["score"]
+    loss = [(m["step"], m["loss"]) for m in metrics if isinstance(m.get("loss"), float)]
+    key = f"val_{score['name']}"
+    val = [(m["step"], m[key]) for m in metrics if isinstance(m.get(key), int | float)]
+    out = {
+        "loss": charts.lines({"loss": charts.thin(loss)}, "step", "training loss"),
+        "val": charts.lines({key: val}, "step", f"validation {score['name']}"),
+    }
+    if page["ladder"]:
+        out["ladder"] = charts.interval_bars(page["ladder"], True)
+    if page.get("calibration"):
+        out["reliability"] = charts.reliability(page["calibration"]["bins"])
+    if page.get("confusion") and len(page["confusion"]["labels"]) <= SHOWN_CLASSES:
+        out["confusion"] = charts.confusion(**page["confusion"])
+    if page.get("scatter"):
+        out["scatter"] = charts.scatter(page["scatter"])
+    return out
+
+
+def floors(page: dict[str, Any]) -> list[dict[str, Any]]:
+    """The layers from the roof (labels) to the ground (pixels), their figures scaled for bars."""
+    layers = page.get("layers", [])
+    flows = [row["grad_norm"] for row in layers if row.get("grad_norm")]
+    top = max(flows, default=1.0)
+    out = []
+    for i, row in enumerate(layers):
+        flow = row.get("grad_norm")
+        share = 0.0
+        if flow and flow > 0:  # six decades wide: a vanishing gradient is seen to vanish
+            share = max(0.0, 1 + math.log10(flow / top) / 6)
+        out.append(row | {"number": i + 1, "flow_share": share, "probe": row.get("probe")})
+    return out[::-1]

@@ -1,0 +1,117 @@
+"""Compile the layers of a network when that pays for itself, and say why when it does not.
+
+Layer by layer, so that layers of one kind share one compilation and a failure costs one layer.
+Whether it pays is measured on one layer that occurs most often: its forward and backward pass as it
+is and compiled, against what compiling took and the steps that are left.
+"""
+
+import copy
+import shutil
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from layerwise.data.examples import Batch
+from layerwise.runtime import Runtime
+
+WORTH_TRYING = 600.0  # seconds of training below which compiling alone would eat the gain
+REPEATS = 3
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether the layers were compiled, and the sentence that says why."""
+
+    compiled: bool
+    why: str
+
+
+def compile_layers(
+    network: nn.Module, task: Any, batch: Batch, machine: Runtime, mode: str, seconds: float
+) -> Verdict:
+    """Compile in place, or leave the network as it is.
+
+    mode: "auto" measures first, "on" compiles unmeasured, "off" does nothing; seconds: the planned
+    time of the training; batch: one micro-batch.
+    """
+    if mode == "off":
+        return Verdict(False, "not compiled: switched off")
+    if machine.device == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
+        return Verdict(False, "not compiled: it needs a C++ compiler, and there is none")
+    if mode == "auto" and seconds < WORTH_TRYING:
+        return Verdict(
+            False, f"not compiled: {seconds:.0f} s of training are too few for it to pay"
+        )
+    stack: dict[str, nn.Module] = network.layers()  # type: ignore[operator]
+    if mode == "auto":
+        gain, cost, name = measure(copy.deepcopy(network), task, batch, machine)
+        saved = seconds * (1 - 1 / gain)
+        if saved < 1.5 * cost * len(stack):
+            return Verdict(
+                False,
+                f"not compiled: {name} ran {gain:.2f} times as fast, which would save "
+                f"{max(0.0, saved):.0f} s; compiling takes about {cost * len(stack):.0f} s",
+            )
+        why = f"compiled layer by layer: {name} runs {gain:.2f} times as fast"
+    else:
+        why = "compiled layer by layer: as asked"
+    for layer in stack.values():
+        layer.compile()
+    return Verdict(True, why)
+
+
+def commonest(stack: dict[str, nn.Module]) -> str:
+    """The name of a layer of the kind that occurs most often, from the middle of the network."""
+    kinds = Counter(type(layer) for layer in stack.values())
+    kind = kinds.most_common(1)[0][0]
+    of_kind = [name for name, layer in stack.items() if type(layer) is kind]
+    return of_kind[len(of_kind) // 2]
+
+
+def measure(
+    network: nn.Module, task: Any, batch: Batch, machine: Runtime
+) -> tuple[float, float, str]:
+    """How many times as fast one layer runs compiled, what compiling it took, and its name.
+
+    network: a copy, because passes move the statistics of normalisations.
+    """
+    stack: dict[str, nn.Module] = network.layers()  # type: ignore[operator]
+    name = commonest(stack)
+    layer, seen = stack[name], []
+    hook = layer.register_forward_pre_hook(lambda m, args: seen.append(args))
+    with machine.autocast(), torch.no_grad():
+        task.loss(network, batch)
+    hook.remove()
+    inputs = tuple(a.detach() for a in seen[0])
+    eager = time_passes(layer, inputs, machine)
+    started = time.perf_counter()
+    compiled = torch.compile(layer)
+    time_passes(compiled, inputs, machine, repeats=1)
+    cost = time.perf_counter() - started
+    return eager / time_passes(compiled, inputs, machine), cost, name
+
+
+def time_passes(
+    layer: Any, inputs: tuple[Tensor, ...], machine: Runtime, repeats: int = REPEATS
+) -> float:
+    """The fastest of `repeats` forward and backward passes, in seconds; gradients are dropped."""
+    best = sys.float_info.max
+    inputs = tuple(
+        x.clone().requires_grad_(x.is_floating_point()) for x in inputs
+    )  # a layer in the middle passes gradients on
+    for _ in range(repeats):
+        started = time.perf_counter()
+        with machine.autocast():
+            out = layer(*inputs)
+        out.sum().backward()
+        if machine.device == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - started)
+    for parameter in layer.parameters():
+        parameter.grad = None
+    return best

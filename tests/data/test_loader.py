@@ -1,0 +1,312 @@
+"""Batches are a pure function of (seed, step), whatever threads, prefetching and resuming do."""
+
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from layerwise.data.augment import Augment
+from layerwise.data.examples import Batch, Examples
+from layerwise.data.image import ImageProcessor
+from layerwise.data.loader import Batches, Prefetch, in_order
+from layerwise.errors import DataError, OptionError, StorageError
+
+PROCESSOR = ImageProcessor((16, 16), 16)
+LARGE = ImageProcessor((80, 80), 92)  # more than a thumbnail: presets cut and resize
+
+
+def digits(n=23, kind="class"):
+    rng = np.random.default_rng(1)
+    images = rng.integers(0, 256, (n, 16, 16, 3), np.uint8)
+    targets = {
+        "class": rng.integers(0, 4, n),
+        "classes": rng.integers(0, 2, (n, 4)).astype(np.uint8),
+        "number": rng.normal(size=n),
+        "none": None,
+    }[kind]
+    names, given = [f"row {i}" for i in range(n)], np.full(n, "")
+    return Examples("image", images, targets, kind, tuple("abcd"), names, given, "")
+
+
+@pytest.fixture
+def photos(tmp_path):
+    rng = np.random.default_rng(0)
+    paths = []
+    for i in range(10):
+        paths.append(tmp_path / f"{i}.jpg")
+        size = rng.integers(90, 150, 2)
+        Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(paths[-1])
+    names, given = [p.name for p in paths], np.full(10, "")
+    return Examples("image", paths, np.arange(10) % 2, "class", ("a", "b"), names, given, "")
+
+
+def same(a: Batch, b: Batch) -> bool:
+    return (
+        np.array_equal(a.rows, b.rows)
+        and a.tensors.keys() == b.tensors.keys()
+        and all(torch.equal(a[k], b[k]) for k in a.tensors)
+    )
+
+
+# ---- what a batch is -----------------------------------------------------------------------------
+
+
+def test_inputs_are_normalised_and_channels_last():
+    batch = Batches(digits(), PROCESSOR, None, 8)[0]
+    assert batch["inputs"].shape == (8, 3, 16, 16)
+    assert batch["inputs"].is_contiguous(memory_format=torch.channels_last)
+    expected = PROCESSOR([digits().inputs[i] for i in batch.rows])
+    assert torch.equal(batch["inputs"], expected)
+    assert torch.equal(batch["targets"], torch.from_numpy(digits().targets[batch.rows]))
+    assert Batches(digits(), PROCESSOR, None, 8, dtype=torch.bfloat16)[0]["inputs"].dtype == (
+        torch.bfloat16
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "dtype"),
+    [
+        ("class", (8,), torch.int64),
+        ("classes", (8, 4), torch.float32),
+        ("number", (8,), torch.float32),
+    ],
+)
+def test_targets_of_each_kind(kind, shape, dtype):
+    targets = Batches(digits(kind=kind), PROCESSOR, None, 8)[0]["targets"]
+    assert targets.shape == shape
+    assert targets.dtype == dtype
+
+
+def test_images_without_targets_have_none():
+    assert "targets" not in Batches(digits(kind="none"), PROCESSOR, None, 8)[0].tensors
+    assert all("targets" not in b.tensors for b in in_order(digits(kind="none"), PROCESSOR, 8))
+
+
+def test_an_epoch_has_each_row_once_and_drops_the_last_part():
+    batches = Batches(digits(23), PROCESSOR, None, 5)
+    assert batches.steps_per_epoch == 4
+    for epoch in range(3):
+        rows = np.concatenate([batches.rows(epoch * 4 + i) for i in range(4)])
+        assert len(set(rows)) == 20
+    left = [
+        set(range(23)) - set(np.concatenate([batches.rows(e * 4 + i) for i in range(4)]))
+        for e in range(9)
+    ]
+    assert len({frozenset(x) for x in left}) > 3  # other rows are left out each time
+
+
+def test_fewer_rows_than_a_batch():
+    batches = Batches(digits(3), PROCESSOR, None, 64)
+    assert batches.steps_per_epoch == 1
+    assert sorted(batches[7].rows) == [0, 1, 2]
+
+
+def test_mixed_targets_are_shares():
+    targets = Batches(digits(), PROCESSOR, Augment(mixup=1.0), 8)[0]["targets"]
+    assert targets.shape == (8, 4)
+    torch.testing.assert_close(targets.sum(1), torch.ones(8))
+
+
+# ---- purity --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("augment", ["none", "light", "flip_crop", "full"])
+def test_a_step_is_the_same_after_resuming_there(augment):
+    make = lambda seed=3: Batches(digits(), PROCESSOR, augment, 5, seed)  # noqa: E731
+    run = make()
+    straight = [run[s] for s in range(12)]
+    resumed = make()
+    for step in (11, 4, 7, 0):  # in any order
+        assert same(resumed[step], straight[step])
+    assert not same(make(4)[0], straight[0])
+    assert not np.array_equal(straight[0].rows, straight[4].rows)  # another epoch
+
+
+@pytest.mark.parametrize("augment", ["light", "full"])
+def test_photographs_are_the_same_for_any_threads_and_cache(photos, tmp_path, augment):
+    reference = Batches(photos, LARGE, augment, 4, cache_dir=tmp_path / "a")
+    for threads, folder in ((3, "b"), (2, "a")):
+        other = Batches(photos, LARGE, augment, 4, cache_dir=tmp_path / folder, threads=threads)
+        with Prefetch(other) as ahead:
+            assert all(same(ahead[s], reference[s]) for s in range(5))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    assert all(same(Batches(photos, LARGE, augment, 4)[s], reference[s]) for s in (0, 3))
+    torch.set_num_threads(before)
+
+
+def test_alternating_flip_through_the_loader():
+    batches = Batches(digits(8), PROCESSOR, Augment(flip="alternate"), 8)
+    seen = []
+    for epoch in range(3):
+        batch = batches[epoch]
+        seen.append(batch["inputs"][torch.from_numpy(np.argsort(batch.rows))])
+    assert torch.equal(seen[0], seen[2])
+    assert torch.equal(seen[0], seen[1].flip(3))
+
+
+def test_the_loader_leaves_the_global_generators_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    _ = Batches(digits(), PROCESSOR, "full", 8)[2]
+    assert torch.equal(torch.rand(3), expected)
+
+
+# ---- prefetching ---------------------------------------------------------------------------------
+
+
+class Slow:
+    """Batches that take a while, and note which steps were asked for."""
+
+    def __init__(self, seconds=0.0, fails_at=-1):
+        self.seconds, self.fails_at, self.made = seconds, fails_at, []
+
+    def __getitem__(self, step):
+        time.sleep(self.seconds)
+        self.made.append(step)
+        if step == self.fails_at:
+            raise DataError(f"row {step} is bad")
+        return Batch({"inputs": torch.tensor([step])}, np.array([step]))
+
+
+def test_prefetch_works_ahead_and_may_jump_back():
+    slow = Slow()
+    with Prefetch(slow, start=10, depth=3) as ahead:
+        order = [10, 11, 12, 5, 6, 30]
+        assert [int(ahead[s]["inputs"]) for s in order] == order
+    assert len(slow.made) == len(set(slow.made)) or slow.made.count(5) == 1
+
+
+def test_prefetch_does_not_work_past_the_stop():
+    slow = Slow()
+    with Prefetch(slow, depth=4, stop=3) as ahead:
+        for step in range(3):
+            _ = ahead[step]
+    assert slow.made == [0, 1, 2]
+
+
+def test_stall_is_what_the_caller_waited():
+    with Prefetch(Slow(0.05), depth=1) as ahead:
+        _ = ahead[0]
+        assert 0.02 < ahead.stall_seconds < 0.5
+        stalled = ahead.stall_seconds
+        time.sleep(0.2)  # training: the next batch is ready meanwhile
+        _ = ahead[1]
+        assert ahead.stall_seconds - stalled < 0.02
+
+
+def test_an_error_in_the_thread_reaches_the_step_it_belongs_to():
+    with Prefetch(Slow(fails_at=2), depth=2) as ahead:
+        assert int(ahead[0]["inputs"]) == 0
+        assert int(ahead[1]["inputs"]) == 1
+        with pytest.raises(DataError, match="row 2"):
+            _ = ahead[2]
+        assert int(ahead[3]["inputs"]) == 3
+
+
+def test_prefetching_leaves_the_trainers_threads_alone():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    seen = []
+
+    class Look(Slow):
+        def __getitem__(self, step):
+            seen.append(torch.get_num_threads())
+            return super().__getitem__(step)
+
+    with Prefetch(Look()) as ahead:
+        _ = ahead[0]
+    assert set(seen) == {1}
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(before)
+
+
+# ---- evaluation ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_in_order_gives_every_row_once_exactly(photos, cached, threads):
+    batches = list(in_order(photos, LARGE, 4, threads=threads, cached=cached))
+    assert [len(b) for b in batches] == [4, 4, 2]
+    assert np.concatenate([b.rows for b in batches]).tolist() == list(range(10))
+    inputs = torch.cat([b["inputs"] for b in batches])
+    assert torch.equal(inputs, LARGE(photos.inputs))
+    assert torch.cat([b["targets"] for b in batches]).tolist() == photos.targets.tolist()
+
+
+def test_in_order_may_be_left_early():
+    for batch in in_order(digits(), PROCESSOR, 5):
+        assert len(batch) == 5
+        break
+
+
+def test_no_rows():
+    none = digits().subset(np.array([], int))
+    assert list(in_order(none, PROCESSOR, 4)) == []
+    with pytest.raises(DataError, match="no rows"):
+        Batches(none, PROCESSOR)
+    for batch_size in (0, -1):
+        with pytest.raises(OptionError, match="at least 1"):
+            Batches(digits(), PROCESSOR, batch_size=batch_size)
+        with pytest.raises(OptionError, match="at least 1"):
+            list(in_order(digits(), PROCESSOR, batch_size))
+
+
+def test_errors_reach_the_caller(photos, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="LAYERWISE_CACHE"):
+        Batches(photos, LARGE, cache_dir=tmp_path / "file" / "below")
+    photos.inputs[6].write_bytes(b"")
+    for cached in (True, False):
+        with pytest.raises(DataError, match=r"6\.jpg"):
+            list(in_order(photos, LARGE, 4, cached=cached))
+
+
+# ---- tables --------------------------------------------------------------------------------------
+
+
+class Columns(list):
+    """Rows of numbers that can be taken from, as a Table can."""
+
+    def take(self, rows):
+        return Columns(self[i] for i in rows)
+
+
+def test_tables_become_one_tensor_once():
+    rows = Columns([float(i), float(-i)] for i in range(10))
+    names, given = [f"t.csv row {i}" for i in range(10)], np.full(10, "")
+    examples = Examples("table", rows, np.arange(10.0), "number", (), names, given, "")
+    calls = []
+
+    def processor(inputs):
+        calls.append(len(inputs))
+        return torch.tensor(list(inputs)).reshape(-1, 2)
+
+    batches = Batches(examples, processor, None, 4, seed=1)
+    for step in range(5):
+        batch = batches[step]
+        assert batch["inputs"][:, 0].tolist() == batch.rows.tolist()
+        assert batch["targets"].tolist() == batch.rows.tolist()
+    assert calls == [10]
+    ordered = torch.cat([b["inputs"] for b in in_order(examples, processor, 3)])
+    assert ordered[:, 0].tolist() == list(range(10))
+
+
+@pytest.mark.data
+def test_real_photographs_end_to_end(shared_data, tmp_path):
+    paths = sorted((shared_data / "hymenoptera/train").glob("*/*.jpg"))[::12]
+    names = [p.name for p in paths]
+    targets, given = (
+        np.array([p.parent.name == "bees" for p in paths]).astype(int),
+        np.full(len(paths), ""),
+    )
+    examples = Examples("image", paths, targets, "class", ("ants", "bees"), names, given, "")
+    batches = Batches(examples, ImageProcessor(), "light", 8, cache_dir=tmp_path)
+    with Prefetch(batches) as ahead:
+        assert same(ahead[1], batches[1])
+    assert batches.cache is not None
+    assert 0 < batches.cache.bytes < len(paths) * 260 * 600 * 3

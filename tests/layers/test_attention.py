@@ -1,0 +1,93 @@
+"""The fused attention beside attention written out, forward and backward, in every form it takes."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from layerwise.layers.attention import (
+    attention,
+    attention_weights,
+    causal_mask,
+    join_heads,
+    plain_attention,
+    split_heads,
+)
+
+B, H, T, S, Dh = 2, 4, 5, 7, 8
+
+
+def qkv(n_queries: int = T, n_keys: int = S, n_kv_heads: int = H) -> tuple[Tensor, Tensor, Tensor]:
+    torch.manual_seed(0)
+    q = torch.randn(B, H, n_queries, Dh, requires_grad=True)
+    k = torch.randn(B, n_kv_heads, n_keys, Dh, requires_grad=True)
+    return q, k, torch.randn(B, n_kv_heads, n_keys, Dh, requires_grad=True)
+
+
+def bool_mask() -> Tensor:
+    mask = torch.rand(B, 1, T, S, generator=torch.Generator().manual_seed(2)) > 0.4
+    mask[..., 0] = True  # every query sees at least one key
+    return mask
+
+
+FORMS = {
+    "full": {},
+    "square": {"n_keys": T},
+    "causal": {"n_keys": T, "causal": True},
+    "causal with a cache": {"causal": True},
+    "one new token": {"n_queries": 1, "causal": True},
+    "shared key heads": {"n_kv_heads": 2},
+    "one key head, causal": {"n_kv_heads": 1, "n_keys": T, "causal": True},
+    "bool mask": {"mask": bool_mask()},
+    "added mask": {"mask": torch.linspace(-3, 3, T * S).view(1, 1, T, S)},
+    "scale": {"scale": 0.5},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_fused_equals_plain(form: str):
+    options = dict(FORMS[form])
+    sizes = {k: options.pop(k) for k in ("n_queries", "n_keys", "n_kv_heads") if k in options}
+    inputs = qkv(**sizes)
+    fused, plain = attention(*inputs, **options), plain_attention(*inputs, **options)
+    torch.testing.assert_close(fused, plain, rtol=1e-5, atol=1e-6)
+    weight = torch.randn_like(fused)
+    grads = [torch.autograd.grad((y * weight).sum(), inputs) for y in (fused, plain)]
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_bf16_is_as_close_as_its_precision():
+    q, k, v = (x.detach() for x in qkv())
+    exact = plain_attention(q.double(), k.double(), v.double())
+    found = attention(q.bfloat16(), k.bfloat16(), v.bfloat16())
+    assert found.dtype == torch.bfloat16
+    assert (found.double() - exact).abs().max() < 0.03
+
+
+def test_weights_are_probabilities_over_what_may_be_seen():
+    q, k, _ = qkv()
+    weights = attention_weights(q, k, causal=True)
+    assert weights.shape == (B, H, T, S)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(B, H, T))
+    assert weights[..., ~causal_mask(T, S)].abs().max() == 0
+
+
+def test_the_causal_mask_ends_with_the_last_key():
+    assert causal_mask(2, 4).tolist() == [[True, True, True, False], [True] * 4]
+
+
+def test_dropout_drops_weights_and_keeps_the_mean():
+    q, k, v = (x.detach() for x in qkv())
+    torch.manual_seed(0)
+    mean = torch.stack([attention(q, k, v, dropout=0.3) for _ in range(4000)]).mean(0)
+    assert (mean - attention(q, k, v)).abs().max() < 10 / math.sqrt(4000)
+
+
+def test_heads_split_and_join():
+    x = torch.randn(B, T, H * Dh)
+    heads = split_heads(x, H)
+    assert heads.shape == (B, H, T, Dh)
+    assert torch.equal(heads[:, 1, :, :], x[:, :, Dh : 2 * Dh])
+    assert torch.equal(join_heads(heads), x)
