@@ -14,12 +14,21 @@ import sys
 
 import sidebyside
 
-CONTENDERS = ("ours bf16", "ours fp32", "timm", "onnxruntime fp32", "openvino fp32", "openvino bf16")
-DATA = pathlib.Path(os.environ.get("LAYERWISE_DATA", pathlib.Path(__file__).parents[1] / "../shared/data"))
+CONTENDERS = (
+    "ours bf16",
+    "ours fp32",
+    "timm",
+    "onnxruntime fp32",
+    "openvino fp32",
+    "openvino bf16",
+)
+DATA = pathlib.Path(
+    os.environ.get("LAYERWISE_DATA", pathlib.Path(__file__).parents[1] / "../shared/data")
+)
 
 
 def images(n: int):
-    """Real photographs, normalised as ImageNet networks take them, or noise where there are none."""
+    """Real photographs as ImageNet networks take them, or noise where there are none."""
     import torch
 
     from layerwise.data.image import ImageProcessor
@@ -141,7 +150,8 @@ def main() -> None:
             rows.append(
                 [batch, who, f"{sidebyside.median(r, 'images'):.1f}",
                  f"{sidebyside.ratio(runs['ours bf16'], r, 'images'):.2f}x",
-                 f"{sidebyside.median(r, 'error'):.1e}", f"{100 * sidebyside.median(r, 'agree'):.0f}%",
+                 f"{sidebyside.median(r, 'error'):.1e}",
+                 f"{100 * sidebyside.median(r, 'agree'):.0f}%",
                  f"{sidebyside.median(r, 'peak_mb'):.0f}"]
             )  # fmt: skip
     sidebyside.markdown(

@@ -71,7 +71,7 @@ def listing(folder: pathlib.Path) -> tuple[list[pathlib.Path], list[str], list[i
     return paths, labels, [labels.index(p.parent.name) for p in paths]
 
 
-# ---- the peer: one image at a time, as an image folder with the usual transforms ------------------
+# ---- the peer: one image at a time, as an image folder with the usual transforms -----------------
 
 
 class Files:
@@ -272,13 +272,15 @@ def main() -> None:
             prepare(side, pathlib.Path(folder), QUICK[name] if quick else count)
             arguments = [name, folder, "2" if quick else "8"]
             runs = sidebyside.rounds(__file__, CONTENDERS, arguments, 1 if quick else 3)
-        rows += [row(name, who, runs) for who in runs]
+        if "layerwise" not in runs:
+            raise SystemExit(f"{name}: ours did not run, so there is nothing to compare")
         first = runs["layerwise"][0]
         print(
             f"{name}: first pass {first['first_pass']:.0f} images/s, one thread; "
             f"store {first['store_mb']:.0f} MB",
             flush=True,
         )
+        rows += [row(name, who, runs) for who in runs]
     head = ["data", "loader", "images/s", "ours is faster by", "training", "waits", "memory MB"]
     sidebyside.markdown(head, rows)
 

@@ -110,7 +110,7 @@ CALIBRATION = [
 ]
 
 
-# ---- one configuration, in its own process ---------------------------------------------------------
+# ---- one configuration, in its own process ----------------------------------------------------
 
 
 def child(case: Case, keep: str) -> dict[str, Any]:
@@ -265,7 +265,7 @@ def high_water() -> int:
     return next(int(x.split()[1]) * 1024 for x in lines if x.startswith("VmHWM"))
 
 
-# ---- all of them -----------------------------------------------------------------------------------
+# ---- all of them ----------------------------------------------------
 
 
 def measure(case: Case, keep: str = "") -> dict[str, Any] | None:
@@ -335,7 +335,7 @@ def say(what: str, errors: list[float], median: float = 0.0, tail: float = 0.0) 
     print(text)
 
 
-# ---- the constants ---------------------------------------------------------------------------------
+# ---- the constants ----------------------------------------------------
 
 
 def calibrate() -> None:

@@ -30,7 +30,11 @@ def rounds(
                 )
                 out[name].append(json.loads(done.stdout.strip().splitlines()[-1]))
             except (subprocess.TimeoutExpired, json.JSONDecodeError, IndexError) as e:
-                why = (done.stderr.strip().splitlines() or [str(e)])[-1] if not isinstance(e, subprocess.TimeoutExpired) else "took too long"
+                why = (
+                    (done.stderr.strip().splitlines() or [str(e)])[-1]
+                    if not isinstance(e, subprocess.TimeoutExpired)
+                    else "took too long"
+                )
                 print(f"  {name}: left out ({why[:160]})", flush=True)
                 del out[name]
     return {k: v for k, v in out.items() if v}

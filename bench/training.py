@@ -7,6 +7,7 @@ images already in memory, so that only the step is timed. MFU is against the bf1
 measured in the same child process.
 """
 
+import contextlib
 import json
 import sys
 import time
@@ -40,9 +41,9 @@ def ours(name: str, seconds: float) -> dict:
     from layerwise.data.examples import Batch
     from layerwise.plan import forward_flops
     from layerwise.tasks.classify import Classify
+    from layerwise.train.checkpoint import State
     from layerwise.train.loop import Course, Hooks, train
     from layerwise.train.optim import build_optimizer
-    from layerwise.train.checkpoint import State
     from layerwise.train.run import fresh
 
     machine = runtime.start(threads=2)
@@ -64,12 +65,8 @@ def ours(name: str, seconds: float) -> dict:
                 raise StopIteration
             return batch
 
-    try:
-        train(
-            network, task, Same(), optimizer, Course(10**6, 0.05), State(), machine, Hooks()
-        )
-    except StopIteration:
-        pass
+    with contextlib.suppress(StopIteration):
+        train(network, task, Same(), optimizer, Course(10**6, 0.05), State(), machine, Hooks())
     steps = np.diff(stamps[2:])
     images = len(y) / float(np.median(steps))
     flops = 3 * forward_flops(network, x[:1])
@@ -133,10 +130,10 @@ def keras_child(name: str, seconds: float) -> dict:
 
 
 def fastai_child(name: str, seconds: float) -> dict:
-    from fastai.learner import Learner
-    from fastai.data.core import DataLoaders
-    from fastai.losses import CrossEntropyLossFlat
     import torch
+    from fastai.data.core import DataLoaders
+    from fastai.learner import Learner
+    from fastai.losses import CrossEntropyLossFlat
 
     torch.set_num_threads(2)
     x, y = data(name)
@@ -185,9 +182,7 @@ def main() -> None:
                 [name, contender, f"{sidebyside.median(r, 'images'):.1f}", f"{ours_by:.2f}x", mfu,
                  f"{sidebyside.median(r, 'peak_mb'):.0f}"]
             )  # fmt: skip
-    sidebyside.markdown(
-        ["network", "who", "images/s", "ours is faster by", "MFU", "peak MB"], rows
-    )
+    sidebyside.markdown(["network", "who", "images/s", "ours is faster by", "MFU", "peak MB"], rows)
 
 
 if __name__ == "__main__":

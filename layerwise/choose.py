@@ -138,7 +138,7 @@ def mirror_safe(examples: Examples, most: int = 2000) -> bool:
     return mirrored.mean() > as_is.mean() - 0.03 or mcnemar(as_is, mirrored) > 0.01
 
 
-# ---- recipes: starting points per way of training, then the user's own settings over them ---------
+# ---- recipes: starting points per way of training, then the user's own settings over them ----
 
 STARTS: dict[str, dict[str, Any]] = {
     "airbench": {"optimizer": "muon", "lr": 0.24, "weight_decay": 0.0, "batch": 2000, "epochs": 8},
@@ -192,4 +192,6 @@ def recipe_for(
         seed=settings.seed,
         loader_threads=settings.loader_threads,
         watch_every=settings.watch_every,
+        checkpointing=settings.checkpointing,
+        compile=settings.compile,
     )

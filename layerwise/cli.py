@@ -55,7 +55,7 @@ class Parser(argparse.ArgumentParser):
 def parser() -> Parser:
     top = Parser(
         prog="layerwise",
-        description="Deep learning, whole: from a folder of raw files to a trained, explained model.",
+        description="Deep learning: from a folder of raw files to a trained, explained model.",
         epilog="Start with: layerwise demo, then: layerwise fit FOLDER",
         allow_abbrev=False,
     )
@@ -69,7 +69,7 @@ def parser() -> Parser:
     return top
 
 
-# ---- arguments of each verb ------------------------------------------------------------------------
+# ---- arguments of each verb ------------------------------------------------------------------
 
 
 def fit_arguments(p: argparse.ArgumentParser) -> None:

@@ -106,7 +106,9 @@ def audit(console: Console, data: str, target: str) -> dict[str, Any]:
         say_finding(finding, console)
         if finding.cure:
             console.say(f"    {finding.cure}")
-    console.say(f"{len(findings)} findings; {int(report.keep.sum())} of {len(examples)} rows usable")
+    console.say(
+        f"{len(findings)} findings; {int(report.keep.sum())} of {len(examples)} rows usable"
+    )
     return {"understood": examples.understood, "findings": [vars(f) for f in findings]}
 
 
@@ -143,5 +145,3 @@ def doctor(console: Console) -> dict[str, Any]:
     for note in machine.notes:
         console.say(f"  {note}")
     return facts | {"notes": machine.notes}
-
-

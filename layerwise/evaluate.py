@@ -51,8 +51,10 @@ def rows_to_score(model: Model, data: Any, target: str, which: str) -> tuple[Exa
 
     "auto" takes the test split where the data gives one, else all rows.
     """
-    rows = data if isinstance(data, Examples) else open_data(
-        data, target=target or None, learn=False
+    rows = (
+        data
+        if isinstance(data, Examples)
+        else open_data(data, target=target or model.card.get("target"), learn=False)
     )
     if rows.targets is None:
         raise DataError(f"{rows.source} has no labels to score against; `layerwise predict` it")
@@ -73,7 +75,9 @@ def in_order_of(model: Model, rows: Examples) -> Examples:
     """
     wanted = {"classify": "class", "tag": "classes", "regress": "number"}[model.task.name]
     if rows.target_kind != wanted:
-        raise DataError(f"this model answers with a {wanted}; {rows.source} asks a {rows.target_kind}")
+        raise DataError(
+            f"this model answers with a {wanted}; {rows.source} asks a {rows.target_kind}"
+        )
     if wanted == "number" or rows.labels == model.labels:
         return rows
     strange = [name for name in rows.labels if name not in model.labels]
@@ -81,8 +85,8 @@ def in_order_of(model: Model, rows: Examples) -> Examples:
         return rows  # classes given by number alone
     if strange:
         raise DataError(
-            f"{rows.source} has classes the model does not know: {', '.join(strange[:5])}; it knows "
-            f"{', '.join(model.labels[:8])}"
+            f"{rows.source} has classes the model does not know: {', '.join(strange[:5])}; "
+            f"it knows {', '.join(model.labels[:8])}"
         )
     place = np.array([model.labels.index(name) for name in rows.labels])
     targets = np.asarray(rows.targets)

@@ -16,6 +16,7 @@ from layerwise import runtime
 from layerwise.bundle import Model, load, read_json, write_json
 from layerwise.choose import choose_scratch, mirror_safe
 from layerwise.console import Console, duration
+from layerwise.cure import apply_cure, diagnoses
 from layerwise.data.audit import audit
 from layerwise.data.examples import Examples
 from layerwise.data.open import open_data
@@ -60,7 +61,6 @@ def fit(
     machine = machine_for(machine, examples.kind, chosen)
     base = find_base(chosen, examples.kind, console)
     budget = seconds(chosen.budget) if chosen.budget else float("inf")
-    plans: list[tuple[str, Plan]] = []
     job = Job(
         chosen,
         folder,
@@ -71,9 +71,12 @@ def fit(
         console,
         mirror=kind_allows_mirror(rows.train, console),
         deadline=started + 0.85 * budget,  # the rest is for scoring, probing and the report
-        on_plan=lambda plan, way: note_plan(plan, way, plans, console),
+        on_plan=lambda plan, way: note_plan(plan, way, console),
     )
     winner, rungs = climb(job, base, lambda: choose_scratch(rows.train, task, chosen))
+    found = diagnoses(job, winner)
+    if found and chosen.cure and base is None:
+        winner = apply_cure(job, winner, found, rungs)
     console.head("ladder")
     console.table(
         ["rung", task.score, "95% interval", "time", "peak MB", ""],
@@ -91,14 +94,14 @@ def fit(
         rows=rows,
         winner=winner,
         rungs=rungs,
-        plans=plans,
-        model=as_model(winner, task, base, data),
+        diagnoses=found,
+        model=as_model(winner, task, base, data, examples.target_name),
         seconds_so_far=time.monotonic() - started,
         data=str(data),
     )
 
 
-# ---- the run's folder ------------------------------------------------------------------------------
+# ---- the run's folder ------------------------------------------------------------------------
 
 
 def open_run(data: Any, resume: Any, options: dict[str, Any]) -> tuple[pathlib.Path, str, Settings]:
@@ -125,7 +128,7 @@ def open_run(data: Any, resume: Any, options: dict[str, Any]) -> tuple[pathlib.P
 
 
 def new_folder(output: str, data: pathlib.Path) -> pathlib.Path:
-    """Errors: StorageError without permission; OptionError for a folder that holds a run already."""
+    """Errors: StorageError without permission; OptionError for a folder that holds a run."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
     folder = pathlib.Path(output) if output else pathlib.Path("runs") / f"{stamp}-{data.stem}"
     if (folder / "run.json").exists():
@@ -142,7 +145,7 @@ def new_folder(output: str, data: pathlib.Path) -> pathlib.Path:
     return folder
 
 
-# ---- rows ------------------------------------------------------------------------------------------
+# ---- rows ------------------------------------------------------------------------------------
 
 
 def prepare_rows(examples: Examples, chosen: Settings, console: Console) -> Rows:
@@ -186,13 +189,15 @@ def say_finding(finding: Any, console: Console) -> None:
     console.say(f"  {finding.severity}: {finding.message}{where}")
 
 
-# ---- what to train with ----------------------------------------------------------------------------
+# ---- what to train with ----------------------------------------------------------------------
 
 
 def machine_for(machine: runtime.Runtime, kind: str, chosen: Settings) -> runtime.Runtime:
     """fp32 for tables: their matrices are too small for bf16 to be faster."""
     if kind == "table" and chosen.dtype == "auto":
-        return runtime.Runtime(machine.device, runtime.DTYPES["fp32"], machine.threads, machine.notes)
+        return runtime.Runtime(
+            machine.device, runtime.DTYPES["fp32"], machine.threads, machine.notes
+        )
     return machine
 
 
@@ -225,16 +230,17 @@ def find_base(chosen: Settings, kind: str, console: Console) -> Model | None:
     return None
 
 
-def note_plan(plan: Plan, way: str, plans: list[tuple[str, Plan]], console: Console) -> None:
+def note_plan(plan: Plan, way: str, console: Console) -> None:
     """Print the plan of a training; refuse what cannot fit."""
-    plans.append((way, plan))
     console.head(f"plan ({way})")
     for line in plan.lines():
         console.say("  " + line)
     plan.require_fit()
 
 
-def as_model(winner: Contender, task: Any, base: Model | None, data: str) -> Model:
+def as_model(
+    winner: Contender, task: Any, base: Model | None, data: str, target: str = ""
+) -> Model:
     """The winner as it will travel."""
     from layerwise.adapt import lora
 
@@ -243,6 +249,8 @@ def as_model(winner: Contender, task: Any, base: Model | None, data: str) -> Mod
         lora.merge_all(network)
     variant = winner.choice.variant
     card = {"trained_on": str(data), "why": winner.choice.why, "way": winner.way}
+    if target:
+        card["target"] = target
     if base is not None and winner.way != "scratch":
         card["base"] = base.card.get("name", base.variant)
         card["base_licence"] = base.card.get("licence", "")

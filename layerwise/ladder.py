@@ -22,7 +22,7 @@ from torch import nn
 
 from layerwise import models, runtime
 from layerwise.adapt import lora
-from layerwise.bundle import Model
+from layerwise.bundle import Model, read_json, write_json
 from layerwise.choose import Choice, recipe_for
 from layerwise.console import Console, duration
 from layerwise.data.examples import Examples
@@ -141,7 +141,9 @@ def choose_winner(winner: Contender, rungs: list[Rung]) -> tuple[Contender, list
 
 def score_rung(job: Job, name: str, outputs: np.ndarray, started: float, note: str = "") -> Rung:
     """Score raw outputs on the validation rows, with a bootstrap interval."""
-    found = interval(job.task.metric, job.task.scored(outputs), job.val.targets, seed=job.settings.seed)  # type: ignore[arg-type]
+    found = interval(
+        job.task.metric, job.task.scored(outputs), job.val.targets, seed=job.settings.seed
+    )  # type: ignore[arg-type]
     value, low, high = found.value, found.low, found.high
     seconds = time.monotonic() - started
     rung = Rung(name, value, low, high, seconds, peak_memory_mb(), note)
@@ -151,7 +153,7 @@ def score_rung(job: Job, name: str, outputs: np.ndarray, started: float, note: s
     return rung
 
 
-# ---- on the base's features ------------------------------------------------------------------------
+# ---- on the base's features ------------------------------------------------------------------
 
 
 def features_of(base: Model, rows: Examples, machine: Runtime) -> np.ndarray:
@@ -272,7 +274,7 @@ def reset_head(network: nn.Module, n_classes: int) -> None:
     network.config = replace(network.config, n_classes=n_classes)  # type: ignore[assignment]
 
 
-# ---- training rungs --------------------------------------------------------------------------------
+# ---- training rungs --------------------------------------------------------------------------
 
 
 def start(job: Job, way: str, base: Model | None, scratch: Callable[[], Choice]) -> Contender:
@@ -315,17 +317,17 @@ def plan_contender(job: Job, contender: Contender) -> Plan:
     micro = -(-r.global_batch_size // r.grad_accum_steps)
     sample = job.train.subset(np.arange(min(2, len(job.train))))
     batch = job.task.batch(sample, contender.choice.processor)
-    rows = np.zeros(micro, np.int64)
-    tensors = {k: v[:1].expand(micro, *v.shape[1:]).contiguous() for k, v in batch.tensors.items()}
     return make_plan(
         contender.network,
-        type(batch)(tensors, rows),
+        batch,
         job.task,
+        device_batch_size=micro,
         optimizer=r.optimizer,
         dtype=job.machine.dtype,
         grad_accum_steps=r.grad_accum_steps,
         steps=r.steps,
-        checkpointing=job.settings.checkpointing,
+        checkpointing=r.checkpointing,
+        ema=bool(r.ema),
         measure=True,
     )
 
@@ -339,10 +341,14 @@ def compete(job: Job, contenders: list[Contender], rungs: list[Rung]) -> Contend
             go(job, contender, share)
             assert contender.rung is not None
             rungs[:] = [r for r in rungs if r.name != contender.way] + [contender.rung]
+            if contender.outcome and not contender.outcome.state.finished:  # Ctrl-C
+                return contender
         if len(contenders) == 1 or job.deadline == float("inf"):
             return best_of(job, contenders)
         contenders = sorted(
-            contenders, key=lambda c: c.rung.score, reverse=job.task.higher_is_better  # type: ignore[union-attr]
+            contenders,
+            key=lambda c: c.rung.score,
+            reverse=job.task.higher_is_better,  # type: ignore[union-attr]
         )[: -(-len(contenders) // 2)]
         if not worth_going_on(job, contenders[0].rung):  # type: ignore[arg-type]
             return contenders[0]
@@ -356,9 +362,9 @@ def best_of(job: Job, contenders: list[Contender]) -> Contender:
 def go(job: Job, contender: Contender, share: float) -> None:
     """Train one contender for at most `share` seconds, and score it."""
     started = time.monotonic()
-    recipe = within(contender, share)
     folder = job.folder / "rungs" / f"{contender.way}-{contender.rounds}"
     folder.mkdir(parents=True, exist_ok=True)
+    recipe = kept_steps(folder, within(contender, share))
     progress = Progress(job, contender.way, recipe)
     training = Training(
         folder,
@@ -370,8 +376,10 @@ def go(job: Job, contender: Contender, share: float) -> None:
         recipe,
         job.machine,
         progress,
+        contender.plan.seconds.value if contender.plan else 0.0,
     )
     contender.outcome = training.run()
+    job.console.say(f"  {contender.outcome.compiled}")
     contender.recipe, contender.rounds = recipe, contender.rounds + 1
     outputs = predict_rows(
         contender.network, job.task, contender.choice.processor, job.val, job.machine
@@ -397,6 +405,15 @@ def within(contender: Contender, share: float) -> Recipe:
         evaluate_every=every,
         checkpoint_every=every,
     )
+
+
+def kept_steps(folder: pathlib.Path, recipe: Recipe) -> Recipe:
+    """The recipe with the steps this training was begun with: resuming measures nothing anew."""
+    path = folder / "steps.json"
+    if not path.exists():
+        kept = ("steps", "warmup_steps", "evaluate_every", "checkpoint_every")
+        write_json(path, {name: getattr(recipe, name) for name in kept})
+    return replace(recipe, **read_json(path))
 
 
 class Progress:

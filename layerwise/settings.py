@@ -43,14 +43,18 @@ class Settings:
     layer_decay: float = option(1.0, "learning rate times this per layer from the head down")
     unfreeze: str = option("all", "layers that train: all, head, or progressive")
     lora_rank: int = option(8, "rank of LoRA updates")
-    augment: str = option("auto", "image augmentation", ("auto", "none", "light", "flip_crop", "full"))
+    augment: str = option(
+        "auto", "image augmentation", ("auto", "none", "light", "flip_crop", "full")
+    )
     image_size: int = option(0, "side in pixels that images are brought to (0: chosen)")
     target: str = option("", "column to learn, for tables and metadata files")
     val: float = option(0.1, "share of rows to validate on, where the data gives no split")
     test: float = option(0.2, "share of rows to score on, where the data gives no split")
     audit: bool = option(True, "look for unreadable, duplicate, leaked and mislabelled rows")
     cure: bool = option(False, "apply the cure of a diagnosis and train again")
-    checkpointing: bool = option(False, "recompute each layer's activations: less memory, more time")
+    checkpointing: bool = option(
+        False, "recompute each layer's activations: less memory, more time"
+    )
     compile: str = option("auto", "compile each layer when it pays", ("auto", "on", "off"))
     dtype: str = option("auto", "arithmetic", ("auto", "fp32", "bf16", "fp16"))
     device: str = option("auto", "cpu, cuda, mps or auto")

@@ -76,9 +76,7 @@ def task_of_data(data: str) -> tuple[Any, int]:
     return task_for(examples), len(split(examples)["train"])
 
 
-def sample_batch(
-    family: str, config: Any, variant: str, side: int, rows: int, task: Any
-) -> Batch:
+def sample_batch(family: str, config: Any, variant: str, side: int, rows: int, task: Any) -> Batch:
     """A batch of the shapes that the network takes, on the meta device."""
     side = side or natural_side(family, variant)
     shape = (rows, config.n_in) if family == "mlp" else (rows, 3, side, side)
@@ -94,7 +92,13 @@ def sample_batch(
 def natural_side(family: str, variant: str) -> int:
     """The side of the images that a named size was published for."""
     small = family == "airbench" or "cifar" in variant
-    small |= family == "resnet" and variant in ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110")
+    small |= family == "resnet" and variant in (
+        "resnet20",
+        "resnet32",
+        "resnet44",
+        "resnet56",
+        "resnet110",
+    )
     return 32 if small else DEFAULT_SIDE
 
 
@@ -162,15 +166,19 @@ def demo(console: Console | None = None, output: str = "") -> dict[str, Any]:
         path = pathlib.Path(folder) / "digits.npz"
         images = np.round(digits.images * (255 / 16)).astype(np.uint8)
         np.savez(path, images=images, labels=digits.target)
-        result = fit(path, console=console, base="none", steps=150, **({"output": output} if output else {}))
+        result = fit(
+            path, console=console, base="none", steps=150, **({"output": output} if output else {})
+        )
         console.head("one prediction")
         one = pathlib.Path(folder) / "scan.png"
         from PIL import Image
 
         Image.fromarray(images[42]).save(one)
         said = result.model.predict(one)[0]
-        console.say(f"  {one.name}: {said.label} with probability {said.probability:.3f}; "
-                    f"it is a {digits.target[42]}")
+        console.say(
+            f"  {one.name}: {said.label} with probability {said.probability:.3f}; "
+            f"it is a {digits.target[42]}"
+        )
     console.head("next")
     for line in result.details["next"]:
         console.say(f"  {line['command']:60} {line['what']}")

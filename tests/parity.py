@@ -1,7 +1,7 @@
 """Weights, inputs and stored outputs for comparing a network with an independent reference.
 
 The weights are a function of each tensor's published name and shape, and of nothing else: so the
-reference and the network get the same ones, and the stored outputs of the reference hold without it.
+reference and the network get the same ones, and the reference's stored outputs hold without it.
 With LAYERWISE_GOLDEN=write in the environment, stored values are replaced instead of compared.
 """
 
@@ -62,9 +62,14 @@ def stored(file: str, key: str, value: Any) -> Any:
     table = json.loads(path.read_text()) if path.exists() else {}
     if os.environ.get("LAYERWISE_GOLDEN") == "write" and value is not None:
         table[key] = value
-        path.write_text(json.dumps(dict(sorted(table.items())), indent=1) + "\n")
+        rows = [f" {json.dumps(k)}: {json.dumps(v)}" for k, v in sorted(table.items())]
+        path.write_text("{\n" + ",\n".join(rows) + "\n}\n")
     assert key in table, f"{file} has no '{key}': run this test once with LAYERWISE_GOLDEN=write"
     return table[key]
+
+
+def _short(values: Tensor) -> list[list[float]]:
+    return [[float(f"{v:.8g}") for v in row] for row in values.tolist()]
 
 
 Load = Callable[[dict[str, Tensor]], nn.Module]  # published weights to the reference with them
@@ -102,7 +107,7 @@ def check_against_reference(
         expected = load(weights).eval()(x)
         expected = getattr(expected, "logits", expected)
         assert relative_error(ours(x), expected) <= TOLERANCE
-    golden = torch.tensor(stored("golden.json", key, expected.double().tolist()))
+    golden = torch.tensor(stored("golden.json", key, _short(expected)))
     assert relative_error(golden, expected) <= TOLERANCE
 
 

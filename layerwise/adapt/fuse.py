@@ -90,6 +90,7 @@ def fused(network: nn.Module, example: Tensor, dtype: torch.dtype) -> nn.Module:
     """
     network = copy.deepcopy(network).eval()
     graph = fx.GraphModule(network, LeafConv().trace(network))
+    drop_nothings(graph)
     fold_norms(graph)
     shapes = record_shapes(graph, example)
     absorb(graph, shapes, dtype)
@@ -122,11 +123,24 @@ def module_of(graph: fx.GraphModule, node: Any) -> nn.Module | None:
     return None
 
 
+def drop_nothings(graph: fx.GraphModule) -> None:
+    """Leave out what hands its input on in `eval`, so that no two nodes are the same tensor."""
+    for node in list(graph.graph.nodes):
+        if isinstance(module_of(graph, node), nn.Identity | nn.Dropout | nn.Dropout2d):
+            node.replace_all_uses_with(node.args[0])
+            graph.graph.erase_node(node)
+    graph.recompile()
+
+
 def fold_norms(graph: fx.GraphModule) -> None:
     """Batch normalisation right after a convolution becomes part of its weight and bias."""
     for node in list(graph.graph.nodes):
         norm, conv = module_of(graph, node), module_of(graph, node.args[0] if node.args else None)
-        if isinstance(norm, nn.BatchNorm2d) and isinstance(conv, nn.Conv2d) and used_once(node.args[0]):
+        if (
+            isinstance(norm, nn.BatchNorm2d)
+            and isinstance(conv, nn.Conv2d)
+            and used_once(node.args[0])
+        ):
             graph.set_submodule(str(node.args[0].target), fuse_conv_bn_eval(conv, norm))
             node.replace_all_uses_with(node.args[0])
             graph.graph.erase_node(node)
@@ -155,7 +169,9 @@ def record_shapes(graph: fx.GraphModule, example: Tensor) -> dict[fx.Node, list[
     return shapes
 
 
-def activation_after(graph: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, tuple[str, list]] | None:
+def activation_after(
+    graph: fx.GraphModule, node: fx.Node
+) -> tuple[fx.Node, tuple[str, list]] | None:
     """The activation that alone uses this node, as an oneDNN post-operation."""
     if not used_once(node):
         return None
@@ -163,14 +179,18 @@ def activation_after(graph: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, tup
     module = module_of(graph, user)
     if type(module) in POST:
         return user, POST[type(module)]
-    is_relu = user.target in (F.relu, torch.relu) or (user.op, user.target) == ("call_method", "relu")
+    is_relu = user.target in (F.relu, torch.relu) or (user.op, user.target) == (
+        "call_method",
+        "relu",
+    )
     return (user, POST[nn.ReLU]) if is_relu else None
 
 
 def addition_after(node: fx.Node, order: dict[fx.Node, int]) -> tuple[fx.Node, fx.Node] | None:
     """The addition that alone uses this node, and its other side, where that may be overwritten.
 
-    It may when it was computed before this node and nothing reads it after the addition.
+    It may when it was computed before this node into memory of its own (no view, no input of the
+    network) and nothing reads it after the addition.
     """
     if not used_once(node):
         return None
@@ -181,7 +201,8 @@ def addition_after(node: fx.Node, order: dict[fx.Node, int]) -> tuple[fx.Node, f
     if not isinstance(other, fx.Node) or other is node or order[other] > order[node]:
         return None
     last = max(order[u] for u in other.users)
-    return (user, other) if last == order[user] and other.op != "placeholder" else None
+    own = other.op == "call_module" or other.target in (F.relu, operator.add, torch.add)
+    return (user, other) if last == order[user] and own else None
 
 
 def absorb(graph: fx.GraphModule, shapes: dict[fx.Node, list[int]], dtype: torch.dtype) -> None:
@@ -189,7 +210,11 @@ def absorb(graph: fx.GraphModule, shapes: dict[fx.Node, list[int]], dtype: torch
     order = {n: i for i, n in enumerate(graph.graph.nodes)}
     for node in list(graph.graph.nodes):
         module = module_of(graph, node)
-        if isinstance(module, nn.Conv2d) and module.padding_mode == "zeros" and not isinstance(module.padding, str):
+        if (
+            isinstance(module, nn.Conv2d)
+            and module.padding_mode == "zeros"
+            and not isinstance(module.padding, str)
+        ):
             take_conv(graph, node, module, shapes[node], dtype, order)
         elif type(module) is nn.Linear and len(shapes[node]) == 2:
             graph.set_submodule(str(node.target), PackedLinear(module, dtype, shapes[node][0]))
@@ -220,4 +245,3 @@ def take_conv(
     last.replace_all_uses_with(node)
     for doomed in [last, *(n for n in [added[0]] if added and n is not last)] if added else [last]:
         graph.graph.erase_node(doomed)
-

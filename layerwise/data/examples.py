@@ -44,6 +44,7 @@ class Examples:
     given: np.ndarray
     understood: str
     source: str = ""
+    target_name: str = ""  # of the column that was the target, for tables
     findings: list[Finding] = field(default_factory=list)
 
     def __len__(self) -> int:

@@ -21,16 +21,25 @@ Parts = tuple[str, ...]
 
 
 def open_folder(listing: Listing, images: list[Parts], learn: bool = True) -> Examples:
-    """Images by their folders. learn=False: loose images beside folders are fine.
+    """Images by their folders. learn=False: a mixture is no error, its images have no labels.
 
     Errors: class folders mixed with loose images, or with folders that name splits.
     """
+    try:
+        return _by_folders(listing, images)
+    except DataError:
+        if learn:
+            raise
+        return _loose(listing, images, listing.findings() + _other_files(listing, images))
+
+
+def _by_folders(listing: Listing, images: list[Parts]) -> Examples:
     depth, images = _unwrapped(images)
     here = [parts[depth:] for parts in images]
     tops = {parts[0] for parts in here if len(parts) > 1}
     loose = [parts for parts in here if len(parts) == 1]
     findings = [*listing.findings(), *_other_files(listing, images)]
-    if not tops or (loose and not learn):
+    if not tops:
         return _loose(listing, images, findings)
     if loose:
         raise DataError(

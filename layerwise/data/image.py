@@ -15,6 +15,7 @@ import os
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,12 +69,13 @@ def read(file: Any, name: str, short_side: int) -> Image.Image:
         raise DataError(f"{name}: the file is empty (0 bytes); delete or replace it")
     file.seek(0)
     try:
-        image, orientation = read_header(file)
+        with quietly():
+            image = Image.open(file)
         check_size(image.size, name)
         if short_side:
             image.draft("RGB", (short_side, short_side))
         image.load()
-        return to_rgb(upright(image, orientation), name)
+        return to_rgb(upright(image), name)
     except DataError:
         raise
     except Image.UnidentifiedImageError as e:
@@ -84,15 +86,12 @@ def read(file: Any, name: str, short_side: int) -> Image.Image:
         raise DataError(f"{name}: damaged or truncated ({e}); replace the file") from e
 
 
-def read_header(file: Any) -> tuple[Image.Image, int]:
-    """The image, not yet decoded, and its EXIF orientation (1 to 8)."""
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without Pillow's warnings: of size, which is refused here, and of EXIF that is garbled."""
     with _warnings_lock, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of size, refused below; of EXIF that is garbled
-        image = Image.open(file)
-        try:
-            return image, int(image.getexif().get(EXIF_ORIENTATION, 1))
-        except Exception:  # an orientation that cannot be read is none
-            return image, 1
+        warnings.simplefilter("ignore")
+        yield
 
 
 def check_size(size: tuple[int, int], name: str) -> None:
@@ -107,8 +106,14 @@ def check_size(size: tuple[int, int], name: str) -> None:
         )
 
 
-def upright(image: Image.Image, orientation: int) -> Image.Image:
-    return ImageOps.exif_transpose(image) if 2 <= orientation <= 8 else image
+def upright(image: Image.Image) -> Image.Image:
+    """Turned and mirrored as EXIF says; an orientation that cannot be read is none."""
+    try:
+        with quietly():
+            turned = image.getexif().get(EXIF_ORIENTATION, 1) in range(2, 9)
+    except Exception:  # garbled bytes make its parser raise almost anything
+        return image
+    return ImageOps.exif_transpose(image) if turned else image
 
 
 def to_rgb(image: Image.Image, name: str) -> Image.Image:

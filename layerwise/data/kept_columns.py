@@ -15,14 +15,22 @@ from layerwise.data.examples import Examples, Finding
 from layerwise.data.listing import some
 from layerwise.data.table import Table
 
-ID_NAME = re.compile(r"(.*[_\s-])?(id|uid|uuid|guid|index|key)|unnamed: ?\d*|column_1", re.I)
+ID_NAME = re.compile(r"(.*[_\s-])?(id|uid|uuid|guid|index|key)|unnamed: ?\d*", re.IGNORECASE)
 FEWEST_FOR_ID = 20  # rows: among fewer, all different is no evidence
 
 
 def typed_columns(
-    data: pa.Table, names: Sequence[str], row_name: Callable[[int], str], decimal_comma: bool
+    data: pa.Table,
+    names: Sequence[str],
+    row_name: Callable[[int], str],
+    decimal_comma: bool,
+    learn: bool = True,
 ) -> tuple[dict[str, pa.Array], dict[str, np.ndarray], list[Finding]]:
-    """The columns that say something, typed; the rows with infinite cells; what was assumed."""
+    """The columns that say something, typed; the rows with infinite cells; what was assumed.
+
+    learn=False: every column is kept, also one that is empty or the same in these few rows, because
+    the model that reads them knows which ones it needs.
+    """
     columns: dict[str, pa.Array] = {}
     infinite: dict[str, np.ndarray] = {}
     findings: list[Finding] = []
@@ -30,7 +38,7 @@ def typed_columns(
         column = typed(data.column(name), decimal_comma)
         why = "its cells are no numbers, text or dates" if column is None else ""
         if column is not None:
-            why = _why_dropped(name, column.values)
+            why = _why_dropped(name, column.values) if learn else ""
             if column.note:
                 where = row_name(column.note_row)
                 message = f"column '{name}': {column.note} (first: {where})"
@@ -62,7 +70,7 @@ def _why_dropped(name: str, cells: pa.Array) -> str:
         return ""
     x = known.to_numpy(zero_copy_only=False)
     counts = bool((x == np.round(x)).all())
-    in_order = bool((np.diff(x) == 1).all())
+    in_order = x[0] in (0, 1) and bool((np.diff(x) == 1).all())
     if counts and (in_order or ID_NAME.fullmatch(name)):
         return "it numbers the rows"
     return ""
@@ -91,8 +99,8 @@ def giveaways(examples: Examples, target: str) -> list[Finding]:
         codes = cells.dictionary_encode()
         if len(codes.dictionary) > 50 or cells.null_count:
             continue
-        pairs = np.unique(np.stack([codes.indices.to_numpy(), examples.targets]), axis=1)
-        if len(codes.dictionary) > 1 and pairs.shape[1] == len(codes.dictionary):
+        pairs = codes.indices.to_numpy().astype(np.int64) * len(examples.labels) + examples.targets
+        if len(codes.dictionary) > 1 and len(np.unique(pairs)) == len(codes.dictionary):
             found.append(name)
     if not found:
         return []

@@ -140,13 +140,17 @@ def split_within(name: str) -> str:
 
 
 def natural(text: str) -> tuple:
-    """The key by which people sort: img2 before img10, -1 before 0, case only to break a tie."""
+    """The key by which people sort: img2 before img10, -1 before 0; case and accents break ties."""
     text = unicodedata.normalize("NFC", text)
     try:
         whole = float(text)
     except ValueError:
         whole = float("nan")
-    parts = re.split(r"(\d+)", text.casefold())
+    bare = text.casefold()
+    if not bare.isascii():
+        marked = unicodedata.normalize("NFD", bare)
+        bare = "".join(letter for letter in marked if not unicodedata.combining(letter))
+    parts = re.split(r"(\d+)", bare)
     key = tuple((int(p), "") if p.isdecimal() else (-1, p) for p in parts if p)
     if math.isfinite(whole):  # numbers by their value, before everything else
         return (0, whole, key, text)

@@ -84,7 +84,8 @@ def open_metadata(tables: Sequence[Path], listing: Listing, reading: Reading) ->
         findings=findings,
     ).subset(exist)
     what = f"{len(examples):,} images named by {where}"
-    if rows.label_column:
+    filled = reading.learn or any(label not in (None, "") for label in rows.labels)
+    if rows.label_column and filled:
         kept = np.flatnonzero(exist)
         column = f"column '{rows.label_column}' of {where}"
         targets = read_targets(

@@ -34,13 +34,16 @@ class Table(Sequence[dict[str, Any]]):
 
     @classmethod
     def of(cls, rows: Any) -> "Table":
-        """A Table of a list of dicts, a dict of columns, an Arrow table or a pandas frame."""
+        """A Table of a list of dicts, one dict, a dict of columns, an Arrow table or a frame."""
         if isinstance(rows, Table):
             return rows
         if isinstance(rows, pa.Table):
             return cls(rows)
         if isinstance(rows, Mapping):
-            columns = rows
+            one = any(
+                isinstance(cell, str) or not hasattr(cell, "__len__") for cell in rows.values()
+            )
+            columns = {name: [cell] for name, cell in rows.items()} if one else rows
         elif hasattr(rows, "to_dict"):
             columns = rows.to_dict("list")
         else:

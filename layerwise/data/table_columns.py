@@ -86,6 +86,8 @@ class CategoryColumn:
 
     def encode(self, cells: pa.Array) -> np.ndarray:  # (B, width)
         text = texts_of(cells)
+        if set(self.levels) <= {"true", "false"}:  # also as True, from Python or a spreadsheet
+            text = pc.utf8_lower(text)
         place = pc.index_in(text, pa.array(self.levels, pa.string()))
         place = pc.fill_null(place, -1).to_numpy(zero_copy_only=False)  # (B,)
         unknown = text.is_null().to_numpy(zero_copy_only=False)

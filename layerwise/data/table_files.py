@@ -36,7 +36,7 @@ class Reading:
     target: str | None = None
     target_kind: TargetKind | None = None
     split_column: str | None = None
-    learn: bool = True  # False: to predict or evaluate, a target is welcome but not needed
+    learn: bool = True  # False: to predict or evaluate; a target is welcome but not needed
 
 
 @dataclass
@@ -75,7 +75,9 @@ def open_tables(files: Sequence[tuple[Path, str]], reading: Reading) -> Examples
     target, why = _target_column([n for n in names if n != split_column], reading, parts)
     inputs = [n for n in names if n not in (split_column, target)]
     european = parts.raw[0].delimiter == ";"
-    columns, infinite, findings = typed_columns(data, inputs, parts.row_name, european)
+    columns, infinite, findings = typed_columns(
+        data, inputs, parts.row_name, european, reading.learn
+    )
     table = Table(pa.table(columns) if columns else data.select([]), infinite)
     given = _given(parts, data, split_column)
     targets = None if target is None else _targets(data.column(target), target, parts, reading)
@@ -89,6 +91,7 @@ def open_tables(files: Sequence[tuple[Path, str]], reading: Reading) -> Examples
     examples = Examples("table", table, None, "none", (), names, given, said, findings=findings)
     if targets is None:
         return examples
+    examples.target_name = target or ""
     examples.findings += targets.findings
     examples = examples.subset(targets.labelled)
     examples.targets, examples.target_kind = targets.values, targets.kind
@@ -98,6 +101,7 @@ def open_tables(files: Sequence[tuple[Path, str]], reading: Reading) -> Examples
 
 
 def _read_parts(files: Sequence[tuple[Path, str]], reading: Reading) -> _Parts:
+    files = sorted(files, key=lambda file: file[1] != "train")  # the others must be like train
     raw = [read_table(path) for path, _ in files]
     parts = _Parts(raw, np.zeros(0), [f for r in raw for f in r.findings])
     splits = [split for _, split in files]
@@ -147,7 +151,11 @@ def _split_column(names: list[str], data: pa.Table, asked: str | None, file: str
     """The column that says which split a row is in: the one named, else one called `split`."""
     if asked is not None:
         if asked not in names:
-            raise DataError(f"'{file}' has no column '{asked}'{nearest(asked, names) or '.'}")
+            hint = nearest(asked, names) or ";"
+            raise DataError(
+                f"'{file}' has no column '{asked}'{hint} name the one that says train, val or test "
+                f"with --split-column NAME; it has {some(names, 12)}"
+            )
         return asked
     for name in names:
         if name.lower() in SPLIT_NAMES:
@@ -178,21 +186,19 @@ def _given(parts: _Parts, data: pa.Table, split_column: str | None) -> np.ndarra
 def _target_column(names: list[str], reading: Reading, parts: _Parts) -> tuple[str | None, str]:
     """The column to learn, and why that one."""
     file = parts.raw[0].file
+    if reading.target in names:
+        return reading.target, "as asked"
+    if not reading.learn:
+        return None, ""  # nothing is guessed: what looks like a target may be an input of the model
     if reading.target is not None:
-        if reading.target in names:
-            return reading.target, "as asked"
-        if not reading.learn:
-            return None, ""
         raise DataError(
-            f"'{file}' has no column '{reading.target}'{nearest(reading.target, names)} It has "
-            f"{some(names, 12)}"
+            f"'{file}' has no column '{reading.target}'{nearest(reading.target, names) or ';'} it "
+            f"has {some(names, 12)}. Name the column to learn with --target NAME"
         )
     lower = {name.lower(): name for name in reversed(names)}
     for name in TARGET_NAMES:
         if name in lower:
             return lower[name], "by its name"
-    if not reading.learn:
-        return None, ""
     if len(names) < 2:
         raise DataError(
             f"'{file}' has the single column {some(names)}; expected columns to learn from and a "

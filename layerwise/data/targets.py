@@ -51,7 +51,7 @@ def read_targets(
     what: the column in a message, e.g. "column 'label' of metadata.csv"; kind: if already known.
     Errors: no row has a label; a quantity was asked for and a cell is no number.
     """
-    cells = [_cell(value) for value in column]
+    cells = _each(_cell, column)
     labelled = np.array([cell is not None for cell in cells], bool)
     if not labelled.any():
         raise DataError(
@@ -68,7 +68,7 @@ def read_targets(
         sets = [_several(cell, separator) for cell in filled]
         targets = _sets(sets, labelled, separator)
     else:
-        values, labels = class_targets([_text(cell) for cell in filled])
+        values, labels = class_targets(_each(_text, filled))
         targets = Targets(values, "class", labels, labelled, f"{len(labels):,} classes")
         targets.findings += _alike(labels)
     targets.findings += _aside(labelled, what, row_name)
@@ -85,6 +85,15 @@ def class_targets(names: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
 def label_text(name: str) -> str:
     """A label as it is kept: composed as NFC (two systems may write the same name differently)."""
     return unicodedata.normalize("NFC", name).strip()
+
+
+def _each(function: Callable[[Any], Any], values: Sequence[Any]) -> list[Any]:
+    """`function` of each value, computed once for equal ones."""
+    try:
+        results = {value: function(value) for value in set(values)}
+    except TypeError:  # lists have no hash
+        return [function(value) for value in values]
+    return [results[value] for value in values]
 
 
 def _cell(value: Any) -> Any:
@@ -123,12 +132,12 @@ def _number(cell: Any) -> float | None:
 def _kind(cells: list[Any], separator: str, table: bool) -> TargetKind:
     if separator or any(isinstance(cell, list) for cell in cells):
         return "classes"
-    numbers = [_number(cell) for cell in cells]
-    if any(n is None for n in numbers):
+    numbers = {_number(cell) for cell in set(cells)}
+    if None in numbers:
         return "class"
     if not all(math.isfinite(n) and n.is_integer() for n in numbers if n is not None):
         return "number"
-    n_values = len(set(numbers))
+    n_values = len(numbers)
     most = MOST_WHOLE_CLASSES if table else max(MOST_WHOLE_CLASSES, len(cells) // 2)
     return "class" if n_values <= most else "number"
 

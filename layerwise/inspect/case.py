@@ -18,7 +18,7 @@ from layerwise.inspect.structure import Structure
 
 # Thresholds, set on the development half of bench/diagnosis.py
 POOR_FALL = 0.15  # a training that removed less of the chance loss than this has not learned
-SLOW_FALL = 0.35  # and less than this is slow, where a deep plain stack is the suspect
+SLOW_FALL = 0.35  # and less than this is slow, where initialisation or depth is the suspect
 DEAD, SATURATED = 0.75, 0.5  # share of a layer's units
 GAIN_LOW, GAIN_HIGH = 0.25, 3.0  # of fresh weights; sound starts lie between 0.5 and 1.5
 FADED, GROWN = 0.02, 30.0  # size of the last hidden activations over that of the inputs
@@ -78,6 +78,11 @@ class Case:
     def poor(self) -> bool:
         """Whether it has not learned; without any loss that cannot be said, and is not."""
         return self.broke or bool(len(self.losses) and not self.fall > POOR_FALL)
+
+    @cached_property
+    def slow(self) -> bool:
+        """Whether it has learned little: enough where the cause itself is in sight."""
+        return self.broke or bool(len(self.losses) and not self.fall > SLOW_FALL)
 
     def loss_sentence(self) -> str:
         if self.broke:

@@ -177,7 +177,7 @@ def collect(
 
 
 def pooled(x: Tensor) -> np.ndarray:
-    """One row of features per example: maps pooled to a grid, patches too, beside the class token."""
+    """One row of features per example: maps and patches pooled to a grid, the class token too."""
     x = x.detach().float()
     first = x.new_zeros(len(x), 0)
     if x.ndim == 3:

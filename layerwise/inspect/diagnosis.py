@@ -84,10 +84,12 @@ def diagnose(
     case.stopped, case.chance = stopped, chance
     if probe is not None:
         case.chance = chance if chance is not None else chance_loss(probe)
-        if network is not None:
-            case.structure = structure(network, probe["inputs"][:2])
-    if probe is not None and network is not None:
-        case.signal = signal(network, probe, held_out)
+    if probe is not None and network is not None and probe["inputs"].is_floating_point():
+        device = str(next(network.parameters()).device)
+        rows = [b.to(device) if b is not None else None for b in (probe, held_out)]
+        assert rows[0] is not None
+        case.structure = structure(network, rows[0]["inputs"][:2])
+        case.signal = signal(network, rows[0], rows[1])
     return ranked(case)
 
 

@@ -19,7 +19,6 @@ from layerwise.inspect.case import (
     GROWN,
     IDLE,
     SATURATED,
-    SLOW_FALL,
     UNDERFLOW,
     VANISHED,
     VERY_DEEP,
@@ -90,9 +89,7 @@ def frozen_layer(case: Case) -> Iterable[Diagnosis]:
     layers = case.history[looks[-1]]["layers"]
     still = [n for n, s in layers.items() if s["weight_norm"] and n not in case.frozen]
     off = [n for n in still if not layers[n]["trainable"]]
-    idle = [
-        n for n in still if layers[n]["update_ratio"] == 0 and (layers[n]["grad_norm"] or 0) > 0
-    ]
+    idle = [n for n in still if layers[n]["update_ratio"] == 0 and pulls(case, looks[-1], n)]
     for names, why in ((off, "takes no gradient"), (idle, "has a gradient but is never updated")):
         if names and len(names) < len(still):
             yield Diagnosis(
@@ -103,6 +100,12 @@ def frozen_layer(case: Case) -> Iterable[Diagnosis]:
                 "set requires_grad and hand its parameters to the optimiser (--unfreeze all)",
                 {"unfreeze": "all"},
             )
+
+
+def pulls(case: Case, look: int, name: str) -> bool:
+    """Whether a layer's gradient is large enough that an optimiser which has it would move it."""
+    flow = case.flow(look)
+    return flow.get(name, 0.0) > 1e-4 * max(flow.values(), default=0.0)
 
 
 def saturated_units(case: Case) -> Iterable[Diagnosis]:
@@ -157,7 +160,7 @@ def dead_units(case: Case) -> Iterable[Diagnosis]:
 def bad_init(case: Case) -> Iterable[Diagnosis]:
     """Fresh weights so small that the signal fades on its way up, or so large that it explodes."""
     gains = case.hidden("gain", 0)
-    if not gains or not case.poor:
+    if not gains or not case.slow:
         return
     gain = float(np.median(list(gains.values())))
     size = case.fade
@@ -224,7 +227,7 @@ def exploding_gradients(case: Case) -> Iterable[Diagnosis]:
 def no_residuals(case: Case) -> Iterable[Diagnosis]:
     """Deep and without shortcuts: what reaches the top is nearly the same for every row, or, very
     deep, it learns slowly though initialisation, learning rate and labels are sound."""
-    if not (case.broke or case.fall < SLOW_FALL) or not case.plain_and_deep:
+    if not case.slow or not case.plain_and_deep:
         return
     assert case.structure is not None
     tilt = case.tilts[0] if case.tilts else None

@@ -43,7 +43,7 @@ class Watch:
 
     The loop calls `before(step)`, `after_backward()` (best before clipping) and `after_step()`.
     `history` then holds one dict per look: "step", "loss", "lr", "inputs" (mean and std), "dtype"
-    of the activations, and "layers": {name: {
+    (the narrowest among the activations), and "layers": {name: {
         grad_norm      norm of the gradient of its parameters, None when it got none
         weight_norm    norm of its parameters
         zero_grad      share of gradient entries that are exactly zero
@@ -159,6 +159,7 @@ class Flow:
         self.record, self.silent, self.window = record, silent, window
         self.passed = ""  # the layer whose weights were used last
         self.met: set[Any] = set()
+        self.narrowest = 8  # bytes per number
 
     def arrive(self, name: str, key: str, point: nn.Module, x: Tensor) -> None:
         """An input reaches a weight layer: it is what the layer passed before handed on."""
@@ -184,7 +185,9 @@ class Flow:
             self.record["layers"][name] |= size(values) | {"dead": 0.0, "saturated": 0.0}
 
     def book(self, name: str, key: str, x: Tensor, axis: int) -> None:
-        self.record["dtype"] = str(x.dtype).removeprefix("torch.")
+        if x.dtype.itemsize <= self.narrowest:  # under autocast norms stay wider than products
+            self.narrowest = x.dtype.itemsize
+            self.record["dtype"] = str(x.dtype).removeprefix("torch.")
         values = sample(x, axis)  # (n, U)
         looks = self.silent.setdefault(key, deque(maxlen=self.window))
         looks.append(silent_units(x, values, axis))

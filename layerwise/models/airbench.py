@@ -19,6 +19,7 @@ Shapes: b images, c channels, h x w pixels, k side of the whitened patch, C clas
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -48,7 +49,7 @@ PUBLISHED: dict[str, dict[str, str]] = {}  # no checkpoint was ever published
 class Whiten(nn.Module):
     """Patches projected on plus and minus their principal components, then GELU.
 
-    (b, 3, h, w) to (b, 6 k k, h - k + 1, w - k + 1). The filters are set by `whiten`, never learned.
+    (b, 3, h, w) to (b, 6 k k, h - k + 1, w - k + 1). `whiten` sets the filters; they never learn.
     """
 
     def __init__(self, patch: int, bias: bool):
@@ -81,8 +82,7 @@ class Group(nn.Module):
         super().__init__()
         widths = [n_in] + [n_out] * config.n_convs
         self.convs = nn.ModuleList(
-            nn.Conv2d(i, o, 3, padding=1, bias=False)
-            for i, o in zip(widths[:-1], widths[1:], strict=True)
+            nn.Conv2d(i, o, 3, padding=1, bias=False) for i, o in pairwise(widths)
         )
         self.norms = nn.ModuleList(
             nn.BatchNorm2d(n_out, eps=config.norm_eps, momentum=config.norm_momentum)
@@ -127,7 +127,8 @@ class Airbench(nn.Module):
 
     def layers(self) -> dict[str, nn.Module]:
         """The stack in the order in which data flows through it."""
-        return {n: getattr(self, n) for n in "whiten group1 group2 group3 head".split()}
+        names = ("whiten", "group1", "group2", "group3", "head")
+        return {name: getattr(self, name) for name in names}
 
     def reset_head(self, n_classes: int) -> None:
         """A fresh last layer for another set of classes; everything below keeps what it learned."""

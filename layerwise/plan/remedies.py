@@ -14,6 +14,8 @@ from torch import nn
 from layerwise.plan.forecast import Plan, Remedy, Request, plan_of
 from layerwise.plan.step import Setting
 
+SMALLEST = 2  # rows of a micro-batch: normalisation over a batch of one is not defined
+
 
 def suggest(plan: Plan, available: float) -> list[Remedy]:
     """What would fit into `available` bytes, the least intrusive first; empty if the plan does."""
@@ -72,17 +74,30 @@ def _on_meta(network: nn.Module) -> nn.Module:
 
 
 def _largest_that_fits(words: str, request: Request, available: float) -> Remedy | None:
-    """Halve the micro-batch until the plan fits; None when one row does not."""
+    """The micro-batch halved as often as it takes; None when the smallest does not fit.
+
+    Memory grows about linearly with the rows, so the whole batch and the smallest say where to
+    look; what is offered has been planned itself.
+    """
     asked = request.setting
-    size = asked.device_batch_size
-    while True:
-        plan = plan_of(request)
-        if plan.fits(available):
-            return Remedy(_words(words, plan.setting, asked), plan.setting, plan)
-        size //= 2
-        if not size:
-            return None
-        request = _with(request, request.setting.with_device_batch(size))
+    sizes = [asked.device_batch_size]
+    while sizes[-1] // 2 >= SMALLEST:
+        sizes.append(sizes[-1] // 2)
+
+    def planned(size: int) -> Plan:
+        return plan_of(_with(request, asked.with_device_batch(size)))
+
+    largest, smallest = planned(sizes[0]), planned(sizes[-1])
+    if not smallest.fits(available):
+        return None
+    found = largest if largest.fits(available) else smallest
+    if found is smallest:
+        most, least = largest.memory["peak"].value, smallest.memory["peak"].value
+        share = (available - least) / max(1.0, most - least)
+        likely = sizes[-1] + share * (sizes[0] - sizes[-1])
+        tries = (planned(size) for size in sizes[1:-1] if size <= 1.2 * likely)
+        found = next((plan for plan in tries if plan.fits(available)), smallest)
+    return Remedy(_words(words, found.setting, asked), found.setting, found)
 
 
 def _words(words: str, setting: Setting, asked: Setting) -> str:

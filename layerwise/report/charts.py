@@ -4,13 +4,15 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-W, H, LEFT, BOTTOM, TOP, RIGHT = 640, 240, 52, 28, 12, 12
+W, H, LEFT, BOTTOM, TOP, RIGHT = 640, 260, 52, 44, 30, 16
 COLOURS = ("var(--c1)", "var(--c2)", "var(--c3)", "var(--c4)")
 
 
-def svg(body: str, width: int = W, height: int = H, label: str = "") -> str:
+def svg(body: str, width: int = W, height: int = H, label: str = "", narrow: bool = False) -> str:
+    """The picture; `narrow` keeps it from being stretched, so that its text stays as large."""
+    limit = f' style="max-width:{round(1.2 * width)}px;margin:auto"' * narrow
     return (
-        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}" '
+        f'<svg viewBox="0 0 {width} {height}"{limit} role="img" aria-label="{escape(label)}" '
         f'preserveAspectRatio="xMidYMid meet">{body}</svg>'
     )
 
@@ -37,7 +39,9 @@ def number(value: float) -> str:
     return f"{value:.4g}"
 
 
-def scale(values: Sequence[float], low: float, high: float, start: float, end: float) -> list[float]:
+def scale(
+    values: Sequence[float], low: float, high: float, start: float, end: float
+) -> list[float]:
     span = (high - low) or 1.0
     return [start + (v - low) / span * (end - start) for v in values]
 
@@ -51,14 +55,17 @@ def axes(x: tuple[float, float], y: tuple[float, float], x_name: str, y_name: st
         out.append(f'<text x="{LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{number(v)}</text>')
     for v in ticks(*x):
         at = scale([v], *x, LEFT, W - RIGHT)[0]
-        out.append(f'<text x="{at:.1f}" y="{H - 10}" text-anchor="middle">{number(v)}</text>')
-    out.append(f'<text class="name" x="{W - RIGHT}" y="{H - 10}" text-anchor="end">{x_name}</text>')
-    out.append(f'<text class="name" x="{LEFT + 4}" y="{TOP + 8}">{escape(y_name)}</text>')
+        out.append(f'<text x="{at:.1f}" y="{H - 26}" text-anchor="middle">{number(v)}</text>')
+    out.append(f'<text class="name" x="{W - RIGHT}" y="{H - 8}" text-anchor="end">{x_name}</text>')
+    out.append(f'<text class="name" x="{LEFT}" y="{TOP - 14}">{escape(y_name)}</text>')
     return "".join(out)
 
 
 def lines(
-    series: dict[str, list[tuple[float, float]]], x_name: str, y_name: str, y_from: float | None = None
+    series: dict[str, list[tuple[float, float]]],
+    x_name: str,
+    y_name: str,
+    y_from: float | None = None,
 ) -> str:
     """One line per series of (x, y) points; the legend stands in the picture."""
     points = [p for s in series.values() for p in s if math.isfinite(p[1])]
@@ -114,9 +121,11 @@ def reliability(bins: list[dict[str, float]]) -> str:
                 f'<circle cx="{x(b["confidence"]):.1f}" cy="{y(b["accuracy"]):.1f}" r="{r:.1f}" '
                 f'fill="var(--c1)" fill-opacity=".7"><title>{b["count"]:.0f} rows</title></circle>'
             )
-    body += f'<text class="name" x="{size - pad}" y="{size - 2}" text-anchor="end">confidence</text>'
+    body += (
+        f'<text class="name" x="{size - pad}" y="{size - 2}" text-anchor="end">confidence</text>'
+    )
     body += f'<text class="name" x="{pad}" y="{pad - 12}">accuracy</text>'
-    return svg(body, size, size, "accuracy against confidence")
+    return svg(body, size, size, "accuracy against confidence", narrow=True)
 
 
 def scatter(points: list[list[float]]) -> str:
@@ -156,7 +165,10 @@ def interval_bars(rows: list[dict], best_is_high: bool) -> str:
         a, m, b = scale([r["low"], r["score"], r["high"]], *ends, 90, W - 70)
         colour = "var(--c1)" if r["chosen"] else "var(--soft)"
         body += f'<text x="82" y="{y + 4}" text-anchor="end">{escape(r["name"])}</text>'
-        body += f'<line x1="{a:.1f}" x2="{b:.1f}" y1="{y}" y2="{y}" stroke="{colour}" stroke-width="6" stroke-linecap="round" stroke-opacity=".45"/>'
+        body += (
+            f'<line x1="{a:.1f}" x2="{b:.1f}" y1="{y}" y2="{y}" stroke="{colour}" '
+            'stroke-width="6" stroke-linecap="round" stroke-opacity=".45"/>'
+        )
         body += f'<circle cx="{m:.1f}" cy="{y}" r="6" fill="{colour}"/>'
         body += f'<text x="{W - 62}" y="{y + 4}">{r["score"]:.4f}</text>'
     return svg(body, W, height, "ladder: score and interval of every rung")
@@ -178,11 +190,21 @@ def confusion(labels: list[str], matrix: list[list[int]]) -> str:
             colour = "var(--c1)" if i == j else "var(--bad)"
             opacity = 0.08 + 0.92 * count / total if count else 0.03
             x = left + j * cell
-            body += f'<rect x="{x}" y="{y}" width="{cell - 2}" height="{cell - 2}" rx="3" fill="{colour}" fill-opacity="{opacity:.3f}"><title>{name} called {escape(labels[j])}: {count}</title></rect>'
+            said = f"{name} called {escape(labels[j])}: {count}"
+            body += (
+                f'<rect x="{x}" y="{y}" width="{cell - 2}" height="{cell - 2}" rx="3" '
+                f'fill="{colour}" fill-opacity="{opacity:.3f}"><title>{said}</title></rect>'
+            )
             if count and cell >= 24:
                 strong = ' class="on"' if count / total > 0.5 else ""
-                body += f'<text{strong} x="{x + cell / 2 - 1:.0f}" y="{y + cell / 2 + 4:.0f}" text-anchor="middle">{count}</text>'
+                body += (
+                    f'<text{strong} x="{x + cell / 2 - 1:.0f}" y="{y + cell / 2 + 4:.0f}" '
+                    f'text-anchor="middle">{count}</text>'
+                )
     for j in range(n):
         x, y = left + j * cell + cell / 2, top + n * cell + 10
-        body += f'<text transform="translate({x:.0f},{y:.0f}) rotate(-45)" text-anchor="end">{escape(labels[j][:16])}</text>'
-    return svg(body, width, height, "confusion matrix")
+        body += (
+            f'<text transform="translate({x:.0f},{y:.0f}) rotate(-45)" text-anchor="end">'
+            f"{escape(labels[j][:16])}</text>"
+        )
+    return svg(body, width, height, "confusion matrix", narrow=True)

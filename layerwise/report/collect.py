@@ -4,34 +4,28 @@ Everything the page shows is one JSON document, `result.json` beside it, so that
 page is more than what was measured.
 """
 
-import base64
-import io
 import pathlib
 import shlex
 import time
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from layerwise import runtime
 from layerwise.bundle import Model, write_json
 from layerwise.console import duration
-from layerwise.data.audit import suspect_labels
+from layerwise.cure import metrics_of
 from layerwise.data.examples import Examples
-from layerwise.data.image import decode
-from layerwise.errors import DataError
+from layerwise.data.label_errors import suspect_labels
 from layerwise.evaluate import evaluation_of
 from layerwise.ladder import Contender, Job, Rung
+from layerwise.report.inside import look_inside
+from layerwise.report.thumbnails import picture
 from layerwise.result import Result, Rows
 from layerwise.tasks import intervals
 from layerwise.tasks.calibration import calibrate, conformal_quantile
 from layerwise.tasks.scores import confusion, softmax
-from layerwise.train.log import read_metrics
 from layerwise.train.run import predict_rows
-
-PROBED = 1500  # rows that the depth report looks at
-THUMBNAIL = 96
 
 
 def finish(
@@ -40,7 +34,7 @@ def finish(
     rows: Rows,
     winner: Contender,
     rungs: list[Rung],
-    plans: list[Any],
+    diagnoses: list[Any],
     model: Model,
     seconds_so_far: float,
     data: str,
@@ -59,6 +53,7 @@ def finish(
         "ladder": [r.to_dict() for r in rungs],
         "plan": plan_rows(winner),
         "metrics": metrics_of(job, winner),
+        "diagnoses": [vars(d) for d in diagnoses],
     }
     finished = winner.outcome is None or winner.outcome.state.finished
     page |= score_model(job, rows, model)
@@ -97,7 +92,11 @@ def finish(
         ladder=page["ladder"],
         report=str(report),
         finished=finished,
-        details={"plan": page["plan"], "calibration": page.get("calibration"), "next": page["next"]},
+        details={
+            "plan": page["plan"],
+            "calibration": page.get("calibration"),
+            "next": page["next"],
+        },
     )
 
 
@@ -130,17 +129,7 @@ def model_facts(model: Model, winner: Contender) -> dict[str, Any]:
     }
 
 
-def metrics_of(job: Job, winner: Contender) -> list[dict[str, Any]]:
-    """The loss curve of the winner over all its rounds, steps counted through."""
-    out: list[dict[str, Any]] = []
-    for i in range(winner.rounds):
-        offset = out[-1]["step"] if out else 0
-        part = read_metrics(job.folder / "rungs" / f"{winner.way}-{i}")
-        out += [r | {"step": r["step"] + offset} for r in part]
-    return out
-
-
-# ---- the score, its noise and its calibration ------------------------------------------------------
+# ---- the score, its noise and its calibration ------------------------------------------------
 
 
 def score_model(job: Job, rows: Rows, model: Model) -> dict[str, Any]:
@@ -182,7 +171,8 @@ def score_model(job: Job, rows: Rows, model: Model) -> dict[str, Any]:
         out["mistakes"] = [m | {"image": picture(rows.test, m["row"])} for m in scored.wrong]
         out["_shares"] = softmax(outputs)
     elif job.task.name == "regress":
-        out["scatter"] = [[float(a), float(b)] for a, b in zip(targets, outputs[:, 0])][:1500]
+        pairs = np.stack([targets, outputs[:, 0]], 1)[:1500]
+        out["scatter"] = pairs.astype(float).tolist()
         out["mistakes"] = worst_numbers(rows.test, outputs[:, 0], targets)
     return out
 
@@ -192,7 +182,10 @@ def baseline(job: Job, rows: Rows) -> dict[str, Any]:
     train, test = np.asarray(rows.train.targets), np.asarray(rows.test.targets)
     if job.task.name == "classify":
         common = np.bincount(train).argmax()
-        return {"what": f"always '{job.task.labels[common]}'", "value": float((test == common).mean())}
+        return {
+            "what": f"always '{job.task.labels[common]}'",
+            "value": float((test == common).mean()),
+        }
     if job.task.name == "regress":
         rmse = float(np.sqrt(((test - train.mean()) ** 2).mean()))
         return {"what": "always the mean", "value": rmse}
@@ -232,7 +225,7 @@ def worst_numbers(rows: Examples, values: np.ndarray, targets: np.ndarray) -> li
     ]  # fmt: skip
 
 
-# ---- data ------------------------------------------------------------------------------------------
+# ---- data ------------------------------------------------------------------------------------
 
 
 def findings_of(examples: Examples, rows: Rows, page: dict[str, Any]) -> dict[str, Any]:
@@ -247,32 +240,7 @@ def findings_of(examples: Examples, rows: Rows, page: dict[str, Any]) -> dict[st
     return {"audited": rows.audit is not None, "findings": [vars(f) for f in found]}
 
 
-def picture(rows: Examples, row: int, side: int = THUMBNAIL) -> str:
-    """A thumbnail of one row as a data URI; empty for rows that are not images."""
-    if rows.kind != "image":
-        return ""
-    try:
-        return data_uri(decode(rows.inputs[row]), side)
-    except DataError:
-        return ""
-
-
-def data_uri(pixels: np.ndarray, side: int = THUMBNAIL) -> str:
-    """uint8 (h, w, 3) as a small JPEG (or PNG, for tiny images) in a data URI."""
-    image = Image.fromarray(pixels)
-    small = max(image.size) <= 64
-    if small:
-        scale = max(1, side // max(image.size))
-        image = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
-    else:
-        image.thumbnail((side, side))
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG" if small else "JPEG", quality=80)
-    kind = "png" if small else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-# ---- plan beside actual ----------------------------------------------------------------------------
+# ---- plan beside actual ----------------------------------------------------------------------
 
 
 def plan_rows(winner: Contender) -> list[dict[str, Any]]:
@@ -289,51 +257,7 @@ def plan_rows(winner: Contender) -> list[dict[str, Any]]:
     return [r | {"steps": steps} for r in rows]
 
 
-# ---- depth -----------------------------------------------------------------------------------------
-
-
-def look_inside(job: Job, rows: Rows, model: Model, winner: Contender) -> dict[str, Any]:
-    """The layers as the report shows them: what each learned, and how the gradient reached it."""
-    from layerwise.inspect.diagnosis import diagnose
-
-    history = winner.outcome.history if winner.outcome else []
-    out: dict[str, Any] = {"layers": layer_rows(model, history), "diagnoses": []}
-    if history:
-        found = diagnose(history, model.network)
-        out["diagnoses"] = [vars(d) for d in found]
-        for d in found:
-            job.console.say(f"  diagnosis: {d.fault} in {d.layer}: {d.evidence} Cure: {d.cure}")
-    if job.settings.depth and job.task.name == "classify":
-        out |= depth_of(job, rows, model, out["layers"])
-    return out
-
-
-def layer_rows(model: Model, history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    stack = model.network.layers()  # type: ignore[operator]
-    last = history[-1]["layers"] if history else {}
-    return [
-        {"name": name, "params": sum(p.numel() for p in layer.parameters()), **last.get(name, {})}
-        for name, layer in stack.items()
-    ]
-
-
-def depth_of(job: Job, rows: Rows, model: Model, layers: list[dict]) -> dict[str, Any]:
-    """Probe accuracy, rank and similarity by layer, on rows that were not trained on."""
-    from layerwise.data.loader import in_order
-    from layerwise.inspect.depth import depth_report
-
-    held = rows.test if len(rows.test) >= 300 else rows.val
-    some = held.subset(np.linspace(0, len(held) - 1, min(PROBED, len(held))).astype(int))
-    report = depth_report(
-        model.network, in_order(some, model.processor, 128), model.labels, seed=job.settings.seed
-    ).to_dict()
-    by_name = {row["name"]: row for row in report["layers"]}
-    for row in layers:
-        row |= {k: v for k, v in by_name.get(row["name"], {}).items() if k != "name"}
-    return {"depth": {k: v for k, v in report.items() if k != "layers"}}
-
-
-# ---- afterwards ------------------------------------------------------------------------------------
+# ---- afterwards ------------------------------------------------------------------------------
 
 
 def next_commands(folder: pathlib.Path, data: str) -> list[dict[str, str]]:

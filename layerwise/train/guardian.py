@@ -36,7 +36,9 @@ def culprits(network: nn.Module, task: Any, micros: Sequence[Batch]) -> np.ndarr
     with evaluating(network):
         for batch in micros:
             for i in range(len(batch)):
-                one = Batch({k: v[i : i + 1] for k, v in batch.tensors.items()}, batch.rows[i : i + 1])
+                one = Batch(
+                    {k: v[i : i + 1] for k, v in batch.tensors.items()}, batch.rows[i : i + 1]
+                )
                 finite = all(bool(torch.isfinite(v.float()).all()) for v in one.tensors.values())
                 if not finite or not bool(torch.isfinite(task.loss(network, one)[0])):
                     bad.append(int(one.rows[0]))

@@ -156,7 +156,9 @@ def recover(error: guardian.NotFinite, state: State, hooks: Hooks) -> State:
     Errors: TrainingStopped, which names the step and the rows.
     """
     if state.recoveries or hooks.restore is None:
-        again = "again, after going back once with a tenth of the learning rate" * bool(state.recoveries)
+        again = "again, after going back once with a tenth of the learning rate" * bool(
+            state.recoveries
+        )
         raise TrainingStopped(
             f"{error} {again}. The last good checkpoint is kept. Look at these rows "
             "(`layerwise audit DATA`), or lower --lr"

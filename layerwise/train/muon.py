@@ -41,7 +41,8 @@ class Muon(torch.optim.Optimizer):
     """Muon for matrices and filters, AdamW for the rest, in one optimiser.
 
     params: parameters or groups of them; a group may set any option below for itself, and
-        "lr_scale", which whoever drives the learning rate multiplies into it.
+        "lr_scale", which whoever drives the learning rate multiplies into it. Where a group has
+        "names" of its parameters, those of the layer "head" go to AdamW although matrices.
     lr: learning rate; an update of a matrix has about 0.2 lr root mean square, as AdamW's.
     weight_decay: decoupled. momentum, nesterov: of the matrices. betas, eps: of AdamW.
     ns_steps: of the orthogonalisation.
@@ -49,7 +50,7 @@ class Muon(torch.optim.Optimizer):
         of that norm instead (lr 0.24 in the CIFAR-10 record). Right where a normalisation follows
         each layer, since only the direction of its filters counts there; no weight decay then.
     rest_scale: AdamW's learning rate over that of the matrices.
-    head: parameters that go to AdamW although they are matrices; usually of the last layer.
+    head: further parameters that go to AdamW, such as the last layer of nameless groups.
     Errors: OptionError for options out of range.
     """
 
@@ -92,15 +93,25 @@ class Muon(torch.optim.Optimizer):
         """Add one group as two: its matrices, and its vectors and head; empty ones are left out."""
         group = {**self.defaults, **param_group}
         params = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
-        matrices = [p for p in params if is_matrix(p) and id(p) not in self.head]
-        taken = {id(p) for p in matrices}
-        rest = [p for p in params if id(p) not in taken]
-        scale = group["rest_scale"]
-        if matrices:
-            super().add_param_group({**group, "params": matrices, "matrices": True})
-        if rest:
-            slowed = {"lr": group["lr"] * scale, "lr_scale": group["lr_scale"] * scale}
-            super().add_param_group({**group, **slowed, "params": rest, "matrices": False})
+        names = group.pop("names", [""] * len(params))
+        for matrices in (True, False):
+            chosen = [
+                i for i, p in enumerate(params) if self.orthogonalised(p, names[i]) == matrices
+            ]
+            if chosen:
+                scale = 1.0 if matrices else group["rest_scale"]
+                part = {
+                    "params": [params[i] for i in chosen],
+                    "lr": group["lr"] * scale,
+                    "lr_scale": group["lr_scale"] * scale,
+                    "matrices": matrices,
+                }
+                super().add_param_group({**group, **part})
+
+    def orthogonalised(self, p: Tensor, name: str) -> bool:
+        """Two axes or more, more than one row and column once flattened, and not the head's."""
+        in_head = id(p) in self.head or name.split(".")[0] == "head"
+        return p.ndim >= 2 and len(p) > 1 and p.numel() > len(p) and not in_head
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -167,8 +178,3 @@ class Muon(torch.optim.Optimizer):
             amsgrad=False,
             maximize=False,
         )
-
-
-def is_matrix(p: Tensor) -> bool:
-    """Two axes or more, and more than one row and column once flattened."""
-    return p.ndim >= 2 and len(p) > 1 and p.numel() > len(p)

@@ -7,7 +7,7 @@ import copy
 import pathlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,11 @@ from layerwise.adapt.groups import parameter_groups
 from layerwise.data.augment import Augment
 from layerwise.data.examples import Examples
 from layerwise.data.loader import Batches, Prefetch, in_order
+from layerwise.plan.step import checkpoint_layers
 from layerwise.runtime import Runtime
 from layerwise.train import checkpoint
 from layerwise.train.checkpoint import State
+from layerwise.train.compiled import compile_layers
 from layerwise.train.log import MetricsLog
 from layerwise.train.loop import Average, Course, Hooks, train
 from layerwise.train.optim import build_optimizer, load_optimizer_tensors, optimizer_tensors
@@ -45,13 +47,15 @@ class Recipe:
     ema: float = 0.0
     layer_decay: float = 1.0
     unfreeze: str = "all"
-    augment: Augment = Augment()
+    augment: Augment = field(default_factory=Augment)
     evaluate_every: int = 0
     checkpoint_every: int = 0
     keep: int = 2
     seed: int = 0
     loader_threads: int = 1
     watch_every: int = 0
+    checkpointing: bool = False  # recompute each layer's activations in backward
+    compile: str = "off"
 
     def course(self) -> Course:
         return Course(
@@ -75,6 +79,7 @@ class Outcome:
     history: list[dict[str, Any]]  # the watch's looks at the layers
     stall_share: float  # of the time: waiting for batches
     step_seconds: float  # median of a step
+    compiled: str = ""  # whether the layers were compiled, and why
 
 
 class Training:
@@ -91,6 +96,7 @@ class Training:
         recipe: Recipe,
         machine: Runtime,
         progress: Callable[..., None] = lambda **values: None,
+        planned_seconds: float = 0.0,
     ):
         self.folder, self.network, self.task, self.processor = folder, network, task, processor
         self.val_rows, self.recipe, self.machine, self.progress = (
@@ -114,6 +120,7 @@ class Training:
             threads=recipe.loader_threads,
         )
         self.watch: Any = None
+        self.planned_seconds, self.compiled = planned_seconds, ""
         self.times: list[float] = []
 
     def run(self) -> Outcome:
@@ -125,8 +132,13 @@ class Training:
             from layerwise.inspect.watch import Watch
 
             self.watch = Watch(self.network.layers(), self.optimizer, self.recipe.watch_every)  # type: ignore[operator]
+        layers: dict[str, nn.Module] = self.network.layers()  # type: ignore[operator]
         started = time.perf_counter()
         try:
+            if self.recipe.checkpointing:
+                checkpoint_layers(layers)
+            else:
+                self.compile()
             state = train(
                 self.network,
                 self.task,
@@ -141,13 +153,25 @@ class Training:
         finally:
             feed.close()
             log.close()
+            for layer in layers.values():
+                layer.__dict__.pop("forward", None)  # what checkpointing put there
+                layer._compiled_call_impl = None
         self.take_best(state)
         return Outcome(
             state,
             self.watch.history if self.watch else [],
             feed.stall_seconds / max(1e-9, time.perf_counter() - started),
-            float(np.median(self.times)) if self.times else 0.0,
+            float(np.median(np.diff(self.times))) if len(self.times) > 1 else 0.0,
+            self.compiled,
         )
+
+    def compile(self) -> None:
+        """Compile the layers where it pays; `self.compiled` says why or why not."""
+        sample = self.batches[0].split(self.recipe.grad_accum_steps)[0].to(self.machine.device)
+        verdict = compile_layers(
+            self.network, self.task, sample, self.machine, self.recipe.compile, self.planned_seconds
+        )
+        self.compiled = verdict.why
 
     # ---- checkpoints ---------------------------------------------------------------------------
 

@@ -47,7 +47,7 @@ def test_mnist_as_published(tmp_path, ending):
         (tmp_path / f"{part}-images-idx3-ubyte{ending}").write_bytes(pack(idx(x[rows])))
         (tmp_path / f"{part}-labels-idx1-ubyte{ending}").write_bytes(pack(idx(y[rows])))
     opened = open_data(tmp_path)
-    assert np.array_equal(opened.inputs, x[[6, 7, 8, *range(6)]]) or np.array_equal(opened.inputs, x)
+    assert np.array_equal(opened.inputs, x)
     assert opened.given.tolist() == ["train"] * 6 + ["test"] * 3
     assert opened.targets.tolist() == y.tolist()
     assert opened.labels == ("0", "1", "2")
@@ -195,7 +195,7 @@ def binary_cifar(root, x, y):
 class Python2(pickle._Pickler):
     """Writes text as Python 2 did: as byte strings (the published batches are of that kind)."""
 
-    dispatch = dict(pickle._Pickler.dispatch)
+    dispatch = pickle._Pickler.dispatch.copy()
 
     def save_str2(self, value):
         raw = value.encode("latin1") if isinstance(value, str) else value
@@ -301,8 +301,8 @@ def test_cifar100_fine_and_coarse(tmp_path, six):
 
 def test_one_cifar_batch(tmp_path, six):
     python_cifar(tmp_path, *six)
-    opened = open_data(tmp_path / "data_batch_1")
-    assert (len(opened), opened.labels, opened.given.tolist()) == (2, ("car", "plane"), ["", ""]) or True
+    opened = open_data(tmp_path / "data_batch_1", learn=False)
+    assert (len(opened), opened.labels, opened.given.tolist()) == (2, ("car", "plane"), ["", ""])
     assert np.array_equal(opened.inputs, six[0][:2])
 
 
@@ -351,7 +351,9 @@ def test_code_in_a_pickle_is_refused_and_not_run(tmp_path, protocol):
 def test_the_message_names_the_file_and_what_to_do(tmp_path, six):
     python_cifar(tmp_path, *six)
     (tmp_path / "data_batch_2").write_bytes(pickle.dumps(Runs(os.system, "true"), 2))
-    refused(tmp_path, "data_batch_2' is a pickle that asks for 'posix.system'", "nothing .* was run")
+    refused(
+        tmp_path, "data_batch_2' is a pickle that asks for 'posix.system'", "nothing .* was run"
+    )
 
 
 @pytest.mark.parametrize(
@@ -380,7 +382,12 @@ def test_odd_instructions_are_refused():
 
 def test_plain_data_comes_back():
     array = np.arange(6, dtype=">i4").reshape(2, 3)
-    value = {"a": [1, -2, 3.5, None, True], "t": (1, "x"), "x": array, "f": np.asfortranarray(array)}
+    value = {
+        "a": [1, -2, 3.5, None, True],
+        "t": (1, "x"),
+        "x": array,
+        "f": np.asfortranarray(array),
+    }
     for protocol in range(5):
         read = read_pickle(pickle.dumps(value, protocol), "batch")
         assert read["a"] == value["a"]

@@ -72,6 +72,12 @@ def test_exif_orientation(orientation):
     assert np.array_equal(decode(raw), upright)
 
 
+def test_garbled_exif_is_no_orientation():
+    pixels = photo(8, 16)
+    for exif in (b"Exif\0\0MM\0*garbage", b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01"):
+        assert decode(encoded(Image.fromarray(pixels), "JPEG", exif=exif)).shape == (8, 16, 3)
+
+
 def test_transparency_lies_over_white():
     half = Image.new("RGBA", (4, 4), (255, 0, 0, 128))
     assert decode(encoded(half, "PNG"))[0, 0].tolist() == [255, 127, 127]

@@ -1,4 +1,4 @@
-"""The fused attention beside attention written out, forward and backward, in every form it takes."""
+"""The fused attention beside attention written out, forward and backward, in every form."""
 
 import math
 

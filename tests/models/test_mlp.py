@@ -95,8 +95,8 @@ def test_layers_are_the_hidden_ones_and_the_head(n_layers: int, residual: bool):
     ],
 )
 def test_initial_weights_have_the_stated_deviation(init: str, std: float):
-    weight = network(mlp.Config(dim=128, n_layers=4, init=init)).blocks[2].fc.weight
-    assert float(weight.std()) == pytest.approx(std, rel=0.03)
+    net = network(mlp.Config(dim=128, n_layers=4, init=init))
+    assert float(net.blocks[2].fc.weight.detach().std()) == pytest.approx(std, rel=0.03)
 
 
 @pytest.mark.parametrize("activation", ["relu", "gelu", "silu", "leaky_relu"])
@@ -130,9 +130,9 @@ def test_zero_init_starts_residual_layers_as_the_identity():
 
 def test_a_fresh_head_starts_as_the_first_one_did():
     net = network(mlp.Config(dim=256, n_classes=1000, init="small"))
-    before = net.head.weight.std()
+    before = net.head.weight.detach().std()
     net.reset_head(1000)
-    assert float(net.head.weight.std()) == pytest.approx(float(before), rel=0.02)
+    assert float(net.head.weight.detach().std()) == pytest.approx(float(before), rel=0.02)
 
 
 # ---- the classic ---------------------------------------------------------------------------------
@@ -164,7 +164,15 @@ def test_gradients_vanish_in_deep_sigmoids_alone():
     assert gradient_ratio(mlp.VARIANTS["mlp_deep_kaiming"]) > 0.05
 
 
-def test_thirty_layers_learn_once_every_cure_is_there():
-    print({v: accuracy_after(v) for v in mlp.VARIANTS})
-    assert accuracy_after("mlp_deep_sigmoid") < 0.15
-    assert accuracy_after("mlp_deep_residual") > 0.9
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("variant", "low", "high"),
+    [  # measured: 0.098, 0.101, 0.848, 0.988
+        ("mlp_deep_sigmoid", 0.0, 0.15),
+        ("mlp_deep_relu", 0.0, 0.15),
+        ("mlp_deep_kaiming", 0.6, 0.95),
+        ("mlp_deep_residual", 0.95, 1.0),
+    ],
+)
+def test_thirty_layers_learn_by_and_by(variant: str, low: float, high: float):
+    assert low <= accuracy_after(variant) <= high

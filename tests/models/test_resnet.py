@@ -83,11 +83,11 @@ def test_parity_with_stored_outputs(key: str, config: resnet.Config, source: str
     parity.check_against_stored(key, "resnet", config, source, images())
 
 
-# ---- the published CIFAR networks ------------------------------------------------------------------
+# ---- the published CIFAR networks ----------------------------------------------------------------
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 # wrong among the first 1,000 of the 10,000 test images; on all of them these networks have
 # 8.27, 7.37 and 6.89 %, published are 8.27, 7.37 and 6.90 %
-CHECKPOINTS = {"resnet20-12fca82f": 0, "resnet32-d509ac18": 0, "resnet44-014dd654": 0}
+CHECKPOINTS = {"resnet20-12fca82f": 85, "resnet32-d509ac18": 72, "resnet44-014dd654": 67}
 
 
 def cifar_test(folder: Path, n: int) -> tuple[Tensor, Tensor]:
@@ -117,7 +117,8 @@ def test_published_error_on_cifar10(name: str, shared_data: Path):
     with torch.inference_mode():
         scores = torch.cat([network(part) for part in x.split(250)])
     wrong = int((scores.argmax(1) != y).sum())
-    assert abs(wrong - CHECKPOINTS[name]) <= 1, f"{wrong} of 1,000 wrong"  # 1: rounding elsewhere
+    # one more or less: rounding differs between machines
+    assert abs(wrong - CHECKPOINTS[name]) <= 1, f"{wrong} of 1,000 wrong"
 
 
 @pytest.mark.data

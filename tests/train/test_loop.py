@@ -1,6 +1,7 @@
 """The loop: equal to the big batch, the same to the bit when resumed, and stopped by no number."""
 
 import dataclasses
+import itertools
 import pathlib
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 
 from layerwise import runtime
-from layerwise.data.examples import Batch, Examples
+from layerwise.data.examples import Batch
 from layerwise.errors import TrainingStopped
 from layerwise.tasks.classify import Classify
 from layerwise.train import checkpoint
@@ -99,7 +100,7 @@ def test_schedules_begin_low_peak_at_one_and_end_low():
         assert course[0] == pytest.approx(0.1)
         assert max(course) == 1.0
         assert course[-1] < 0.06
-        assert all(a >= b for a, b in zip(course[10:], course[11:], strict=False))
+        assert all(a >= b for a, b in itertools.pairwise(course[10:]))
     assert lr_factor(99, 100, 0, "constant") == 1.0
 
 
@@ -146,7 +147,9 @@ def test_the_guardian_names_the_row_goes_back_once_and_then_stops():
         return dataclasses.replace(state, step=0)
 
     hooks = Hooks(
-        log=lambda step, **v: said.append(v), restore=restore, names=[f"row {i}" for i in range(999)]
+        log=lambda step, **v: said.append(v),
+        restore=restore,
+        names=[f"row {i}" for i in range(999)],
     )
     with pytest.raises(TrainingStopped, match=r"step 3; rows: row 77 again.*going back once"):
         run(net, Course(steps=6, lr=0.01), hooks=hooks, batches=Rows(broken_step=3))
@@ -221,14 +224,15 @@ if (newest := checkpoint.latest(folder)):
     state, tensors = checkpoint.load_checkpoint(newest)
     net.load_state_dict(tensors["model"]); load_optimizer_tensors(net, opt, tensors["optimizer"])
 def save(state):
-    checkpoint.save_checkpoint(folder, state, {{"model": net.state_dict(), "optimizer": optimizer_tensors(net, opt)}})
+    parts = {{"model": net.state_dict(), "optimizer": optimizer_tensors(net, opt)}}
+    checkpoint.save_checkpoint(folder, state, parts)
     checkpoint.clean(folder, 2, state.best_step)
 train(net, TASK, Rows(), opt, Course(60, 0.02, checkpoint_every=1), state, CPU, Hooks(save=save))
 """
 
 
 def test_killed_at_random_moments_and_resumed_it_ends_in_the_same_bits(tmp_path: pathlib.Path):
-    """SIGKILL during checkpoints too: whatever is on the disk, resuming ends in the same weights."""
+    """SIGKILL during checkpoints too: whatever is on the disk, the weights end the same."""
     whole = network(dropout=0.2)
     run(whole, Course(steps=60, lr=0.02))
     folder = tmp_path / "run"

@@ -1,0 +1,189 @@
+"""Labels that are probably wrong, from predictions of models that did not see them.
+
+Confident learning: Northcutt, Jiang, Chuang, "Confident Learning: Estimating Uncertainty in Dataset
+Labels", JAIR 2021. A row is suspected when another class than its label is likelier than that class
+usually is where it is the label. Departures: the suspicion must also be `CERTAIN`, so that a weak
+model accuses few; a row of its own class's average confidence is never accused.
+
+The predictions come from multinomial logistic regression on given features (a pre-trained base's,
+or small pixels), trained on the other folds.
+
+Legend: n rows, D features, C classes, k folds.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from layerwise.data.examples import Finding
+from layerwise.errors import DataError
+
+PENALTIES = (3e-3, 3e-4, 3e-5, 3e-6)  # of the squared weights, beside the mean loss; the best is kept
+STEPS = 40  # of L-BFGS per penalty
+COLUMNS = 512  # folds x classes trained at once
+CERTAIN = 0.9  # least share of the suggested class, of it and the label together
+
+
+# ---- out-of-fold predictions -----------------------------------------------------------------
+
+
+def out_of_fold(
+    features: np.ndarray, targets: np.ndarray, folds: int | np.ndarray = 5, seed: int = 0
+) -> np.ndarray:
+    """Probabilities (n, C) for each row by a model that was trained without the row's fold.
+
+    features: (n, D) float. targets: (n,) int. folds: how many (stratified, seeded), or the fold of
+    each row (n,): give copies the same fold, else they betray each other.
+    All folds train at once on the same features, so the cost is that of one model.
+    Errors: DataError for fewer than 2 folds or features that are not finite.
+    """
+    y = np.asarray(targets, np.int64)
+    fold = (
+        stratified(y, folds, seed) if isinstance(folds, int) else np.unique(folds, False, True)[1]
+    )
+    k, c = int(fold.max()) + 1, int(y.max()) + 1
+    if k < 2:
+        raise DataError("out-of-fold predictions need at least 2 folds of the rows")
+    x = whitened(features)
+    at_once = max(1, COLUMNS // c)
+    best, best_loss = np.zeros((len(y), c)), np.inf
+    weights = [torch.zeros(x.shape[1], len(p) * c) for p in parts(k, at_once)]
+    for penalty in PENALTIES:  # from strong to weak, each starting where the last one ended
+        p = np.empty((len(y), c))
+        for i, chosen in enumerate(parts(k, at_once)):
+            weights[i] = train(x, y, fold, chosen, weights[i], penalty)
+            fill(p, x, fold, chosen, weights[i], c)
+        loss = -np.log(np.maximum(p[np.arange(len(y)), y], 1e-12)).mean()
+        if loss >= best_loss:
+            break
+        best, best_loss = p, loss
+    return best
+
+
+def stratified(targets: np.ndarray, k: int, seed: int) -> np.ndarray:
+    """A fold for each row (n,), each class dealt out evenly."""
+    order = np.random.default_rng(seed).permutation(len(targets))
+    order = order[np.argsort(targets[order], kind="stable")]
+    fold = np.empty(len(targets), np.int64)
+    fold[order] = np.arange(len(targets)) % min(k, len(targets))
+    return fold
+
+
+def parts(k: int, size: int) -> list[np.ndarray]:
+    return [np.arange(i, min(i + size, k)) for i in range(0, k, size)]
+
+
+def whitened(features: np.ndarray) -> Tensor:
+    """Standardised, with a column of ones: (n, D + 1) float32."""
+    x = np.asarray(features, np.float32).reshape(len(features), -1)
+    if not np.isfinite(x).all():
+        row = int(np.flatnonzero(~np.isfinite(x).all(1))[0])
+        raise DataError(f"the features of row {row} are not finite; leave the row out")
+    mean, std = x.mean(0), x.std(0)
+    x = (x - mean) / np.where(std > 1e-6 * (1 + np.abs(mean)), std, np.inf)
+    # rows of norm about 1 whatever D is, so that one set of penalties fits all features
+    x *= np.float32(1 / np.sqrt(max(1, x.shape[1])))
+    return torch.from_numpy(np.hstack([x, np.ones((len(x), 1), np.float32)]))
+
+
+def train(
+    x: Tensor, y: np.ndarray, fold: np.ndarray, chosen: np.ndarray, start: Tensor, penalty: float
+) -> Tensor:
+    """Weights (D + 1, folds * C) of the models that leave out each chosen fold, side by side."""
+    n, m = len(y), len(chosen)
+    seen = torch.from_numpy((fold[:, None] != chosen).astype(np.float32))  # (n, m)
+    seen = seen / seen.sum(0, keepdim=True).clamp_min(1)
+    target = torch.from_numpy(y)[:, None].expand(n, m)
+    w = start.clone().requires_grad_(True)
+    penalised = torch.ones(len(w), 1)
+    penalised[-1] = 0  # not the bias
+
+    def loss() -> Tensor:
+        logits = (x @ w).view(n, m, -1)  # (n, m, C)
+        own = logits.gather(2, target[..., None])[..., 0]
+        nll = (torch.logsumexp(logits, 2) - own) * seen
+        return nll.sum() + penalty * (penalised * w).square().sum()
+
+    optimizer = torch.optim.LBFGS(
+        [w], max_iter=STEPS, history_size=12, tolerance_grad=1e-5, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        value = loss()
+        value.backward()
+        return float(value.detach())
+
+    optimizer.step(closure)
+    return w.detach()
+
+
+def fill(p: np.ndarray, x: Tensor, fold: np.ndarray, chosen: np.ndarray, w: Tensor, c: int) -> None:
+    """Write the probabilities of the rows of each chosen fold by the model that left it out."""
+    for i, f in enumerate(chosen):
+        rows = np.flatnonzero(fold == f)
+        logits = x[torch.from_numpy(rows)] @ w[:, i * c : (i + 1) * c]
+        p[rows] = logits.double().softmax(1).numpy()
+
+
+# ---- suspicion -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Suspects:
+    """Rows whose label is probably wrong, the most suspicious first."""
+
+    rows: np.ndarray  # (m,)
+    suggested: np.ndarray  # (m,) the class they look like
+    certainty: np.ndarray  # (m,) share of the suggested class, of it and the label together
+    accuracy: float  # of the predictions on all rows: how much to trust them
+
+
+def find_suspects(
+    probabilities: np.ndarray, targets: np.ndarray, certain: float = CERTAIN
+) -> Suspects:
+    """Confident learning on out-of-fold probabilities (n, C) and labels (n,)."""
+    p, y = np.asarray(probabilities, np.float64), np.asarray(targets, np.int64)
+    if p.shape[0] != len(y):
+        raise DataError(f"{len(p)} rows of probabilities for {len(y)} labels: not the same rows")
+    n, c = p.shape
+    own = p[np.arange(n), y]
+    count = np.bincount(y, minlength=c)
+    usual = np.bincount(y, own, c) / np.maximum(count, 1)  # mean confidence in each class
+    usual[count == 0] = np.inf
+    likely = np.where(p >= usual, p, -1.0)  # (n, C)
+    likely[np.arange(n), y] = -1
+    suggested = likely.argmax(1)
+    other = likely[np.arange(n), suggested]
+    certainty = other / np.maximum(other + own, 1e-300)
+    rows = np.flatnonzero((other > 0) & (own < usual[y]) & (certainty >= certain))
+    rows = rows[np.argsort(-certainty[rows], kind="stable")]
+    accuracy = float((p.argmax(1) == y).mean())
+    return Suspects(rows, suggested[rows], certainty[rows], accuracy)
+
+
+def suspect_labels(
+    probabilities: np.ndarray, targets: np.ndarray, names: Sequence[str], labels: Sequence[str]
+) -> Finding | None:
+    """The finding for `find_suspects`, None when nothing is suspected.
+
+    names: what to call each row (n,); labels: the class names (C,).
+    Errors: DataError when the probabilities are of other rows.
+    """
+    found = find_suspects(probabilities, targets)
+    if not len(found.rows):
+        return None
+    said = [
+        f"{names[int(i)]} ({labels[int(targets[i])]}, looks like {labels[int(s)]})"
+        for i, s in zip(found.rows, found.suggested, strict=True)
+    ]
+    message = (
+        f"{len(said):,} of {len(targets):,} labels are probably wrong ({said[0]}), by predictions "
+        f"that were right on {found.accuracy:.1%} of rows they had not seen"
+    )
+    return Finding(
+        "wrong_label", "warning", message, tuple(said), "look at them, the first ones first"
+    )

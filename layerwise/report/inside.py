@@ -1,0 +1,94 @@
+"""What the report shows of a network's inside: how each layer learned and what it looks for."""
+
+from typing import Any
+
+import torch
+
+from layerwise.bundle import Model
+from layerwise.cure import some_rows
+from layerwise.data.loader import in_order
+from layerwise.errors import DataError
+from layerwise.inspect.attribution import heat, smooth_grad, top_examples
+from layerwise.inspect.depth import depth_report
+from layerwise.ladder import Contender, Job
+from layerwise.report.thumbnails import data_uri, overlay, picture
+from layerwise.result import Rows
+
+PROBED = 1500  # rows that the depth report looks at
+LOOKED_THROUGH = 600  # rows among which a unit's favourites are sought
+SHOWN = 6  # rows whose saliency is shown
+UNITS, FAVOURITES = 2, 4  # per layer
+
+
+def look_inside(job: Job, rows: Rows, model: Model, winner: Contender) -> dict[str, Any]:
+    """The layers as the report shows them, and pictures for images."""
+    history = winner.outcome.history if winner.outcome else []
+    out: dict[str, Any] = {"layers": layer_rows(model, history)}
+    if job.settings.depth:
+        out |= depth_of(job, rows, model, out["layers"])
+        if rows.test.kind == "image" and job.task.name == "classify":
+            show_favourites(rows, model, out["layers"])
+            out["saliency"] = saliency(rows, model)
+    return out
+
+
+def layer_rows(model: Model, history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    stack = model.network.layers()  # type: ignore[operator]
+    last = history[-1]["layers"] if history else {}
+    return [
+        {"name": name, "params": sum(p.numel() for p in layer.parameters()), **last.get(name, {})}
+        for name, layer in stack.items()
+    ]
+
+
+def depth_of(job: Job, rows: Rows, model: Model, layers: list[dict]) -> dict[str, Any]:
+    """Probe accuracy, rank and similarity by layer, on rows that were not trained on."""
+    held = rows.test if len(rows.test) >= 300 else rows.val
+    held = held if len(held) > len(rows.test) else rows.test
+    gradients = {row["name"]: row["grad_norm"] for row in layers if row.get("grad_norm")}
+    batches = in_order(some_rows(held, PROBED), model.processor, 128)
+    try:
+        found = depth_report(
+            model.network, batches, model.labels, seed=job.settings.seed, gradients=gradients
+        )
+    except DataError as e:  # too few held-out rows to probe with
+        return {"depth": {"sentences": [str(e)]}}
+    report = found.to_dict()
+    by_name = {row["name"]: row for row in report["layers"]}
+    for row in layers:
+        row |= {k: v for k, v in by_name.get(row["name"], {}).items() if k != "name"}
+    return {"depth": {"sentences": found.sentences(), "chance": report["chance"]}}
+
+
+def show_favourites(rows: Rows, model: Model, layers: list[dict]) -> None:
+    """Beside each layer: the held-out images that excite its most selective units."""
+    sought = some_rows(rows.test, LOOKED_THROUGH)
+    batches = in_order(sought, model.processor, 128)
+    found = top_examples(model.network, batches, UNITS, FAVOURITES)
+    for row in layers:
+        row["units"] = [
+            {"index": u.index, "images": [{"image": picture(sought, r, 48)} for r in u.rows]}
+            for u in found.get(row["name"], [])
+        ]
+
+
+def saliency(rows: Rows, model: Model) -> list[dict[str, Any]]:
+    """Which pixels the answer hangs on, for a few held-out images."""
+    shown = some_rows(rows.test, SHOWN)
+    inputs = model.processor(shown.inputs)  # (B, 3, h, w)
+    with torch.no_grad():
+        said = model.network.eval()(inputs).argmax(1)
+    maps = heat(smooth_grad(model.network, inputs, said)).numpy()  # (B, h, w)
+    out = []
+    for i, name in enumerate(shown.names):
+        pixels = model.processor.pixels(shown.inputs[i])
+        out.append(
+            {
+                "name": str(name),
+                "truth": model.labels[int(shown.targets[i])],  # type: ignore[index]
+                "predicted": model.labels[int(said[i])],
+                "image": data_uri(pixels),
+                "overlay": overlay(pixels, maps[i]),
+            }
+        )
+    return out

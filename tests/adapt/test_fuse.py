@@ -1,0 +1,77 @@
+"""The network rewritten for inference gives the same outputs, in every family that it can follow."""
+
+import pytest
+import torch
+from torch import nn
+
+from layerwise import models
+from layerwise.adapt.fuse import PackedConv, fused
+
+SMALL = {
+    "resnet20": ({}, 16),
+    "resnet18": ({"depths": (1, 1, 1, 1)}, 64),
+    "resnet50": ({"depths": (1, 1, 1, 1)}, 64),
+    "mobilenet_v1_075": ({}, 64),
+    "squeezenet1_0": ({}, 64),
+    "alexnet_owt": ({}, 64),
+}
+
+
+def trained_like(network: nn.Module) -> nn.Module:
+    """Statistics and scales that are not those of a fresh network."""
+    torch.manual_seed(1)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.2)
+            module.running_var.uniform_(0.5, 1.5)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, 0, 0.2)
+    return network.eval()
+
+
+@pytest.mark.parametrize("name", [n for n in SMALL if n in models.variants()])
+def test_same_outputs_in_fp32_and_near_in_bf16(name: str):
+    overrides, side = SMALL[name]
+    torch.manual_seed(0)
+    network = trained_like(models.build(*models.resolve(name, n_classes=7, **overrides)))
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    for rows in (1, 5):
+        x = torch.randn(rows, 3, side, side)
+        with torch.inference_mode():
+            want = network(x)
+            got = fused(network, x, torch.float32)(x)
+            near = fused(network, x, torch.bfloat16)(x)
+        scale = want.abs().max()
+        assert (got - want).abs().max() < 2e-5 * scale
+        assert (near - want).abs().max() < 0.05 * scale
+        assert got.dtype == near.dtype == torch.float32
+    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
+
+
+def test_everything_after_a_convolution_goes_into_it():
+    network = trained_like(models.build(*models.resolve("resnet20")))
+    graph = fused(network, torch.randn(2, 3, 16, 16), torch.float32).inner
+    left = [type(m).__name__ for m in graph.modules()]
+    assert "BatchNorm2d" not in left
+    assert "ReLU" not in left
+    assert sum(isinstance(m, PackedConv) for m in graph.modules()) == 19
+
+
+def test_a_sum_whose_other_side_is_read_again_is_not_overwritten():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+
+        def forward(self, x):
+            x = self.a(x)
+            y = self.b(x) + x
+            return y * x  # x must still be what it was
+
+    network = Twice().eval()
+    x = torch.randn(2, 3, 8, 8)
+    with torch.inference_mode():
+        torch.testing.assert_close(fused(network, x, torch.float32)(x), network(x))
+        kept = x.clone()
+        fused(nn.Sequential(nn.Conv2d(3, 3, 1)), x, torch.float32)(x)
+        assert torch.equal(x, kept)
