@@ -100,8 +100,8 @@ class Model:
     def fast(self, rows: Examples, machine: runtime.Runtime, batch_size: int) -> nn.Module:
         """The network fused for inference, once it has been seen to say the same on these rows.
 
-        The network itself where its forward pass cannot be followed, or where the largest difference
-        between both, relative to the largest output, exceeds what this dtype's rounding explains.
+        The network itself where its forward pass cannot be followed, or where both differ by more
+        (relative to the largest output) than the rounding of this dtype explains.
         """
         some = rows.subset(np.arange(min(CERTIFIED, len(rows))))
         inputs = self.processor(some.inputs)  # (B, 3, h, w)

@@ -131,7 +131,7 @@ def _scaled(x: np.ndarray, source: str, findings: list[Finding]) -> np.ndarray:
     else:
         raise DataError(
             f"{source}: pixels should lie in 0..255, 0..1 or -1..1; they lie in {low:g}..{high:g}. "
-            "Undo the standardisation, or pass kind='table' to learn from the numbers as they are"
+            "Undo the standardisation, or save rows (n, features) to learn from them as a table"
         )
     findings.append(Finding("pixels", "note", f"pixels of type {x.dtype} were brought {rule}"))
     return np.rint(scaled).astype(np.uint8)

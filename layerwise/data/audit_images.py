@@ -21,7 +21,14 @@ from PIL import Image
 
 from layerwise.data.duplicates import SIDE
 from layerwise.data.examples import Finding
-from layerwise.data.image import check_size, from_array, read_header, to_rgb, upright
+from layerwise.data.image import (
+    EXIF_ORIENTATION,
+    check_size,
+    from_array,
+    quietly,
+    to_rgb,
+    upright,
+)
 from layerwise.data.splits import DIGEST
 from layerwise.errors import DataError
 
@@ -116,14 +123,13 @@ def look(raw: Any, name: str) -> Look:
     content = Path(raw).read_bytes() if isinstance(raw, str | os.PathLike) else raw
     if not content:
         return Look("empty", digest=name_digest(name))
-    image, orientation = read_header(io.BytesIO(content))
+    with quietly():
+        image = Image.open(io.BytesIO(content))
     check_size(image.size, name)
     traits = list(traits_of(image, Path(raw) if not isinstance(raw, bytes) else None))
-    if 2 <= orientation <= 8:
-        traits.append("rotated")
     image.draft("RGB", (2 * SIDE, 2 * SIDE))
     image.load()
-    return with_thumbnail(to_rgb(upright(image, orientation), name), tuple(traits), content)
+    return with_thumbnail(to_rgb(upright(image), name), tuple(traits), content)
 
 
 def traits_of(image: Image.Image, path: Path | None) -> list[str]:
@@ -133,9 +139,19 @@ def traits_of(image: Image.Image, path: Path | None) -> list[str]:
         "cmyk": image.mode == "CMYK",
         "sixteen_bit": image.mode == "I" or image.mode.startswith("I;16"),
         "alpha": image.has_transparency_data,
+        "rotated": orientation(image) in range(2, 9),
         "animated": image.format != "MPO" and getattr(image, "is_animated", False),
     }
     return [name for name, holds in checks.items() if holds]
+
+
+def orientation(image: Image.Image) -> int:
+    """What EXIF says of it, 1 (upright) where it says nothing or is garbled."""
+    try:
+        with quietly():
+            return int(image.getexif().get(EXIF_ORIENTATION, 1))
+    except Exception:  # garbled bytes make its parser raise almost anything
+        return 1
 
 
 def extension_fits(suffix: str, form: str | None) -> bool:

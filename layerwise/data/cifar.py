@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from layerwise.data.formats import Arrays
-from layerwise.data.listing import natural, shown
+from layerwise.data.listing import natural, reason, shown
 from layerwise.data.pickles import read_pickle
 from layerwise.errors import DataError
 
@@ -61,7 +61,7 @@ def _tar_members(path: Path) -> dict[str, Member]:
                     found[name] = archive.extractfile(member).read()  # type: ignore[union-attr]
     except (tarfile.TarError, EOFError, zlib.error, OSError) as e:
         raise DataError(
-            f"'{shown(path.name)}' is a damaged archive ({e}); download it again"
+            f"'{shown(path.name)}' is a damaged archive ({reason(e)}); download it again"
         ) from e
     return {name: (lambda content=content: content) for name, content in found.items()}
 
@@ -135,7 +135,9 @@ def _cifar_names(members: dict[str, Member], hundred: bool, coarse: bool) -> tup
         if meta in members:
             found = _text_keys(read_pickle(members[meta](), meta))
             names = found.get(f"{kind}_label_names" if hundred else "label_names", [])
-            return tuple(n.decode("utf8") if isinstance(n, bytes) else str(n) for n in names)
+            return tuple(
+                n.decode("utf8", "replace") if isinstance(n, bytes) else str(n) for n in names
+            )
     return ()
 
 

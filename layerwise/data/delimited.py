@@ -19,7 +19,7 @@ import pyarrow as pa
 from pyarrow import csv as arrow_csv
 
 from layerwise.data.examples import Finding
-from layerwise.data.listing import shown
+from layerwise.data.listing import reason, shown
 from layerwise.errors import DataError
 
 NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*")
@@ -71,8 +71,8 @@ def read_json_lines(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
             row = json.loads(line)
         except ValueError as e:
             raise DataError(
-                f"{file} line {number} is not JSON ({e}): {line[:60]!r}; each line should be one "
-                'object such as {"file_name": "a.jpg", "label": "cat"}'
+                f"{file} line {number} is not JSON ({reason(e)}): {line[:60]!r}; each line should be "
+                'one object such as {"file_name": "a.jpg", "label": "cat"}'
             ) from e
         if not isinstance(row, dict):
             raise DataError(
@@ -100,8 +100,8 @@ def read_bytes(path: Path) -> bytes:
         return gzip.decompress(content)
     except (EOFError, zlib.error, gzip.BadGzipFile) as e:
         raise DataError(
-            f"'{shown(path.name)}' is a damaged gzip file ({e}): it ends early or was changed on "
-            "its way; download or copy it again"
+            f"'{shown(path.name)}' is a damaged gzip file ({reason(e)}): it ends early or was "
+            "changed on its way; download or copy it again"
         ) from e
 
 
@@ -218,7 +218,7 @@ def _parse(text: str, delimiter: str, header: bool, file: str) -> RawTable:
             ),
         )
     except pa.ArrowInvalid as e:
-        raise DataError(f"'{file}' cannot be read as a table: {e}") from e
+        raise DataError(f"'{file}' cannot be read as a table: {reason(e)}") from e
     if ragged:
         _refuse_ragged(ragged, file, delimiter)
     if not data.num_rows:

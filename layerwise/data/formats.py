@@ -7,8 +7,8 @@ Legend: n images of h x w pixels, c channels.
 """
 
 import gzip
+import math
 import re
-import zipfile
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy as np
 
 from layerwise.data.delimited import read_bytes
 from layerwise.data.examples import Finding
-from layerwise.data.listing import shown, split_within
+from layerwise.data.listing import reason, shown, split_within
 from layerwise.errors import DataError
 
 IDX_KINDS = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
@@ -43,10 +43,12 @@ def read_idx(path: Path) -> np.ndarray:
     file = shown(path.name)
     if not is_idx(content[:4]):
         raise DataError(f"'{file}' is no idx file: it should start with two zero bytes and a kind")
-    shape = tuple(np.frombuffer(content, ">u4", content[3], offset=4).astype(int).tolist())
+    start = 4 + 4 * content[3]
+    if len(content) < start:
+        raise DataError(f"'{file}' ends within its header; download it again")
+    shape = np.frombuffer(content, ">u4", content[3], offset=4).tolist()
     kind = np.dtype(IDX_KINDS[content[2]])
-    start = 4 + 4 * len(shape)
-    wanted, came = int(np.prod(shape)) * kind.itemsize, len(content) - start
+    wanted, came = math.prod(shape) * kind.itemsize, len(content) - start
     if came != wanted:
         raise DataError(
             f"'{file}' is cut off or changed: its header promises {wanted:,} bytes for "
@@ -146,15 +148,22 @@ def read_npz(path: Path) -> Arrays:
 
 def _npz_items(path: Path, file: str) -> list[tuple[str, np.ndarray]]:
     try:
-        with np.load(path, allow_pickle=False) as held:
+        with open(path, "rb") as f, np.load(f, allow_pickle=False) as held:
             return [(key, held[key]) for key in held.files]
-    except (zipfile.BadZipFile, EOFError, OSError, zlib.error) as e:
-        raise DataError(f"'{file}' is a damaged .npz ({e}); save or download it again") from e
-    except ValueError as e:
+    except Exception as e:  # zip, zlib and numpy's headers can fail in any way at all
+        if "Object arrays" in str(e):
+            raise DataError(
+                f"'{file}' holds pickled Python objects, which are not read; save text with "
+                "np.array(names, dtype=str) and numbers with a number type"
+            ) from e
         raise DataError(
-            f"'{file}' holds pickled Python objects, which are not read; save text with "
-            "np.array(names, dtype=str) and numbers with a number type"
+            f"'{file}' is a damaged .npz ({_npz_reason(e)}); save or copy it again"
         ) from e
+
+
+def _npz_reason(error: Exception) -> str:
+    """numpy takes any file that is no zip for a pickle, and says so: no help here."""
+    return "it is no zip file" if "allow_pickle" in str(error) else reason(error)
 
 
 def _npz_role(key: str) -> tuple[str, str]:

@@ -21,10 +21,10 @@ from torch import Tensor
 from layerwise.data.examples import Finding
 from layerwise.errors import DataError
 
-PENALTIES = (3e-3, 3e-4, 3e-5, 3e-6)  # of the squared weights, beside the mean loss; the best is kept
-STEPS = 40  # of L-BFGS per penalty
+PENALTIES = (1e-3, 1e-4, 1e-5)  # of the squared weights, beside the mean loss; the best is kept
+STEPS = 30  # of L-BFGS per penalty
 COLUMNS = 512  # folds x classes trained at once
-CERTAIN = 0.9  # least share of the suggested class, of it and the label together
+CERTAIN = 0.95  # least share of the suggested class, of it and the label together
 
 
 # ---- out-of-fold predictions -----------------------------------------------------------------

@@ -170,6 +170,12 @@ def some(names: Iterable[str], most: int = 3) -> str:
     return text + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
+def reason(error: BaseException) -> str:
+    """What a library said went wrong, short and on one line."""
+    said = str(error).strip().splitlines() or [type(error).__name__]
+    return said[0][:100].rstrip(": ")
+
+
 def nearest_path(path: Path) -> str:
     """A hint for a path that does not exist: what its folder holds that is spelt alike."""
     there = path.parent

@@ -145,11 +145,10 @@ def _column(
         return found[0]
     if not needed and (asked is None or wanted == "label"):
         return ""
-    option = f"--{'target' if wanted == 'label' else 'split-column'} NAME"
     hint = nearest(asked or wanted, columns) or ";"
     raise DataError(
         f"'{raw.file}' has no column '{asked or wanted}'{hint} it has {some(columns, 12)}. "
-        + ("Rename the column" if wanted == "file_name" else f"Name the column with {option}")
+        + ("Name the column with --target NAME" if wanted == "label" else "Rename the column")
     )
 
 

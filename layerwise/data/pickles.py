@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from layerwise.data.listing import reason
 from layerwise.errors import DataError
 
 # Instructions that only build numbers, text, bytes, lists, tuples and dicts, keep them aside, or
@@ -50,7 +51,7 @@ def read_pickle(content: bytes, file: str) -> Any:
         raise
     except Exception as e:  # a damaged pickle can fail in any way at all
         raise DataError(
-            f"'{file}' is a damaged pickle ({type(e).__name__}: {e}); download or copy it again"
+            f"'{file}' is a damaged pickle ({reason(e)}); download or copy it again"
         ) from e
 
 

@@ -9,7 +9,7 @@ from pyarrow import parquet
 
 from layerwise.data.cells import as_array
 from layerwise.data.delimited import RawTable, columns_of, read_delimited, read_json_lines
-from layerwise.data.listing import shown, some, split_named, split_within
+from layerwise.data.listing import reason, shown, some, split_named, split_within
 from layerwise.errors import DataError
 
 _SUFFIXES = ".csv .tsv .tab .data .test .txt .parquet .pq .jsonl .ndjson"
@@ -41,8 +41,7 @@ def read_parquet(path: Path) -> pa.Table:
         data = parquet.ParquetFile(path).read()
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as e:
         raise DataError(
-            f"'{file}' cannot be read as Parquet ({str(e).splitlines()[0]}); it may be cut off: "
-            "copy it again"
+            f"'{file}' cannot be read as Parquet ({reason(e)}); it may be cut off: copy it again"
         ) from e
     twice = sorted({n for n in data.column_names if data.column_names.count(n) > 1})
     if twice:

@@ -7,9 +7,6 @@ alone. A split that came with the data is kept as it is; what it leaks is report
 Legend: n rows, g groups of rows with the same content.
 """
 
-# pyright: reportAttributeAccessIssue=false
-# (pyarrow.compute makes its functions on import, where no type checker sees them)
-
 import hashlib
 import os
 from collections.abc import Sequence
@@ -19,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from layerwise.data.examples import Examples, Finding
 from layerwise.data.listing import some
@@ -75,11 +71,22 @@ def _row_hashes(table: Table) -> list[bytes]:
     names = sorted(table.columns)
     if not names:
         return [bytes(DIGEST)] * len(table)
-    text = [pc.cast(table.column(name), pa.large_string()) for name in names]
-    rows = pc.binary_join_element_wise(
-        *text, pa.scalar("\x1f", pa.large_string()), null_handling="replace", null_replacement="\0"
-    )
-    return [hashlib.blake2b(row.encode(), digest_size=DIGEST).digest() for row in rows.to_pylist()]
+    cells = np.stack([_cell_bits(table.column(name)) for name in names], axis=1)  # (n, columns)
+    return [hashlib.blake2b(row, digest_size=DIGEST).digest() for row in cells]
+
+
+def _cell_bits(cells: pa.Array) -> np.ndarray:
+    """8 bytes for each cell (n,): a number's own, of text its hash; missing cells alike."""
+    if pa.types.is_floating(cells.type):
+        numbers = cells.to_numpy(zero_copy_only=False).astype(np.float64) + 0.0  # -0 is 0
+        return np.where(np.isnan(numbers), np.nan, numbers).view(np.int64)
+    known = cells.is_valid().to_numpy(zero_copy_only=False)
+    codes = cells.cast(pa.string()).dictionary_encode()
+    words = [str(word).encode() for word in codes.dictionary.to_pylist()]
+    hashed = b"".join(hashlib.blake2b(word, digest_size=8).digest() for word in words)
+    of_word = np.frombuffer(hashed or bytes(8), np.int64)
+    place = codes.indices.fill_null(0).to_numpy(zero_copy_only=False)
+    return np.where(known, of_word[place], 0)
 
 
 def split(

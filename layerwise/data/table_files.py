@@ -153,8 +153,8 @@ def _split_column(names: list[str], data: pa.Table, asked: str | None, file: str
         if asked not in names:
             hint = nearest(asked, names) or ";"
             raise DataError(
-                f"'{file}' has no column '{asked}'{hint} name the one that says train, val or test "
-                f"with --split-column NAME; it has {some(names, 12)}"
+                f"'{file}' has no column '{asked}'{hint} split_column should name the one that "
+                f"says train, val or test; it has {some(names, 12)}"
             )
         return asked
     for name in names:

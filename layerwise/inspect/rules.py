@@ -145,7 +145,7 @@ def dead_units(case: Case) -> Iterable[Diagnosis]:
     n, share = max(worst.items(), key=lambda x: x[1])
     at_start = case.hidden("dead", 0).get(n, 0.0) > DEAD
     if not at_start and max(case.paces[:4], default=0) > WILD:
-        return  # too_high_lr says it
+        return  # wrong_lr says it
     yield Diagnosis(
         "dead_units",
         span(list(worst)),

@@ -16,6 +16,7 @@ import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +37,7 @@ def choose_fp32_matmul() -> str:
     reason = why_not()
     if reason is not None:
         return reason
-    switch = torch.backends.mkldnn.matmul
+    switch: Any = getattr(torch.backends.mkldnn, "matmul")  # noqa: B009 - added as it is imported
     before, switch.fp32_precision = switch.fp32_precision, "bf16"
     error = largest_error()
     if error < TOLERANCE:

@@ -90,7 +90,8 @@ class Group(nn.Module):
         )
         self.residual = config.n_convs > 2
         for conv, norm in zip(self.convs, self.norms, strict=True):
-            nn.init.dirac_(conv.weight[: conv.weight.shape[1]])  # the rest keeps its random filters
+            assert isinstance(conv, nn.Conv2d)
+            nn.init.dirac_(conv.weight[: conv.in_channels])  # the rest keeps its random filters
             norm.weight.requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from layerwise.plan.machine import allocator_keeps, glibc_version, resident
 from layerwise.plan.rehearsal import STEPS, Trace
 from layerwise.plan.trace import Event, Operation
 
-PINNED, PIN_LIFE = 0.6, 100.0  # glibc < 2.38, see allocator.Heap
+PINNED, PIN_LIFE = 1.0, 30.0  # glibc < 2.38, see allocator.Heap
 SEEDS = 5
 REPLAYS = 6  # steps after the rehearsed ones; where holes lie settles within a few
 CODE = 14 * MB  # pages of PyTorch's libraries that the first step touches

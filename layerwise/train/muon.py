@@ -165,7 +165,7 @@ class Muon(torch.optim.Optimizer):
             state["step"] += 1
         torch._fused_adamw_(
             params,
-            [p.grad for p in params],
+            [p.grad for p in params if p.grad is not None],
             [s["exp_avg"] for s in states],
             [s["exp_avg_sq"] for s in states],
             [],

@@ -170,7 +170,7 @@ def test_npz_that_cannot_be_used(tmp_path):
     path.write_bytes(path.read_bytes()[:80])
     refused(path, "a.npz' is a damaged .npz")
     x = RANDOM.normal(size=(4, 5, 5, 3)) * 3
-    refused(npz(tmp_path / "c.npz", x=x, y=[0, 1, 0, 1]), "pixels should lie in", "kind='table'")
+    refused(npz(tmp_path / "c.npz", x=x, y=[0, 1, 0, 1]), "pixels should lie in", "save rows")
     x[2] = np.nan
     refused(npz(tmp_path / "c.npz", x=x, y=[0, 1, 0, 1]), "image 2 has pixels that are NaN")
     refused(npz(tmp_path / "d.npz", x=np.ones((4, 5, 5, 2)), y=[0, 1, 0, 1]), "the shape is")

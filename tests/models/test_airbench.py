@@ -1,10 +1,15 @@
 """Airbench: shapes at any size, whitening, parameter counts, what is frozen."""
 
+import importlib.util
+import pathlib
+import sys
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 
+from layerwise import runtime
 from layerwise.models import airbench
 from layerwise.models.airbench import Config, Model, components, whiten
 
@@ -105,3 +110,42 @@ def test_bf16_agrees_with_fp32():
         half = network(x).float()
     whole = network(x)
     assert (half - whole).norm() < 0.03 * whole.norm()
+
+
+def load_recipe():
+    path = pathlib.Path(__file__).parents[2] / "recipes" / "cifar10_94.py"
+    spec = importlib.util.spec_from_file_location("cifar10_94", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def tiny_cifar(tmp_path):
+    """Two classes that differ in their colour, in the layout of CIFAR-10 as .npz."""
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for name, n in (("train", 96), ("test", 32)):
+        labels = np.arange(n) % 2
+        pixels = rng.integers(0, 160, (n, 32, 32, 3))
+        pixels[..., 0] += 90 * labels[:, None, None]
+        arrays |= {f"x_{name}": pixels.astype(np.uint8), f"y_{name}": labels}
+    np.savez(tmp_path / "cifar10.npz", **arrays)
+    return tmp_path / "cifar10.npz"
+
+
+@pytest.mark.slow
+def test_the_recipe_learns(tiny_cifar):
+    recipe = load_recipe()
+    rows, test = recipe.open_cifar(str(tiny_cifar))
+    machine = runtime.Runtime("cpu", torch.float32, 1)
+    choices = recipe.Choices(epochs=4, small_epochs=1, batch_size=32)
+    score = recipe.train_once(rows, test, 0, machine, choices)
+    assert score.accuracy > 0.9
+
+
+def test_views_of_a_symmetric_image_are_one_view():
+    recipe, network = load_recipe(), Model(TINY).eval()
+    flat = torch.ones(2, 3, 32, 32) * torch.randn(2, 3, 1, 1)
+    assert torch.allclose(recipe.Views(network)(flat), network(flat), atol=1e-5)

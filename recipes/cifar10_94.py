@@ -1,0 +1,213 @@
+"""CIFAR-10 to 94% on two processor cores: the small network of the speed records, with Muon.
+
+Command    python recipes/cifar10_94.py CIFAR [--seeds 3] [--epochs 9]
+           CIFAR: anything `layerwise fit` opens as CIFAR-10 with its own test split (.npz,
+           class folders, the published archives)
+Hardware   2 CPU cores with AVX512-bf16, 2.5 GB
+Aim        94.0% on the 10,000 test images, mean of 3 seeds, in at most 20 minutes each
+Result     of each machine and day in docs/benchmarks.md (`python bench/cifar10.py CIFAR`)
+
+After Jordan, arXiv:2404.00498, and its Muon successor: whitened first layer, identity filters,
+alternating flips, shifts of 2 pixels, label smoothing 0.2, Muon on the filters with weights of
+constant norm, a rate that falls in a line, six views of every test image. What is ours: the first
+epochs see images of 24 x 24, at half the operations; the 32 x 32 that follow correct what that
+missed.
+"""
+
+import argparse
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from layerwise import runtime
+from layerwise.data.augment import Augment
+from layerwise.data.examples import Batch, Examples
+from layerwise.data.image import ImageProcessor
+from layerwise.data.loader import Batches, Prefetch
+from layerwise.data.open import open_data
+from layerwise.errors import DataError
+from layerwise.models import airbench
+from layerwise.tasks.classify import Classify
+from layerwise.tasks.scores import accuracy
+from layerwise.train.checkpoint import State
+from layerwise.train.loop import Course, Hooks, train
+from layerwise.train.muon import Muon
+from layerwise.train.run import fresh, predict_rows
+
+SIDE = 32
+PROCESSOR = ImageProcessor(
+    size=(SIDE, SIDE),
+    resize=None,
+    mean=(0.4914, 0.4822, 0.4465),
+    std=(0.2470, 0.2435, 0.2616),
+)
+AUGMENT = Augment(flip="alternate", pad=2 / SIDE)
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What distinguishes one training from another."""
+
+    variant: str = "airbench94"
+    epochs: float = 9.0
+    batch_size: int = 2000
+    lr: float = 0.24  # of the filters: the share of their norm by which a step turns them
+    head_lr: float = 0.24
+    bias_lr: float = 0.03
+    head_decay: float = 0.11
+    label_smoothing: float = 0.2
+    small_side: int = 24  # pixels, in the first `small_epochs`
+    small_epochs: float = 4.0
+
+
+@dataclass(frozen=True)
+class Score:
+    """What one training came to: shares of the test images that were named rightly."""
+
+    seed: int
+    accuracy: float  # over six views of each image
+    plain: float  # over the image alone
+    seconds: float  # of training and scoring; reading the data is not in it
+
+
+class Shrinking:
+    """Batches of which the first `until` are brought down to `side` pixels, antialiased."""
+
+    def __init__(self, batches: Batches, side: int, until: int):
+        self.batches, self.side, self.until = batches, side, until
+
+    def __getitem__(self, step: int) -> Batch:
+        batch = self.batches[step]
+        if step >= self.until:
+            return batch
+        size = (self.side, self.side)
+        small = F.interpolate(batch["inputs"], size, mode="bilinear", antialias=True)
+        small = small.contiguous(memory_format=torch.channels_last)
+        return Batch(batch.tensors | {"inputs": small}, batch.rows)
+
+
+class Views(nn.Module):
+    """Scores averaged over six views: as it is and mirrored, in place and shifted by a pixel."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        h, w = images.shape[2:]
+        padded = F.pad(images, (1, 1, 1, 1), mode="reflect")
+        up, down = padded[:, :, :h, :w], padded[:, :, 2 : h + 2, 2 : w + 2]
+        return self.both_ways(images) / 2 + (self.both_ways(up) + self.both_ways(down)) / 4
+
+    def both_ways(self, images: Tensor) -> Tensor:
+        images = images.contiguous(memory_format=torch.channels_last)
+        return (self.network(images).float() + self.network(images.flip(3)).float()) / 2
+
+
+def train_once(
+    rows: Examples, test: Examples, seed: int, machine: runtime.Runtime, choices: Choices
+) -> Score:
+    """One training and its score on the test rows."""
+    started = time.perf_counter()
+    task = Classify(rows.labels, choices.label_smoothing)
+    config = replace(airbench.VARIANTS[choices.variant], n_classes=len(rows.labels))
+    network = fresh(lambda: airbench.Model(config), seed)
+    assert isinstance(network, airbench.Airbench)
+    airbench.whiten(network, PROCESSOR(rows.inputs[:5000]))  # type: ignore[arg-type]
+    batches = Batches(rows, PROCESSOR, AUGMENT, choices.batch_size, seed)
+    steps = round(choices.epochs * batches.steps_per_epoch)
+    small = round(choices.small_epochs * batches.steps_per_epoch)
+    course = Course(steps=steps, lr=choices.lr, schedule="linear", grad_clip=0.0)
+    with Prefetch(Shrinking(batches, choices.small_side, small), stop=steps) as feed:
+        optimizer, state = build_muon(network, choices), State(seed=seed)
+        train(network, task, feed, optimizer, course, state, machine, hooks(network, small, steps))
+    targets = np.asarray(test.targets)
+    scores = [
+        accuracy(predict_rows(net, task, PROCESSOR, test, machine, batch_size=500), targets)
+        for net in (Views(network), network)
+    ]
+    return Score(seed, scores[0], scores[1], time.perf_counter() - started)
+
+
+def build_muon(network: airbench.Airbench, choices: Choices) -> Muon:
+    """Muon on the filters; AdamW on head and biases, each with a rate of its own."""
+    named = {n: p for n, p in network.named_parameters() if p.requires_grad}
+    head = network.head.weight
+    filters = [p for p in named.values() if p.ndim == 4]
+    biases = [p for p in named.values() if p.ndim == 1]
+    rates = {"filters": 1.0, "head": choices.head_lr, "biases": choices.bias_lr}
+    rates = {k: v / choices.lr if k != "filters" else v for k, v in rates.items()}
+    groups = [
+        {"params": filters, "lr_scale": rates["filters"]},
+        {"params": [head], "lr_scale": rates["head"], "weight_decay": choices.head_decay},
+        {"params": biases, "lr_scale": rates["biases"]},
+    ]
+    return Muon(
+        [g | {"lr": choices.lr * g["lr_scale"]} for g in groups],
+        lr=choices.lr,
+        momentum=0.6,
+        ns_steps=3,
+        renormalise=True,
+        betas=(0.85, 0.95),
+        head=[head],
+    )
+
+
+def hooks(network: airbench.Airbench, small: int, steps: int) -> Hooks:
+    """Progress, and the thresholds of the whitened layer fixed once the small images are over.
+
+    Without a gradient for them, the most expensive pass through the first convolution is saved.
+    """
+
+    def before(step: int) -> None:
+        bias = network.whiten.conv.bias
+        if bias is not None:
+            bias.requires_grad_(step < small)
+
+    def log(step: int, **values: float) -> None:
+        if step % 25 == 0 or step == steps:
+            print(f"  step {step} of {steps}: loss {values['loss']:.3f}", flush=True)
+
+    return Hooks(before_step=before, log=log)
+
+
+def open_cifar(path: str) -> tuple[Examples, Examples]:
+    """Training and test rows as published. Errors: DataError when there is no test split."""
+    examples = open_data(path)
+    parts = [examples.subset(examples.given == name) for name in ("train", "test")]
+    if not all(len(part) for part in parts):
+        raise DataError(
+            f"{path} holds no train and test split of its own; give CIFAR-10 as published, e.g. "
+            "an .npz with x_train, y_train, x_test, y_test"
+        )
+    return parts[0], parts[1]
+
+
+def main(arguments: Sequence[str] | None = None) -> list[Score]:
+    parser = argparse.ArgumentParser(description="CIFAR-10 to 94 percent on two cores")
+    parser.add_argument("data")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--epochs", type=float, default=Choices.epochs)
+    parser.add_argument("--small-epochs", type=float, default=Choices.small_epochs)
+    options = parser.parse_args(arguments)
+    machine = runtime.start()
+    rows, test = open_cifar(options.data)
+    choices = Choices(epochs=options.epochs, small_epochs=options.small_epochs)
+    scores = []
+    for seed in range(options.first_seed, options.first_seed + options.seeds):
+        scores.append(train_once(rows, test, seed, machine, choices))
+        print(f"seed {seed}: {scores[-1].accuracy:.2%} ({scores[-1].plain:.2%} without views), "
+              f"{scores[-1].seconds:.0f} s", flush=True)  # fmt: skip
+    mean = float(np.mean([s.accuracy for s in scores]))
+    print(f"mean of {len(scores)}: {mean:.2%}")
+    return scores
+
+
+if __name__ == "__main__":
+    main()
