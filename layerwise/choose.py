@@ -141,7 +141,7 @@ def mirror_safe(examples: Examples, most: int = 2000) -> bool:
 # ---- recipes: starting points per way of training, then the user's own settings over them ----
 
 STARTS: dict[str, dict[str, Any]] = {
-    "airbench": {"optimizer": "muon", "lr": 0.24, "weight_decay": 0.0, "batch": 2000, "epochs": 8},
+    "airbench": {"optimizer": "muon", "lr": 0.24, "weight_decay": 0.0, "batch": 1000, "epochs": 8},
     "scratch": {"optimizer": "adamw", "lr": 2e-3, "weight_decay": 0.05, "batch": 128, "epochs": 30},
     "table": {"optimizer": "adamw", "lr": 2e-3, "weight_decay": 0.02, "batch": 256, "epochs": 20},
     "full": {"optimizer": "adamw", "lr": 3e-4, "weight_decay": 0.05, "batch": 32, "epochs": 15},
@@ -171,6 +171,10 @@ def recipe_for(
     chosen = augment_named(augment)
     if not mirror and settings.augment == "auto":
         chosen = replace(chosen, flip="none")
+    clip = 0.0 if way == "airbench" and settings.grad_clip == 1.0 else settings.grad_clip
+    schedule = settings.schedule
+    if way == "airbench" and schedule == "cosine":
+        schedule = "linear"  # as in the record
     every = settings.evaluate_every or max(per_epoch, -(-steps // 20))
     return Recipe(
         steps=steps,
@@ -179,9 +183,9 @@ def recipe_for(
         lr=settings.lr or start["lr"],
         optimizer=start["optimizer"] if settings.optimizer == "auto" else settings.optimizer,
         weight_decay=start["weight_decay"] if settings.weight_decay < 0 else settings.weight_decay,
-        schedule=settings.schedule,
+        schedule=schedule,
         warmup_steps=min(warmup, max(0, steps - 1)),
-        grad_clip=settings.grad_clip,
+        grad_clip=clip,
         ema=settings.ema,
         layer_decay=settings.layer_decay,
         unfreeze=settings.unfreeze,

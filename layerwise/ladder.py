@@ -163,6 +163,8 @@ def features_of(base: Model, rows: Examples, machine: Runtime) -> np.ndarray:
         for batch in in_order(rows, base.processor, 64):
             with machine.autocast():
                 got = base.network.features(batch["inputs"].to(machine.device))  # type: ignore[operator]
+            if got.ndim == 4:  # a map, where the head works on every place (squeezenet)
+                got = got.mean((2, 3))
             parts.append(got.float().flatten(1).cpu().numpy())
     return np.concatenate(parts)
 
@@ -312,6 +314,13 @@ def prepare_network(network: nn.Module, choice: Choice, job: Job) -> None:
         prepare(network, choice.processor(rows.inputs))
 
 
+def own_groups(contender: Contender) -> list[dict[str, Any]] | None:
+    """The parameter groups that the family itself has for Muon from scratch; None for the usual."""
+    make = getattr(models.family(contender.choice.family), "muon_groups", None)
+    wanted = make and contender.way == "scratch" and contender.recipe.optimizer == "muon"
+    return make(contender.network) if wanted else None
+
+
 def plan_contender(job: Job, contender: Contender) -> Plan:
     r = contender.recipe
     micro = -(-r.global_batch_size // r.grad_accum_steps)
@@ -377,6 +386,7 @@ def go(job: Job, contender: Contender, share: float) -> None:
         job.machine,
         progress,
         contender.plan.seconds.value if contender.plan else 0.0,
+        own_groups(contender),
     )
     contender.outcome = training.run()
     job.console.say(f"  {contender.outcome.compiled}")

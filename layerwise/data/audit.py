@@ -15,11 +15,18 @@ import numpy as np
 from layerwise.data import audit_images, audit_tables
 from layerwise.data.duplicates import groups_of, near_duplicates
 from layerwise.data.examples import Examples, Finding
+from layerwise.data.label_errors import (
+    out_of_fold,
+    pixel_features,
+    stratified_groups,
+    suspect_labels,
+)
 from layerwise.data.listing import some
 from layerwise.data.splits import DIGEST, content_hashes
 from layerwise.errors import DataError
 
 IMBALANCE = 10  # largest class over smallest, from which on it is said
+FOLDS = 5  # for predictions of rows that were not learned from
 FEW = 10  # training rows of a class, below which it is said
 
 
@@ -29,12 +36,14 @@ class AuditReport:
 
     keep: (n,) bool, rows that can be used. clean_test: the test rows of which no copy, exact or
     near, lies in train or val. groups: (n,) the smallest row each row is a copy of (itself: none).
+    looks: thumbnails, for images.
     """
 
     findings: list[Finding]
     keep: np.ndarray
     clean_test: np.ndarray
     groups: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    looks: audit_images.Looks | None = None
 
     def lines(self) -> list[str]:
         """The findings as sentences for a terminal, the gravest first."""
@@ -52,7 +61,7 @@ def audit(examples: Examples, splits: Mapping[str, np.ndarray] | None = None) ->
     n = len(examples)
     if not n:
         raise DataError(f"'{examples.source}' has no rows; was the right folder or file given?")
-    part = parts_of(examples, splits)
+    part, looks = parts_of(examples, splits), None
     if examples.kind == "image":
         looks = audit_images.look_at_all(examples.inputs, examples.names)
         keep, findings = looks.usable, looks.findings
@@ -68,7 +77,34 @@ def audit(examples: Examples, splits: Mapping[str, np.ndarray] | None = None) ->
     findings = (
         findings + audit_copies(examples, exact, groups, part) + balance(examples, keep, part)
     )
-    return AuditReport(findings, keep, clean_rows(groups, part), groups)
+    return AuditReport(findings, keep, clean_rows(groups, part), groups, looks)
+
+
+def audit_labels(
+    examples: Examples, report: AuditReport, features: np.ndarray | None = None, seed: int = 0
+) -> Finding | None:
+    """Rows whose label looks wrong, by confident learning on out-of-fold predictions.
+
+    features: (n, D) of a pre-trained base; small pixels when left out (images only). Copies stay
+    in one fold. None when nothing is suspected, or where there are not two classes to tell apart.
+    """
+    if examples.targets is None or examples.target_kind != "class":
+        return None
+    if features is None and report.looks is None:
+        return None
+    sizes = np.bincount(examples.targets[report.keep], minlength=len(examples.labels))
+    rows = np.flatnonzero(report.keep & (sizes >= FOLDS)[examples.targets])
+    if len(np.unique(examples.targets[rows])) < 2:
+        return None
+    if features is None and report.looks is not None:
+        features = pixel_features(report.looks.grey[rows], report.looks.colour[rows], seed)
+    else:
+        features = np.asarray(features)[rows]
+    classes, y = np.unique(examples.targets[rows], return_inverse=True)
+    fold = stratified_groups(y, report.groups[rows], FOLDS, seed)
+    probabilities = out_of_fold(features, y, fold, seed)
+    names = [str(examples.names[i]) for i in rows.tolist()]
+    return suspect_labels(probabilities, y, names, [examples.labels[c] for c in classes])
 
 
 def parts_of(examples: Examples, splits: Mapping[str, np.ndarray] | None) -> np.ndarray:
@@ -135,7 +171,7 @@ def describe(kind: str, sets: list[np.ndarray], examples: Examples, what: str) -
             kind,
             "note" if table else "warning",
             f"{n_rows:,} of {len(examples):,} rows {what}, in {len(sets):,} groups ({example})",
-            tuple(str(examples.names[i]) for s in sets for i in s),
+            tuple(str(examples.names[i]) for s in sets for i in s.tolist()),
             "look whether they are separate cases" if table else "keep one of each",
         )
     ]
@@ -151,9 +187,8 @@ def leaks(examples: Examples, groups: np.ndarray, part: np.ndarray) -> list[Find
         if not len(rows):
             continue
         twins = training[where[np.searchsorted(known, groups[rows])]]
-        names = tuple(
-            f"{examples.names[i]} = {examples.names[j]}" for i, j in zip(rows, twins, strict=True)
-        )
+        both = zip(rows.tolist(), twins.tolist(), strict=True)
+        names = tuple(f"{examples.names[i]} = {examples.names[j]}" for i, j in both)
         found.append(
             Finding(
                 "leak",
@@ -175,14 +210,15 @@ def conflicts(examples: Examples, sets: list[np.ndarray]) -> list[Finding]:
     bad = [s for s in sets if len(np.unique(y[s], axis=0)) > 1]
     if not bad:
         return []
-    example = " but ".join(f"{examples.names[i]} is '{label_of(examples, i)}'" for i in bad[0][:3])
+    said = {i: label_of(examples, i) for s in bad for i in s.tolist()}
+    example = " but ".join(f"{examples.names[i]} is '{said[i]}'" for i in bad[0][:3].tolist())
     table = examples.kind == "table"
     return [
         Finding(
             "label_conflict",
             "note" if table else "warning",
             f"{len(bad):,} groups of copies carry different labels ({example})",
-            tuple(f"{examples.names[i]} ({label_of(examples, i)})" for s in bad for i in s),
+            tuple(f"{examples.names[i]} ({label})" for i, label in said.items()),
             "no model can tell such rows apart" if table else "correct the labels",
         )
     ]

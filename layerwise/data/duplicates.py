@@ -11,8 +11,8 @@ blue sky are alike without being the same picture.
 Measured. Claimed among the 70,000 digits of MNIST: nothing; among the 60,000 pictures of CIFAR-10:
 262 groups, each the same picture to the eye. Of 996 photographs, copies found: JPEG of quality 30
 100%, of 10 99%, half the size 100%, a third 99%, brighter 99%, blurred or sharpened 100%, with a
-text over it 99%, made grey 74%, 2% cropped on each side 51%, 5% cropped or mirrored none; no pair of
-different photographs was claimed.
+text over it 99%, made grey 74%, 2% cropped on each side 51%, 5% cropped or mirrored none; and no
+pair of different photographs was claimed.
 
 Legend: n pictures, m pairs.
 """
@@ -41,7 +41,7 @@ def near_duplicates(
     that differ in it are kept apart. Pictures of one grey are never claimed.
     """
     n = len(grey)
-    flat = grey.reshape(n, -1)
+    flat = grey.reshape(n, SIDE * SIDE)
     rows = np.flatnonzero(np.ptp(flat, axis=1) >= FLAT)
     if len(rows) < 2:
         return np.zeros((0, 2), np.int64)

@@ -21,6 +21,10 @@ from layerwise.data.examples import Examples
 from layerwise.data.table_columns import CategoryColumn, DateColumn, NumberColumn
 from layerwise.errors import DataError, nearest
 
+MOST_RANGES, FEWEST_RANGES = 32, 8  # pieces that a number is cut into
+ROWS_PER_RANGE = 50
+MOST_PIECES = 1024  # of all numbers together
+
 
 @dataclass(frozen=True)
 class Table(Sequence[dict[str, Any]]):
@@ -97,12 +101,15 @@ class TableProcessor:
     columns: tuple[AnyColumn, ...]
 
     @classmethod
-    def fit(cls, examples: Examples, ranges: int = 0) -> "TableProcessor":
+    def fit(cls, examples: Examples, ranges: int | None = None) -> "TableProcessor":
         """Learn the columns from these (training) rows alone.
 
-        ranges: also encode each number piecewise over this many equally filled ranges.
+        ranges: also encode each number piecewise over this many equally filled ranges; None: as
+        many as the rows can fill, none where there are hundreds of columns.
         """
         table = Table.of(examples.inputs)
+        if ranges is None:
+            ranges = _affordable_ranges(table)
         return cls(tuple(_fit(name, table.column(name), ranges) for name in table.columns))
 
     @property
@@ -149,6 +156,13 @@ class TableProcessor:
             values = {k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()}
             columns.append(KINDS[str(values.pop("kind"))](**values))
         return cls(tuple(columns))
+
+
+def _affordable_ranges(table: Table) -> int:
+    """At most 32, each with 50 rows or more, and 1,024 features in all; fewer than 8 do not pay."""
+    n_numbers = sum(pa.types.is_floating(table.data.schema.field(n).type) for n in table.columns)
+    ranges = min(MOST_RANGES, len(table) // ROWS_PER_RANGE, MOST_PIECES // max(1, n_numbers))
+    return ranges if ranges >= FEWEST_RANGES else 0
 
 
 def _fit(name: str, cells: pa.Array, ranges: int) -> AnyColumn:

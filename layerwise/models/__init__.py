@@ -1,7 +1,9 @@
 """Families by name: an explicit table, each module imported only when asked for.
 
 A family module has `Config`, `Model`, `VARIANTS` (named sizes) and `PUBLISHED` (published tensor
-names per source format). See `alexnet.py` for how one reads.
+names per source format). See `alexnet.py` for how one reads. Where its training asks for it, it may
+have `prepare(network, inputs)`, called with training inputs before the first step, and
+`muon_groups(network)`, its parameter groups for Muon.
 """
 
 import dataclasses

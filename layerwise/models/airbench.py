@@ -19,6 +19,7 @@ Shapes: b images, c channels, h x w pixels, k side of the whitened patch, C clas
 """
 
 from dataclasses import dataclass
+from typing import Any
 from itertools import pairwise
 
 import torch
@@ -163,3 +164,30 @@ def components(images: Tensor, patch: int, eps: float = 5e-4) -> Tensor:
 def whiten(network: Airbench, images: Tensor) -> None:
     """Set the first layer from training pixels: (n, 3, h, w), normalised as in training."""
     network.whiten.set_components(components(images, network.config.patch))
+
+
+prepare = whiten  # what `fit` calls before the first step
+
+
+def muon_groups(network: nn.Module) -> list[dict[str, Any]]:
+    """Parameter groups for Muon at a rate of 0.24, as in the record.
+
+    Filters keep their norm and are turned; head and biases go to AdamW with rates of their own.
+    """
+    named = {n: p for n, p in network.named_parameters() if p.requires_grad}
+    shared = {"momentum": 0.6, "ns_steps": 3, "renormalise": True, "betas": (0.85, 0.95)}
+    kinds = (  # axes, rate over that of the filters, weight decay
+        (4, 1.0, 0.0),
+        (2, 1.0, 0.11),
+        (1, 0.125, 0.0),
+    )
+    return [
+        {
+            "params": [p for p in named.values() if p.ndim == axes],
+            "names": [n for n, p in named.items() if p.ndim == axes],
+            "lr_scale": scale,
+            "weight_decay": decay,
+            **shared,
+        }
+        for axes, scale, decay in kinds
+    ]

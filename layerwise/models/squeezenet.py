@@ -7,14 +7,16 @@ Published weights: torchvision's `squeezenet1_0` and `squeezenet1_1`; the compre
 et al., "Deep Compression", arXiv:1510.00149, under the names of the authors' Caffe network.
 
 Departures from the family contract
-- There is no linear head: a 1x1 convolution scores every place, ReLU, and the mean over the places
-  is the class score. So `features` is a map (b, 512, h, w), not a vector, and `head` is that
-  `ConvHead`; whoever wants one vector per image takes the mean over h and w.
+- The published head is not linear: a 1x1 convolution scores every place, ReLU, and the mean over
+  the places is the class score. So `features` is a map (b, 512, h, w), not a vector, and `head` is
+  that `ConvHead`; whoever wants one vector per image takes the mean over h and w.
+- `reset_head` puts a linear layer on that mean instead (`linear_head`): for few classes the ReLU
+  would leave classes without a gradient, and a probe fitted to the means can be copied into it.
 
 Shapes: b images, c channels, h x w pixels, C classes.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +30,7 @@ class Config:
     squeeze: tuple[int, ...] = (16, 16, 32, 32, 48, 48, 64, 64)  # of fire2 .. fire9
     pool_after: tuple[int, ...] = (1, 4, 8)  # the layers (conv1 is 1) that end in a pooling
     dropout: float = 0.5
+    linear_head: bool = False  # on the mean over the places, as `reset_head` makes it
 
 
 VARIANTS = {
@@ -84,8 +87,15 @@ class ConvHead(nn.Module):
         return self.conv(x).relu().mean((2, 3))
 
 
+class MeanHead(nn.Linear):
+    """The mean over the places, then a linear layer: (b, c, h, w) to (b, C)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.mean((2, 3)))
+
+
 class SqueezeNet(nn.Module):
-    """Images (b, 3, h, w), normalised as the card says, to class scores (b, C), none negative."""
+    """Images (b, 3, h, w), normalised as the card says, to class scores (b, C)."""
 
     def __init__(self, config: Config):
         super().__init__()
@@ -98,7 +108,8 @@ class SqueezeNet(nn.Module):
             channels = 2 * EXPANSION * squeeze
         self.dropout = nn.Dropout(config.dropout)
         self.reset_parameters()
-        self.head = ConvHead(channels, config.n_classes)
+        head = MeanHead if config.linear_head else ConvHead
+        self.head: nn.Module = head(channels, config.n_classes)
 
     def reset_parameters(self) -> None:
         for module in self.modules():
@@ -124,7 +135,8 @@ class SqueezeNet(nn.Module):
 
     def reset_head(self, n_classes: int) -> None:
         """A fresh last layer for another set of classes; everything below keeps what it learned."""
-        self.head = ConvHead(self.head.conv.in_channels, n_classes)
+        self.config = replace(self.config, n_classes=n_classes, linear_head=True)
+        self.head = MeanHead(2 * EXPANSION * self.config.squeeze[-1], n_classes)
 
 
 Model = SqueezeNet

@@ -97,6 +97,7 @@ class Training:
         machine: Runtime,
         progress: Callable[..., None] = lambda **values: None,
         planned_seconds: float = 0.0,
+        groups: list[dict[str, Any]] | None = None,
     ):
         self.folder, self.network, self.task, self.processor = folder, network, task, processor
         self.val_rows, self.recipe, self.machine, self.progress = (
@@ -108,7 +109,7 @@ class Training:
         self.checkpoints = folder / "checkpoints"
         self.names = train_rows.names
         self.freezing = Freezing(network, recipe.unfreeze, recipe.steps)
-        groups = parameter_groups(network, recipe.weight_decay, recipe.layer_decay)
+        groups = groups or parameter_groups(network, recipe.weight_decay, recipe.layer_decay)
         self.optimizer = build_optimizer(recipe.optimizer, groups, recipe.lr, recipe.momentum)
         self.average = Average(network, copy.deepcopy(network), recipe.ema) if recipe.ema else None
         self.batches = Batches(

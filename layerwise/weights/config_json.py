@@ -54,14 +54,10 @@ def labels_for(n_classes: int) -> str | tuple[str, ...]:
 
 # ---- timm's config.json ------------------------------------------------------------------------
 def timm_card(config: dict[str, Any], source: str, path: Path) -> Card:
-    if config.get("model_args"):
-        raise WeightsError(
-            f"{path}: model_args {config['model_args']} change the network in ways layerwise does "
-            f"not know; only networks as timm names them can be read"
-        )
     given = config.get("pretrained_cfg", {})
     variant, n_classes = config["architecture"], int(config.get("num_classes", 1000))
     family, _ = resolve(variant)
+    fields = _timm_fields(config.get("model_args") or {}, family, path)
     names = config.get("label_names")
     pixels = ImageProcessor.from_crop_pct(
         given.get("input_size", (3, 224, 224))[-1],
@@ -81,8 +77,28 @@ def timm_card(config: dict[str, Any], source: str, path: Path) -> Card:
         processor=pixels.to_dict(),
         labels=tuple(names) if names else labels_for(n_classes),
         trained_on=given.get("tag", "unknown"),
-        config={"n_classes": n_classes},
+        config={"n_classes": n_classes, **fields},
     )
+
+
+TIMM_HARMLESS = ("num_classes", "drop_rate", "drop_path_rate", "pretrained")  # for what is read
+
+
+def _timm_fields(args: dict[str, Any], family: str, path: Path) -> dict[str, Any]:
+    """Our fields for timm's model arguments. Errors: those that make a network we do not have."""
+    vit = family == "vit"
+    known = {"in_chans": (3,), "global_pool": ("token",) if vit else ("avg",)}
+    fields: dict[str, Any] = {}
+    for key, value in args.items():
+        sides = value if isinstance(value, list) else [value, value]
+        if vit and key == "img_size" and sides[0] == sides[1]:
+            fields["image_size"] = sides[0]
+        elif key not in TIMM_HARMLESS and value not in known.get(key, ()):
+            raise WeightsError(
+                f"{path}: model_args {key} = {value!r} changes the network in a way layerwise does "
+                f"not know; only networks as timm names them can be read"
+            )
+    return fields
 
 
 # ---- Hugging Face's config.json ----------------------------------------------------------------
@@ -113,7 +129,7 @@ def _resnet(c: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     _require(
         c,
         hidden_act=("relu",),
-        embedding_size=(64,),
+        embedding_size=(fields["widths"][0],),
         num_channels=(3,),
         downsample_in_first_stage=(False,),
         downsample_in_bottleneck=(False,),

@@ -58,7 +58,7 @@ def load_published(
         return _load_hub(source)
     raise WeightsError(
         f"{source}: neither a file or folder here, nor a card's name, nor a hub id (owner/name)"
-        f"{nearest(source, CARDS)} `layerwise models` lists the cards."
+        f"{nearest(source, CARDS)} Cards: {', '.join(sorted(CARDS))}."
     )
 
 

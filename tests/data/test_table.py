@@ -350,7 +350,7 @@ def table_examples(columns: dict) -> Examples:
 def test_numbers_are_centred_on_the_median_and_scaled_robustly():
     x = np.random.default_rng(0).normal(50, 4, 4000)
     x[0] = 1e6  # an outlier moves neither centre nor scale, and is held at the clip
-    features = TableProcessor.fit(table_examples({"x": x}))(Table.of({"x": x}))
+    features = TableProcessor.fit(table_examples({"x": x}), ranges=0)(Table.of({"x": x}))
     assert features.dtype == torch.float32
     assert features.shape == (4000, 1)
     assert abs(float(features[1:].mean())) < 0.05
@@ -360,7 +360,7 @@ def test_numbers_are_centred_on_the_median_and_scaled_robustly():
 
 def test_skewed_numbers_take_a_logarithm_and_it_is_recorded():
     x = np.exp(np.random.default_rng(0).normal(5, 2, 2000))
-    processor = TableProcessor.fit(table_examples({"x": x, "z": np.log(x)}))
+    processor = TableProcessor.fit(table_examples({"x": x, "z": np.log(x)}), ranges=0)
     assert [column.log for column in processor.columns] == [True, False]
     assert float(processor({"x": x, "z": np.log(x)}).abs().max()) < 8
 
@@ -408,6 +408,16 @@ def test_piecewise_ranges():
     processor = TableProcessor.fit(table_examples({"x": x}), ranges=4)
     assert processor.columns[0].edges == (0, 25, 50, 75, 100)
     assert processor({"x": [30.0]})[0, 1:].tolist() == pytest.approx([1, 0.2, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("n", "columns", "ranges"),
+    [(399, 1, 0), (400, 1, 8), (5000, 8, 32), (5000, 64, 16), (5000, 200, 0)],
+)
+def test_as_many_ranges_as_the_rows_can_fill(n, columns, ranges):
+    x = np.random.default_rng(0).normal(size=(columns, n))
+    processor = TableProcessor.fit(table_examples({f"x{i}": cells for i, cells in enumerate(x)}))
+    assert processor.n_in == columns * (1 + ranges)
 
 
 def test_what_was_learned_survives_being_written():

@@ -52,6 +52,11 @@ def test_head_on_features_is_the_network():
     assert torch.equal(network.head(network.features(x)), network(x))
     network.reset_head(3)
     assert network(x).shape == (2, 3)
+    assert torch.equal(network.head(network.features(x)), network(x))
+    assert network.head.weight.shape == (3, 512)
+    again = squeezenet.Model(network.config).eval()
+    again.load_state_dict(network.state_dict())
+    assert torch.equal(again(x), network(x))
     assert list(network.layers()) == ["conv1", *(f"fire{i}" for i in range(2, 10)), "head"]
 
 

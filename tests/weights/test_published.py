@@ -171,13 +171,16 @@ def test_a_folder_of_timm(tmp_path: Path, variant: str):
 
 
 @pytest.mark.oracle
-@pytest.mark.parametrize("layer_type", ["basic", "bottleneck"])
-def test_a_folder_of_hugging_face_resnet(tmp_path: Path, layer_type: str):
+@pytest.mark.parametrize(
+    ("layer_type", "widths"), [("basic", [16, 24, 32, 48]), ("bottleneck", [64, 128, 192, 256])]
+)
+def test_a_folder_of_hugging_face_resnet(tmp_path: Path, layer_type: str, widths: list[int]):
     transformers = import_transformers()
     config = transformers.ResNetConfig(
         layer_type=layer_type,
         depths=[1, 2, 1, 1],
-        hidden_sizes=[64, 128, 192, 256],
+        embedding_size=16,
+        hidden_sizes=widths,
         id2label={0: "ant", 1: "bee", 2: "cat"},
     )
     check_hugging_face(transformers.ResNetForImageClassification(config), tmp_path, 64)
@@ -221,6 +224,8 @@ def folder_with(folder: Path, config: object) -> Path:
         ({"model_type": "llama"}, "model_type 'llama' is not one that layerwise reads"),
         ({"architecture": "resnet81"}, "unknown model 'resnet81'; did you mean"),
         ({"architecture": "resnet18", "model_args": {"stem_width": 9}}, "stem_width"),
+        ({"architecture": "resnet18", "model_args": {"in_chans": 1}}, "in_chans = 1 changes"),
+        ({"model_type": "resnet", "embedding_size": 32}, "embedding_size = 32 is not supported"),
         ({"model_type": "vit", "hidden_act": "relu"}, "hidden_act = 'relu' is not supported"),
         ({"architecture": "resnet18"}, "these are not the weights of this network"),
         ([1], "a list came"),
