@@ -86,7 +86,8 @@ def fit_arguments(p: argparse.ArgumentParser) -> None:
 
 def add_settings(p: argparse.ArgumentParser) -> None:
     for f in dataclasses.fields(Settings):
-        flag, text = "--" + f.name.replace("_", "-"), f.metadata["help"]
+        flag = "--" + f.name.replace("_", "-")
+        text = f.metadata["help"].replace("%", "%%")
         if isinstance(f.default, bool):
             p.add_argument(
                 flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text

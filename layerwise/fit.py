@@ -212,9 +212,9 @@ def kind_allows_mirror(train: Examples, console: Console) -> bool:
 def find_base(chosen: Settings, kind: str, console: Console) -> Model | None:
     """The pre-trained base: the one named, or the best one on this machine; None to go without."""
     if chosen.base == "none" or chosen.method == "scratch" or kind != "image":
-        return None
+        return without_base(chosen)
     if chosen.model != "auto" and chosen.base == "auto":
-        return None  # a network was named: train that one
+        return without_base(chosen)  # a network was named: train that one
     if chosen.base != "auto":
         base = load(chosen.base)
         console.say(f"base: {chosen.base} ({base.variant})")
@@ -227,7 +227,16 @@ def find_base(chosen: Settings, kind: str, console: Console) -> Model | None:
         "base: none in reach (nothing is downloaded unless named: --base timm/resnet18.a1_in1k); "
         "training from scratch"
     )
-    return None
+    return without_base(chosen)
+
+
+def without_base(chosen: Settings) -> None:
+    """Errors: OptionError when the method asked for needs a base."""
+    if chosen.method not in ("auto", "scratch"):
+        raise OptionError(
+            f"--method {chosen.method} needs a pre-trained base of images: name one with --base "
+            "(a path, a published name such as resnet18.a1_in1k, or a hub id)"
+        )
 
 
 def note_plan(plan: Plan, way: str, console: Console) -> None:

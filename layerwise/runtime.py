@@ -49,7 +49,7 @@ def start(device: str = "auto", dtype: str = "auto", threads: int = 0) -> Runtim
     threads = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4
     torch.set_num_threads(threads)
     if device == "cpu":
-        from layerwise.layers.linear import choose_fp32_matmul
+        from layerwise.precision import choose_fp32_matmul
 
         notes.append(choose_fp32_matmul())
     chosen, why = choose_dtype(device, dtype)

@@ -20,3 +20,18 @@ def shared_data() -> pathlib.Path:
 @pytest.fixture(autouse=True)
 def _isolated_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("LAYERWISE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def _switches_as_they_were():
+    """A verb sets process-wide switches of PyTorch; no test sees those of the one before.
+
+    They are put back to what PyTorch starts with: fixtures of a wider scope call verbs, too.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.backends.mkldnn.matmul.fp32_precision = "none"
+    yield
+    torch.backends.mkldnn.matmul.fp32_precision = "none"
+    torch.set_num_threads(threads)

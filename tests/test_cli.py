@@ -22,7 +22,7 @@ from layerwise.errors import OptionError
         (["fit"], "data was expected"),
         (["fit", "--resume", "nowhere"], "nowhere holds no run.json"),
         (["evaluate", "only_one"], "layerwise evaluate MODEL DATA"),
-        (["plan", "resnet5"], "did you mean 'resnet50'"),
+        (["plan", "resnet5"], "or 'resnet50'?"),
         (["models", "resnets"], "did you mean 'resnet'"),
     ],
 )

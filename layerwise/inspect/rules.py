@@ -208,7 +208,7 @@ def vanishing_gradients(case: Case) -> Iterable[Diagnosis]:
 
 def exploding_gradients(case: Case) -> Iterable[Diagnosis]:
     """Gradients or activations that grow layer by layer until no step size fits."""
-    if not case.poor or not (case.fade > GROWN or max(case.tilts, default=0) > EXPLODED):
+    if not case.slow or not (case.fade > GROWN or max(case.tilts, default=0) > EXPLODED):
         return
     scale = f"activations grow to {case.fade:.1e} times the size of the inputs"
     flow = case.flow(case.complete[0]) if case.complete else {}

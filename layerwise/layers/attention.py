@@ -23,7 +23,7 @@ def attention(
     scale: float | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """What each query position reads from the key positions it may see, by PyTorch's fused kernels.
+    """What each query position reads from the key positions it may see, by the fastest exact way.
 
     q: (B, H, T, Dh); k, v: (B, K, S, Dh) with H a multiple of K (query heads share key heads).
     mask: broadcast to (B, H, T, S): bool, True where attending is allowed, or float, added.
@@ -32,6 +32,8 @@ def attention(
     Returns (B, H, T, Dh). Every query must be allowed at least one key.
     """
     assert mask is None or not causal, "a causal mask and an explicit one: combine them first"
+    if mask is None and not causal and not dropout and short_on_cpu(q, k):
+        return short_attention(q, k, v, scale)
     if causal and q.shape[-2] != k.shape[-2]:
         # the fused kernels align the triangle with the first key; a cache needs the last
         mask, causal = causal_mask(q.shape[-2], k.shape[-2], q.device), False
@@ -45,6 +47,24 @@ def attention(
         scale=scale,
         enable_gqa=q.shape[1] != k.shape[1],
     )  # (B, H, T, Dh)
+
+
+def short_on_cpu(q: Tensor, k: Tensor) -> bool:
+    """Whether two matrix products beat PyTorch's fused kernel here.
+
+    Measured on two Zen 5 cores, forward and backward: in bf16 by 8 at 65 positions, 2.8 at 197, 2.1
+    at 256; in fp32 by 5 at 50 positions, not any more at 65. A few queries alone (decoding) are a
+    matter of memory bandwidth and stay with the fused kernel.
+    """
+    if q.device.type != "cpu" or q.shape[1] != k.shape[1] or q.shape[-2] < 16:
+        return False
+    return q.shape[-2] * k.shape[-2] <= (256 if q.dtype == torch.bfloat16 else 64) ** 2
+
+
+def short_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
+    """Full attention by two matrix products, the scores in the precision of the inputs."""
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    return ((q * scale) @ k.transpose(-2, -1)).softmax(dim=-1) @ v  # (B, H, T, Dh)
 
 
 def plain_attention(

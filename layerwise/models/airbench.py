@@ -19,8 +19,8 @@ Shapes: b images, c channels, h x w pixels, k side of the whitened patch, C clas
 """
 
 from dataclasses import dataclass
-from typing import Any
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F

@@ -62,7 +62,7 @@ class Heap:
     Before 2.38 glibc hands the cut-off ends of an aligned block (16 to 112 bytes) to small
     allocations, and while one of those lives the large block cannot merge with its neighbours, so
     the next request of the very same size does not fit into its place. `pinned` is the share of
-    ends that are taken so, `life` for how many large requests; both random, from `seed`.
+    ends that are taken so, `life` for how many requests on average; both random, from `seed`.
     """
 
     def __init__(self, pinned: float = 0.0, life: float = 100.0, seed: int = 0):

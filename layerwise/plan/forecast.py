@@ -240,7 +240,7 @@ def measured_seconds(request: Request) -> list[float]:
     device = "cuda" if request.hardware.kind == "cuda" else "cpu"
     network = request.network
     network = copy.deepcopy(network) if isinstance(network, nn.Module) else network()
-    steps = min(MEASURED_STEPS, max(2, request.steps))
+    steps = min(MEASURED_STEPS, max(timing.LEAST_STEPS, request.steps))
     with _rng_kept():
         seconds = timing.measure_steps(
             network.to(device), request.batch, request.task, request.setting, steps

@@ -22,9 +22,10 @@ from layerwise.plan.machine import allocator_keeps, glibc_version, resident
 from layerwise.plan.rehearsal import STEPS, Trace
 from layerwise.plan.trace import Event, Operation
 
-PINNED, PIN_LIFE = 1.0, 30.0  # glibc < 2.38, see allocator.Heap
+PINNED = 1.0  # glibc < 2.38: the share of cut-off ends that small blocks take, see allocator.Heap
+PIN_LIFE = 1.7  # how long, in mean lifetimes of the step's own blocks: autograd's nodes sit there
 SEEDS = 5
-REPLAYS = 6  # steps after the rehearsed ones; where holes lie settles within a few
+REPLAYS = 7  # steps after the rehearsed ones; where holes lie settles within a few
 CODE = 14 * MB  # pages of PyTorch's libraries that the first step touches
 PER_KERNEL = 0.06 * MB  # a compiled oneDNN kernel and its descriptors
 MARGIN = 0.06  # of the heap: what the imitation misses
@@ -51,10 +52,11 @@ def cpu_peak(trace: Trace, base: int | None = None, steps: int | None = None) ->
     if not allocator_keeps():
         return Estimate.around(loaded + trace.peak + _largest_scratch(trace), 0.1, 0.15)
     pinned = 0.0 if glibc_version() >= (2, 38) else PINNED
+    life = PIN_LIFE * mean_lifetime(trace)
     replays = REPLAYS if steps is None else max(0, min(REPLAYS, steps - STEPS))
     heaps = []
     for seed in range(SEEDS if pinned else 1):
-        heap = Heap(pinned, PIN_LIFE, seed)
+        heap = Heap(pinned, life, seed)
         replay(trace, heap, scratch, replays)
         heaps.append(heap.high)
     value = statistics.median(heaps)
@@ -101,6 +103,19 @@ def _events(trace: Trace, replays: int) -> Iterator[Event]:
                 yield e
             elif e.ident in own:
                 yield Event(e.kind, e.ident + shift, e.bytes)
+
+
+def mean_lifetime(trace: Trace) -> float:
+    """How many allocations a block of the last rehearsed step lives through, on average."""
+    born: dict[int, int] = {}
+    lives, clock = [], 0
+    for event in trace.events[trace.last_step :]:
+        if event.kind == "+":
+            clock += 1
+            born[event.ident] = clock
+        elif event.kind == "-" and event.ident in born:
+            lives.append(clock - born[event.ident])
+    return max(1.0, statistics.mean(lives)) if lives else 1.0
 
 
 def scratch(op: Operation) -> tuple[int, ...]:

@@ -21,7 +21,7 @@ from layerwise.plan.step import Setting, autocast, layers_of, prepare, stretched
 from layerwise.plan.trace import Event, Ledger, Operation
 
 MICRO_BATCHES = 2  # from the second on, memory and cost repeat
-STEPS = 3  # the first makes the optimiser's state, the third repeats the second
+STEPS = 2  # the first makes the optimiser's state, from the second on they repeat
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,8 @@ def _changed(request: Request, change: Callable[[nn.Module], Any]) -> Callable[[
         else:
             network = network()
         with torch.device("meta"):
-            return change(network) or network
+            changed = change(network)
+        return changed if isinstance(changed, nn.Module) else network
 
     return build
 

@@ -27,16 +27,23 @@ from layerwise.plan.rehearsal import Trace
 from layerwise.plan.step import Setting, autocast, prepare, stretched, train_step
 from layerwise.plan.trace import Operation
 
+LEAST_STEPS = 3  # one to warm up and two to compare
 LEAST_MARGIN = 0.10  # a machine is never steadier than this over a longer run
 GPU_OVERHEAD = 8e-6  # seconds per operation, launched from Python [estimate]
 
 
 def measure_steps(
-    network: nn.Module, batch: Batch, task: Any, setting: Setting, steps: int = 5
+    network: nn.Module,
+    batch: Batch,
+    task: Any,
+    setting: Setting,
+    steps: int = 5,
+    budget: float = 20.0,
 ) -> list[float]:
     """Seconds of each of the first `steps` real steps; `network` is ours to spoil.
 
     batch: an example, stretched to the batch size with zeros (the time does not depend on values).
+    budget: seconds after which no further step begins, once there are three.
     """
     device = next(network.parameters()).device.type
     prepare(network, setting)
@@ -50,7 +57,10 @@ def measure_steps(
             with torch.inference_mode(), autocast(setting, device):
                 task.predict(network, whole)
 
-    return [_seconds(step, device) for _ in range(steps)]
+    seconds: list[float] = []
+    while len(seconds) < steps and (len(seconds) < LEAST_STEPS or sum(seconds) < budget):
+        seconds.append(_seconds(step, device))
+    return seconds
 
 
 def _seconds(run: Callable[[], Any], device: str = "cpu") -> float:

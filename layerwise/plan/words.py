@@ -76,8 +76,11 @@ def duration(seconds: float) -> str:
 
 
 def joules(value: float) -> str:
-    return f"{value / 3.6e6:.2f} kWh" if value >= 3.6e5 else f"{value / 3600:.2f} Wh"
+    for bound, unit in ((3.6e6, "kWh"), (3600, "Wh")):
+        if value >= 0.5 * bound:
+            return f"{value / bound:.1f} {unit}"
+    return f"{value:.0f} J"
 
 
 def dollars(value: float) -> str:
-    return f"${value:,.2f}" if value >= 0.01 else f"${value:.4f}"
+    return f"${value:,.2f}" if value >= 0.1 else f"{100 * value:.2g} US cents"

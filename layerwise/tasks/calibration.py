@@ -56,17 +56,26 @@ def fit_temperature(logits: ndarray, targets: ndarray) -> float:
     low, high, u = -math.log(HOTTEST), -math.log(COLDEST), 0.0
     for _ in range(60):
         beta = math.exp(u)
-        p = softmax(beta * z)
-        mean = (p * z).sum(1)
+        mean, square = moments(z, beta)
         slope = beta * mean.mean() + u / len(z)
-        curve = beta**2 * ((p * z * z).sum(1) - mean**2).mean() + 1 / len(z)
+        curve = beta**2 * (square - mean**2).mean() + 1 / len(z)
         low, high = (low, u) if slope > 0 else (u, high)
         step = u - slope / curve
         new = step if low < step < high else (low + high) / 2
-        if abs(new - u) < 1e-10:
+        if abs(new - u) < 1e-7:
             break
         u = new
     return math.exp(-u)
+
+
+def moments(z: ndarray, beta: float) -> tuple[ndarray, ndarray]:
+    """Mean of z (n, C) and of its square under softmax(beta z), row by row: (n,) each."""
+    p = beta * (z - z.max(1, keepdims=True))
+    np.exp(p, out=p)
+    total = p.sum(1)
+    mean = np.einsum("ij,ij->i", p, z) / total
+    np.multiply(p, z, out=p)
+    return mean, np.einsum("ij,ij->i", p, z) / total
 
 
 def calibrate(logits: ndarray, targets: ndarray, folds: int = 5, seed: int = 0) -> Calibration:
@@ -210,18 +219,6 @@ def conformal_quantile(values: ndarray, alpha: float) -> float:
         raise DataError("conformal sets need held-out rows; none were given")
     rank = math.ceil((len(values) + 1) * (1 - alpha) - 1e-9)
     return math.inf if rank > len(values) else float(np.partition(values, rank - 1)[rank - 1])
-
-
-def conformal_threshold(values: ndarray, confidence: float) -> float:
-    """`conformal_quantile` asked by confidence: 0.9 for sets that hold the truth 9 times in 10.
-
-    values: 1 - p of the right class, or |output - target|, of held-out rows (n,).
-    """
-    if not 0 < confidence < 1:
-        raise OptionError(
-            f"a confidence between 0 and 1 was expected, e.g. 0.9; {confidence} was given"
-        )
-    return conformal_quantile(np.asarray(values, np.float64), 1 - confidence)
 
 
 def conformal_margin(outputs: ndarray, targets: ndarray, alpha: float = 0.1) -> float:

@@ -90,13 +90,14 @@ def auc(outputs: ndarray, targets: ndarray, weights: ndarray | None = None) -> A
     Classes that do not occur, or are all there is, are left out; nan when nothing remains.
     """
     check_rows(outputs, targets)
+    w = columns(weights, len(targets))
+    if outputs.ndim == 2 and outputs.shape[1] == 2:
+        outputs, targets = outputs[:, 1] - outputs[:, 0], targets == 1
     if outputs.ndim == 1:
-        return scalar(rank_area(outputs, targets > 0, weights))
-    if outputs.shape[1] == 2:
-        return scalar(rank_area(outputs[:, 1] - outputs[:, 0], targets == 1, weights))
-    areas = [rank_area(outputs[:, c], targets == c, weights) for c in range(outputs.shape[1])]
-    areas = np.stack(areas, -1)  # (..., C)
-    return scalar(mean_where(areas, ~np.isnan(areas)))
+        return like(rank_area(outputs, targets > 0, w), weights)
+    areas = [rank_area(outputs[:, c], targets == c, w) for c in range(outputs.shape[1])]
+    areas = np.stack(areas, -1)  # (R, C)
+    return like(mean_where(areas, ~np.isnan(areas)), weights)
 
 
 def mean_average_precision(
@@ -108,9 +109,10 @@ def mean_average_precision(
     precision-recall curve, as in scikit-learn (no interpolation).
     """
     check_rows(outputs, targets)
-    each = [average_precision(o, t > 0, weights) for o, t in zip(outputs.T, targets.T, strict=True)]
-    each = np.stack(each, -1)  # (..., C)
-    return scalar(mean_where(each, ~np.isnan(each)))
+    w = columns(weights, len(targets))
+    each = [average_precision(o, t > 0, w) for o, t in zip(outputs.T, targets.T, strict=True)]
+    each = np.stack(each, -1)  # (R, C)
+    return like(mean_where(each, ~np.isnan(each)), weights)
 
 
 # ---- numbers: outputs (n,) or (n, 1), targets (n,) -------------------------------------------
@@ -191,31 +193,48 @@ def class_counts(
     return hits, occurs, chosen
 
 
-def tie_groups(
-    scores: ndarray, positive: ndarray, weights: ndarray | None
-) -> tuple[ndarray, ndarray]:
-    """Weights of positives and negatives per distinct score, rising: two (..., G)."""
+def columns(weights: ndarray | None, n: int) -> ndarray:
+    """Weights as (n, R) float32, R = 1 for none: whole rows are gathered and summed up fast.
+
+    Counts are exact in float32 up to 16 million rows.
+    """
+    rows = np.ones((1, n)) if weights is None else np.atleast_2d(weights)
+    return np.ascontiguousarray(rows.T, np.float32)
+
+
+def ranked(scores: ndarray) -> tuple[ndarray, ndarray, ndarray]:
+    """Rows by rising score, and for each place the first and the last place of equal score."""
     order = np.argsort(scores, kind="stable")
     starts = np.flatnonzero(np.r_[True, np.diff(scores[order]) > 0])
-    w = np.ones(len(scores)) if weights is None else np.asarray(weights, np.float64)
-    w, yes = w[..., order], positive[order]
-    grouped = [np.add.reduceat(w * side, starts, axis=-1) for side in (yes, ~yes)]
-    return grouped[0], grouped[1]
+    ends = np.r_[starts[1:], len(scores)] - 1
+    group = np.searchsorted(starts, np.arange(len(scores)), side="right") - 1
+    return order, starts[group], ends[group]
 
 
-def rank_area(scores: ndarray, positive: ndarray, weights: ndarray | None) -> ndarray:
-    """Chance that a positive row scores above a negative one; nan where one side is empty."""
-    yes, no = tie_groups(scores, positive, weights)  # (..., G)
-    below = np.cumsum(no, -1) - no / 2
-    return divide((yes * below).sum(-1), yes.sum(-1) * no.sum(-1), empty=np.nan)
+def rank_area(scores: ndarray, positive: ndarray, w: ndarray) -> ndarray:
+    """Chance that a positive row scores above a negative one, (R,); nan where one side is empty.
+
+    w: (n, R) of `columns`. Equal scores count half.
+    """
+    order, first, last = ranked(scores)
+    yes, w = positive[order], w[order]
+    no = np.cumsum(w * ~yes[:, None], axis=0)  # (n, R) negatives up to here
+    no = np.concatenate([np.zeros_like(no[:1]), no])
+    below = no[first[yes]] + no[last[yes] + 1]  # twice the negatives below a positive
+    wins = np.einsum("ir,ir->r", w[yes], below, dtype=np.float64)
+    total = w[yes].sum(0, dtype=np.float64) * no[-1]
+    return divide(wins, 2 * total, empty=np.nan)
 
 
-def average_precision(scores: ndarray, positive: ndarray, weights: ndarray | None) -> ndarray:
-    """Sum over thresholds of (rise in recall) x precision; nan where nothing is positive."""
-    yes, no = (side[..., ::-1] for side in tie_groups(scores, positive, weights))  # falling scores
-    found = np.cumsum(yes, -1)
-    precision = divide(found, found + np.cumsum(no, -1))
-    return divide((yes * precision).sum(-1), yes.sum(-1), empty=np.nan)
+def average_precision(scores: ndarray, positive: ndarray, w: ndarray) -> ndarray:
+    """Sum over thresholds of (rise in recall) x precision, (R,); nan where nothing is positive."""
+    order, _, last = ranked(-scores)
+    yes, w = positive[order], w[order]
+    at = last[yes]  # the threshold of each positive takes in all rows of its score
+    found = np.cumsum(w * yes[:, None], axis=0)[at]
+    chosen = np.cumsum(w, axis=0)[at]
+    gain = w[yes].astype(np.float64) * found / np.maximum(chosen, 1e-30)
+    return divide(gain.sum(0), w[yes].sum(0, dtype=np.float64), empty=np.nan)
 
 
 def divide(a: Any, b: Any, empty: float = 0.0) -> ndarray:
@@ -229,12 +248,11 @@ def mean_where(values: ndarray, where: ndarray) -> ndarray:
     return divide(np.where(where, values, 0).sum(-1), where.sum(-1), empty=np.nan)
 
 
+def like(values: ndarray, weights: ndarray | None) -> Any:
+    """(R,) for many weightings, a float for one."""
+    return values if weights is not None and weights.ndim == 2 else float(values[0])
+
+
 def scalar(value: Any) -> Any:
     """A float for what has no axis, the array otherwise."""
     return float(value) if np.ndim(value) == 0 else value
-
-
-METRICS: dict[str, Metric] = {
-    f.__name__: f
-    for f in (accuracy, top_k, balanced_accuracy, macro_f1, mean_average_precision, rmse, mae, r2)
-}  # each of raw outputs and targets

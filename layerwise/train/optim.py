@@ -58,6 +58,7 @@ def load_optimizer_tensors(
     """The reverse of `optimizer_tensors`. Errors: state of a parameter that is not optimised."""
     names = parameter_names(network, optimizer)
     index = {name: i for i, name in enumerate(names)}
+    params = dict(network.named_parameters())
     state: dict[int, dict[str, Tensor]] = {}
     for full, value in tensors.items():
         name, key = full.rsplit(":", 1)
@@ -66,7 +67,14 @@ def load_optimizer_tensors(
                 f"the checkpoint has optimiser state for '{name}', which this run does not train; "
                 "resume with the settings the run was started with"
             )
-        state.setdefault(index[name], {})[key] = value
+        state.setdefault(index[name], {})[key] = laid_out_as(params[name], value)
     whole = optimizer.state_dict()
     whole["state"] = state
     optimizer.load_state_dict(whole)
+
+
+def laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
+    """`value` in the memory layout of its parameter: fused kernels walk both side by side."""
+    if value.shape != parameter.shape:
+        return value
+    return torch.empty_like(parameter, dtype=value.dtype).copy_(value)

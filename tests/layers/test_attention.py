@@ -12,6 +12,7 @@ from layerwise.layers.attention import (
     causal_mask,
     join_heads,
     plain_attention,
+    short_on_cpu,
     split_heads,
 )
 
@@ -34,6 +35,9 @@ def bool_mask() -> Tensor:
 FORMS = {
     "full": {},
     "square": {"n_keys": T},
+    "short": {"n_queries": 20, "n_keys": 30},
+    "short, scale": {"n_queries": 20, "n_keys": 30, "scale": 0.5},
+    "long": {"n_queries": 70, "n_keys": 70},
     "causal": {"n_keys": T, "causal": True},
     "causal with a cache": {"causal": True},
     "one new token": {"n_queries": 1, "causal": True},
@@ -58,12 +62,34 @@ def test_fused_equals_plain(form: str):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
-def test_bf16_is_as_close_as_its_precision():
-    q, k, v = (x.detach() for x in qkv())
+def rms(x: Tensor) -> float:
+    return float(x.detach().double().pow(2).mean().sqrt())
+
+
+@pytest.mark.parametrize("n", [4, 40, 197, 300])
+@pytest.mark.parametrize("sharpness", [1.0, 4.0])
+def test_bf16_is_as_close_as_its_precision(n: int, sharpness: float):
+    q, k, v = (x.detach().bfloat16() for x in qkv(n, n))
+    q = q * sharpness
     exact = plain_attention(q.double(), k.double(), v.double())
-    found = attention(q.bfloat16(), k.bfloat16(), v.bfloat16())
+    found = attention(q, k, v)
     assert found.dtype == torch.bfloat16
-    assert (found.double() - exact).abs().max() < 0.03
+    assert rms(found.double() - exact) < 0.01 * rms(exact)  # bf16 has 8 bits: 0.004
+
+
+def test_the_short_way_is_taken_on_short_rows_of_a_cpu_alone():
+    def chosen(n_queries: int, n_keys: int, dtype: torch.dtype, n_kv_heads: int = H) -> bool:
+        q, k, _ = qkv(n_queries, n_keys, n_kv_heads)
+        return short_on_cpu(q.to(dtype), k.to(dtype))
+
+    assert chosen(197, 197, torch.bfloat16)
+    assert chosen(50, 50, torch.float32)
+    assert not chosen(197, 197, torch.float32)
+    assert not chosen(1, 64, torch.bfloat16)
+    assert not chosen(300, 300, torch.bfloat16)
+    assert not chosen(50, 50, torch.bfloat16, n_kv_heads=1)
+    with torch.device("meta"):
+        assert not chosen(50, 50, torch.bfloat16)
 
 
 def test_weights_are_probabilities_over_what_may_be_seen():

@@ -8,7 +8,7 @@ import torch
 from layerwise.layers.conv import SameConv2d, round_channels, same_padding
 from layerwise.models import family, mobilenet, mobilenetv3
 from tests.oracles import import_timm, import_torchvision
-from tests.parity import check_against_reference, check_against_stored, images
+from tests.parity import check_against_reference, check_against_stored, images, into
 
 C = 11  # classes
 TIMM = {
@@ -41,12 +41,14 @@ def case(key: str, variant: str, name: str, source: str, **fields) -> dict:
 @pytest.mark.parametrize("variant", TIMM)
 def test_parity_with_timm(variant: str):
     theirs = import_timm().create_model(variant, pretrained=False, num_classes=C)
-    check_against_reference(theirs=theirs, **case(variant, variant, TIMM[variant], "timm"))
+    key = f"{TIMM[variant]}/timm/{variant}"
+    check_against_reference(load=into(theirs), **case(key, variant, TIMM[variant], "timm"))
 
 
 @pytest.mark.parametrize("variant", TIMM)
 def test_stored_outputs_of_timm(variant: str):
-    check_against_stored(**case(variant, variant, TIMM[variant], "timm"))
+    key = f"{TIMM[variant]}/timm/{variant}"
+    check_against_stored(**case(key, variant, TIMM[variant], "timm"))
 
 
 @pytest.mark.oracle
@@ -54,7 +56,8 @@ def test_stored_outputs_of_timm(variant: str):
 def test_parity_with_torchvision(theirs: str, variant: str, name: str, source: str, eps: float):
     network = getattr(import_torchvision().models, theirs)(weights=None, num_classes=C)
     check_against_reference(
-        theirs=network, **case(f"torchvision {theirs}", variant, name, source, norm_eps=eps)
+        load=into(network),
+        **case(f"{name}/torchvision/{theirs}", variant, name, source, norm_eps=eps),
     )
 
 
@@ -62,7 +65,9 @@ def test_parity_with_torchvision(theirs: str, variant: str, name: str, source: s
 def test_stored_outputs_of_torchvision(
     theirs: str, variant: str, name: str, source: str, eps: float
 ):
-    check_against_stored(**case(f"torchvision {theirs}", variant, name, source, norm_eps=eps))
+    check_against_stored(
+        **case(f"{name}/torchvision/{theirs}", variant, name, source, norm_eps=eps)
+    )
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import torch
 
 from layerwise.models import squeezenet
 from tests.oracles import import_torchvision
-from tests.parity import check_against_reference, check_against_stored, images
+from tests.parity import check_against_reference, check_against_stored, images, into
 
 FORMATS = {"squeezenet1_0": "torchvision", "squeezenet1_1": "torchvision_1_1"}
 PARAMETERS = {"squeezenet1_0": 1_248_424, "squeezenet1_1": 1_235_496}  # torchvision's count
@@ -16,7 +16,7 @@ C = 11  # classes
 
 def case(variant: str, side: int) -> dict:
     return {
-        "key": f"{variant} {side}",
+        "key": f"squeezenet/torchvision/{variant}/{side}",
         "name": "squeezenet",
         "config": replace(squeezenet.VARIANTS[variant], n_classes=C),
         "source": FORMATS[variant],
@@ -29,7 +29,8 @@ def case(variant: str, side: int) -> dict:
 @pytest.mark.parametrize("side", [64, 97])
 def test_parity_with_torchvision(variant: str, side: int):
     build = getattr(import_torchvision().models, variant)
-    check_against_reference(theirs=build(weights=None, num_classes=C), **case(variant, side))
+    load = into(build(weights=None, num_classes=C))
+    check_against_reference(load=load, **case(variant, side))
 
 
 @pytest.mark.parametrize("variant", FORMATS)

@@ -1,9 +1,8 @@
-"""Scores as a task asks for them."""
+"""Scores as the tasks ask for them."""
 
 import numpy as np
 import pytest
 
-from layerwise.errors import OptionError
 from layerwise.tasks import scores
 from layerwise.tasks.classify import Classify
 from layerwise.tasks.regress import Regress
@@ -30,25 +29,18 @@ TASKS = [Classify(("a", "b", "c")), Tag(("a", "b", "c", "d")), Regress()]
 @pytest.mark.parametrize("task", TASKS, ids=lambda t: t.name)
 def test_every_task_has_its_score_with_an_interval_and_a_paired_test(task):
     fair, good, targets = drawn(task)
-    value, low, high = scores.score_interval(task, fair, targets)
-    assert low < value < high
-    assert value == pytest.approx(task.metrics(fair, targets)[task.score])
-    found = scores.paired(task, fair, good, targets)
-    assert found["sentence"].startswith("B is better")
-    assert found["p_value"] < 0.01
-    assert (found["difference"] > 0) == task.higher_is_better
-    assert (found["low"] > 0) == (found["high"] > 0)
+    found = scores.interval(task.metric, task.scored(fair), targets)
+    assert found.low < found.value < found.high
+    assert found.value == pytest.approx(task.metrics(fair, targets)[task.score])
+    both = scores.compare(
+        task.metric, task.scored(fair), task.scored(good), targets, task.higher_is_better
+    )
+    assert both.better == "B"
+    assert both.sentence.startswith("B is better")
+    assert both.p < 0.01
+    assert (both.difference > 0) == task.higher_is_better
+    assert (both.low > 0) == (both.high > 0)
 
 
-def test_an_unknown_score_is_an_error_with_the_nearest():
-    task = Regress()
-    task.score = "rsme"
-    with pytest.raises(OptionError, match="did you mean 'rmse'"):
-        scores.score_interval(task, np.zeros((2, 1)), np.zeros(2))
-
-
-def test_thresholds_by_confidence():
-    held_out = np.arange(1.0, 100)
-    assert scores.conformal_threshold(held_out, 0.9) == 90
-    with pytest.raises(OptionError, match=r"0 and 1 .* 90 was given"):
-        scores.conformal_threshold(held_out, 90)
+def test_all_that_is_promised_is_there():
+    assert all(hasattr(scores, name) for name in scores.__all__)

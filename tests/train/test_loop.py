@@ -251,3 +251,34 @@ def test_killed_at_random_moments_and_resumed_it_ends_in_the_same_bits(tmp_path:
     assert not list(folder.glob(".writing-*"))
     for name, value in whole.state_dict().items():
         assert torch.equal(value, tensors["model"][name])
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "muon"])
+def test_state_of_channels_last_filters_survives_a_checkpoint(name: str, tmp_path: pathlib.Path):
+    """Fused kernels walk memory: state that comes back in another layout would pair wrongly."""
+
+    def filters() -> nn.Module:
+        with runtime.seeded(1):
+            net = nn.Sequential(nn.Conv2d(4, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3))
+        return net.to(memory_format=torch.channels_last)
+
+    def steps(net, opt, seeds) -> None:
+        for seed in seeds:
+            x = torch.randn(2, 4, 9, 9, generator=runtime.generator(seed))
+            opt.zero_grad()
+            net(x).square().mean().backward()
+            opt.step()
+
+    one, two = filters(), filters()
+    first, second = optimiser(one, name), optimiser(two, name)
+    steps(one, first, range(6))
+    steps(two, second, range(3))
+    saved = {"model": two.state_dict(), "optimizer": optimizer_tensors(two, second)}
+    path = checkpoint.save_checkpoint(tmp_path, State(step=3), saved)
+    tensors = checkpoint.load_checkpoint(path)[1]
+    three = filters()
+    third = optimiser(three, name)
+    three.load_state_dict(tensors["model"])
+    load_optimizer_tensors(three, third, tensors["optimizer"])
+    steps(three, third, range(3, 6))
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), three.parameters(), strict=True))

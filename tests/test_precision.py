@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from layerwise.layers import linear
+from layerwise import precision as linear
 
 
 @pytest.fixture(autouse=True)
