@@ -13,13 +13,13 @@ demo: $(VENV)/.installed
 	$(BIN)/layerwise demo
 
 test: $(VENV)/.tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: $(VENV)/.tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
-	$(BIN)/python -m pytest tests/test_house.py
+	$(BIN)/python -m pytest -q tests/test_house.py
 	$(BIN)/python bench/lines.py
 
 bench: $(VENV)/.tests

@@ -5,6 +5,8 @@ import pathlib
 
 import pytest
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # also in the processes that tests start
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 HERE = pathlib.Path(__file__).resolve().parent
 
 
@@ -30,8 +32,7 @@ def _switches_as_they_were():
     """
     import torch
 
-    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     torch.backends.mkldnn.matmul.fp32_precision = "none"
     yield
     torch.backends.mkldnn.matmul.fp32_precision = "none"
-    torch.set_num_threads(threads)
