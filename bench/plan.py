@@ -123,7 +123,8 @@ def high_water() -> int:
 def measure(case: Case, keep: str = "") -> dict[str, Any] | None:
     """The figures of one configuration; None, and why, where it failed."""
     command = [sys.executable, __file__, "--child", json.dumps(asdict(case)), "--keep", keep]
-    environment = os.environ | {"OMP_NUM_THREADS": str(THREADS)}
+    # threads that wait do not spin: on a machine that others use too, spinning costs a factor of 5
+    environment = os.environ | {"OMP_NUM_THREADS": str(THREADS), "OMP_WAIT_POLICY": "passive"}
     root = pathlib.Path(__file__).resolve().parent.parent
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=root)
     if done.returncode:

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import fx, nn
+from torch import nn
+from torch.fx.proxy import TraceError
 
 from layerwise import models, runtime
 from layerwise.adapt.fuse import fused
@@ -30,6 +31,7 @@ from layerwise.tasks.scores import sigmoid, softmax
 from layerwise.train.checkpoint import storage_error
 from layerwise.train.run import predict_rows
 from layerwise.weights import files, names, published
+from layerwise.weights.cards import CARDS
 
 WORTH_FUSING = 256  # rows from which preparing the fused network pays
 CERTIFIED = 8  # rows on which it must say the same first
@@ -113,7 +115,7 @@ class Model:
                 with machine.autocast():
                     want = self.network(inputs).float()
                 error = (quick(inputs) - want).abs().max() / want.abs().max().clamp_min(1e-9)
-        except (fx.proxy.TraceError, RuntimeError, TypeError):
+        except (TraceError, RuntimeError, TypeError):
             return self.network
         limit = 1e-4 if machine.dtype == torch.float32 else 0.05
         return quick if float(error) < limit else self.network
@@ -198,11 +200,11 @@ class Model:
         """ "timm" when timm has this very network, else our own names."""
         module = models.family(self.family)
         known = module.VARIANTS.get(self.variant)
-        config = self.network.config  # type: ignore[union-attr]
-        same = (
-            known is not None and dataclasses.replace(known, n_classes=config.n_classes) == config
-        )  # type: ignore[call-arg]
-        return "timm" if same and "timm" in module.PUBLISHED else OURS
+        config: Any = self.network.config
+        own = None if known is None else dataclasses.replace(known, n_classes=config.n_classes)
+        same = own == config
+        in_timm = self.variant in {c.variant for c in CARDS.values() if c.format == "timm"}
+        return "timm" if same and in_timm else OURS
 
     def config_json(self, form: str) -> dict[str, Any]:
         if form == OURS:
@@ -253,7 +255,7 @@ def load(source: str | pathlib.Path) -> Model:
         if (candidate / "layerwise.json").exists():
             return load_saved(candidate)
     network, card = published.load_published(str(source))
-    processor = ImageProcessor.from_dict(card.processor)
+    processor = ImageProcessor.from_dict(dict(card.processor))
     labels = published.labels_of(card)
     return Model(
         network,

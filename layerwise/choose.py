@@ -20,6 +20,7 @@ from layerwise.tasks.intervals import mcnemar
 from layerwise.train.run import Recipe
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+Channels = tuple[float, float, float]
 SMALL_SIDE = 64  # images up to here are used as they are
 PHOTO_SIDE = 128  # photographs, when nothing pre-trained fixes the side
 MANY_ROWS = 10_000
@@ -89,7 +90,7 @@ def choose_table(examples: Examples, task: Any, settings: Settings) -> Choice:
     return Choice(name, family, config, processor, "tables go to a multilayer perceptron")
 
 
-def pixel_statistics(examples: Examples) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def pixel_statistics(examples: Examples) -> tuple[Channels, Channels]:
     """Mean and standard deviation per channel over a sample of the images, in 0..1."""
     rows = np.linspace(0, len(examples) - 1, min(500, len(examples))).astype(int)
     total, squares, count = np.zeros(3), np.zeros(3), 0
@@ -104,7 +105,8 @@ def pixel_statistics(examples: Examples) -> tuple[tuple[float, ...], tuple[float
         return IMAGENET_MEAN, IMAGENET_STD
     mean = total / count
     std = np.sqrt(np.maximum(squares / count - mean**2, 1e-4))
-    return tuple(np.round(mean, 4).tolist()), tuple(np.round(std, 4).tolist())
+    (r, g, b), (dr, dg, db) = np.round(mean, 4).tolist(), np.round(std, 4).tolist()
+    return (r, g, b), (dr, dg, db)
 
 
 def mirror_safe(examples: Examples, most: int = 2000) -> bool:

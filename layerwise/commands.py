@@ -58,7 +58,7 @@ def evaluate(console: Console, model: list[str], target: str, split: str) -> dic
         raise OptionError("`layerwise evaluate MODEL DATA`, or `evaluate MODEL_A MODEL_B DATA`")
     *models, data = model
     if len(models) == 2:
-        found = compare(*models, data, target=target, split=split)
+        found = compare(models[0], models[1], data, target=target, split=split)
         console.say(found.sentence)
         return vars(found)
     e = evaluate(models[0], data, target=target, split=split)

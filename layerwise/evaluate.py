@@ -4,7 +4,7 @@ Legend: n rows.
 """
 
 import pathlib
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -91,13 +91,10 @@ def in_order_of(model: Model, rows: Examples) -> Examples:
     place = np.array([model.labels.index(name) for name in rows.labels])
     targets = np.asarray(rows.targets)
     if wanted == "class":
-        rows.targets = place[targets]
-    else:
-        full = np.zeros((len(targets), len(model.labels)), targets.dtype)
-        full[:, place] = targets
-        rows.targets = full
-    rows.labels = model.labels
-    return rows
+        return replace(rows, targets=place[targets], labels=model.labels)
+    full = np.zeros((len(targets), len(model.labels)), targets.dtype)
+    full[:, place] = targets
+    return replace(rows, targets=full, labels=model.labels)
 
 
 def evaluate(
@@ -162,10 +159,14 @@ def compare(
     """
     model_a, model_b = as_model(a), as_model(b)
     rows, _ = rows_to_score(model_a, data, target, split)
-    outputs = [m.task.scored(m.outputs(in_order_of(m, rows))) for m in (model_a, model_b)]
+    task, out_a, out_b = model_a.task, model_a.outputs(rows), model_b.outputs(rows)
     if model_a.labels != model_b.labels:
-        place = [model_b.labels.index(name) for name in model_a.labels]
-        outputs[1] = outputs[1][:, place]
-        rows = in_order_of(model_a, rows)
-    task = model_a.task
-    return intervals.compare(task.metric, *outputs, np.asarray(rows.targets), task.higher_is_better)
+        in_order_of(model_b, rows)  # an error where their classes differ
+        out_b = out_b[:, [model_b.labels.index(name) for name in model_a.labels]]
+    return intervals.compare(
+        task.metric,
+        task.scored(out_a),
+        task.scored(out_b),
+        np.asarray(rows.targets),
+        task.higher_is_better,
+    )

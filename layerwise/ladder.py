@@ -141,9 +141,8 @@ def choose_winner(winner: Contender, rungs: list[Rung]) -> tuple[Contender, list
 
 def score_rung(job: Job, name: str, outputs: np.ndarray, started: float, note: str = "") -> Rung:
     """Score raw outputs on the validation rows, with a bootstrap interval."""
-    found = interval(
-        job.task.metric, job.task.scored(outputs), job.val.targets, seed=job.settings.seed
-    )  # type: ignore[arg-type]
+    targets = np.asarray(job.val.targets)
+    found = interval(job.task.metric, job.task.scored(outputs), targets, seed=job.settings.seed)
     value, low, high = found.value, found.low, found.high
     seconds = time.monotonic() - started
     rung = Rung(name, value, low, high, seconds, peak_memory_mb(), note)
@@ -253,7 +252,7 @@ def probe_number(z: np.ndarray, targets: np.ndarray, seed: int):
     from sklearn.linear_model import RidgeCV
 
     fitted = RidgeCV(alphas=np.logspace(-1, 5, 13)).fit(z, targets)
-    return fitted.coef_[None], np.array([fitted.intercept_])
+    return np.asarray(fitted.coef_)[None], np.array([fitted.intercept_])
 
 
 PROBES = {"classify": probe_classes, "tag": probe_tags, "regress": probe_number}
@@ -317,8 +316,9 @@ def prepare_network(network: nn.Module, choice: Choice, job: Job) -> None:
 def own_groups(contender: Contender) -> list[dict[str, Any]] | None:
     """The parameter groups that the family itself has for Muon from scratch; None for the usual."""
     make = getattr(models.family(contender.choice.family), "muon_groups", None)
-    wanted = make and contender.way == "scratch" and contender.recipe.optimizer == "muon"
-    return make(contender.network) if wanted else None
+    if make is None or contender.way != "scratch" or contender.recipe.optimizer != "muon":
+        return None
+    return make(contender.network)
 
 
 def plan_contender(job: Job, contender: Contender) -> Plan:
@@ -354,18 +354,19 @@ def compete(job: Job, contenders: list[Contender], rungs: list[Rung]) -> Contend
                 return contender
         if len(contenders) == 1 or job.deadline == float("inf"):
             return best_of(job, contenders)
-        contenders = sorted(
-            contenders,
-            key=lambda c: c.rung.score,
-            reverse=job.task.higher_is_better,  # type: ignore[union-attr]
-        )[: -(-len(contenders) // 2)]
+        contenders.sort(key=score_of, reverse=job.task.higher_is_better)
+        contenders = contenders[: -(-len(contenders) // 2)]
         if not worth_going_on(job, contenders[0].rung):  # type: ignore[arg-type]
             return contenders[0]
 
 
 def best_of(job: Job, contenders: list[Contender]) -> Contender:
-    key = lambda c: c.rung.score  # noqa: E731
-    return max(contenders, key=key) if job.task.higher_is_better else min(contenders, key=key)
+    return (max if job.task.higher_is_better else min)(contenders, key=score_of)
+
+
+def score_of(contender: Contender) -> float:
+    assert contender.rung is not None, "scored before it is compared"
+    return contender.rung.score
 
 
 def go(job: Job, contender: Contender, share: float) -> None:

@@ -161,7 +161,7 @@ def demo(console: Console | None = None, output: str = "") -> dict[str, Any]:
     from layerwise.fit import fit
 
     console = console or Console()
-    digits = load_digits()
+    digits: Any = load_digits()
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "digits.npz"
         images = np.round(digits.images * (255 / 16)).astype(np.uint8)

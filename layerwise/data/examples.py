@@ -64,10 +64,11 @@ class Examples:
 
 def take(values: Sequence[Any], rows: np.ndarray) -> Sequence[Any]:
     """`values[rows]` for arrays, lists, and anything that has its own `take(rows)`."""
+    array: Any = values
     if isinstance(values, np.ndarray):
-        return values[rows]  # pyright: ignore[reportReturnType]
+        return array[rows]
     if hasattr(values, "take"):
-        return values.take(rows)  # type: ignore[attr-defined]
+        return array.take(rows)
     return [values[i] for i in rows]
 
 

@@ -125,7 +125,7 @@ def _run(
     ledger.adopt(network.buffers(), "buffers")
     ledger.adopt(batch.tensors.values(), "inputs")
     if not setting.training:
-        ledger.phase = "forward"
+        ledger.enter("forward")
         with ledger, torch.no_grad(), autocast(setting):
             task.predict(network, batch)
         return {}
@@ -141,7 +141,7 @@ def _train(
     saved: dict[str, int] = {}
 
     def entering(phase: str) -> None:
-        ledger.phase = phase
+        ledger.enter(phase)
         if phase == "backward":
             saved.update(ledger.by_layer("activations", "autocast"))
 

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from layerwise.plan.forecast import Plan, Remedy, Request, plan_of
+from layerwise.plan.forecast import Plan, Remedy, Request
+from layerwise.plan.planning import plan_of
 from layerwise.plan.step import Setting
 
 SMALLEST = 2  # rows of a micro-batch: normalisation over a batch of one is not defined

@@ -3,13 +3,9 @@
 `Ledger` is a dispatch mode that sees each operation of the real model run on fake tensors (shapes,
 strides and lifetimes of the real thing, no memory). A storage is followed by a weak reference, so
 the moment of its release is the one the real step would have. Operations and storages are booked
-to the layer of `layers()` that caused them: in forward by what is running, in backward by the
-autograd node's sequence number, which tells when in forward it was made. What runs between two
-layers belongs to the one before; "(input)" is what precedes the first, "(loss)" what follows the
-network, "(update)" the optimiser.
+to the layer that caused them (`owners`).
 """
 
-import bisect
 import weakref
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -21,8 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from layerwise.plan import operations
-
-INPUT, LOSS, UPDATE = "(input)", "(loss)", "(update)"
+from layerwise.plan.owners import Owners
 
 
 class Operation(NamedTuple):
@@ -69,56 +64,18 @@ class Ledger(TorchDispatchMode):
         self.mark = 0  # a place in `events` that the rehearsal wants to find again
         self.operations: dict[Operation, int] = {}  # -> its place, for events
         self.counts: Counter[Operation] = Counter()
-        self.phase, self.layer = "build", INPUT
+        self.phase = "build"
         self.layers = layers
-        self._births: list[int] = []  # sequence numbers at which the running layer changed ...
-        self._owners: list[str] = []  # ... and to which
-        self._stack: list[str] = []
-        self._layer_of_param = {
-            id(p): name for name, layer in layers.items() for p in layer.parameters()
-        }
-        self._hooks = self._watch(network)
+        self.owners = Owners(network, layers)
+        self._hooks = [
+            p.register_post_accumulate_grad_hook(self._keep_gradient)
+            for p in network.parameters()
+            if p.requires_grad
+        ]
 
-    # ---- who is running
-
-    def _watch(self, network: nn.Module) -> list[Any]:
-        hooks = []
-        for name, layer in self.layers.items():
-            enter = lambda *_, name=name: self._enter(name)  # noqa: E731
-            hooks.append(layer.register_forward_pre_hook(enter))
-            hooks.append(layer.register_forward_hook(lambda *_: self._leave(), always_call=True))
-        hooks.append(network.register_forward_pre_hook(lambda *_: self._turn(INPUT)))
-        hooks.append(network.register_forward_hook(lambda *_: self._turn(LOSS)))
-        for p in network.parameters():
-            if p.requires_grad:
-                hooks.append(p.register_post_accumulate_grad_hook(self._keep_gradient))
-        return hooks
-
-    def _turn(self, layer: str) -> None:
-        self.layer = layer
-        if self.phase == "forward":
-            self._births.append(torch.autograd._get_sequence_nr())
-            self._owners.append(layer)
-
-    def _enter(self, name: str) -> None:
-        self._stack.append(name)
-        self._turn(name)
-
-    def _leave(self) -> None:
-        self._stack.pop()
-        if self._stack:
-            self._turn(self._stack[-1])
-
-    def _owner(self) -> str:
-        """The layer to which the running operation belongs."""
-        node = torch._C._current_autograd_node() if self.phase == "backward" else None
-        if node is None:
-            return UPDATE if self.phase == "update" else self.layer
-        variable = getattr(node, "variable", None)  # adding up a gradient
-        if variable is not None:
-            return self._layer_of_param.get(id(variable), INPUT)
-        place = bisect.bisect_right(self._births, node._sequence_nr()) - 1
-        return self._owners[place] if place >= 0 else INPUT
+    def enter(self, phase: str) -> None:
+        """From now on: "forward", "backward", "update", or "build", where only storages count."""
+        self.phase = self.owners.phase = phase
 
     # ---- storages
 
@@ -127,7 +84,7 @@ class Ledger(TorchDispatchMode):
         for t in tensors:
             storage = self.alive.get(t.untyped_storage()._cdata)
             if storage is None:
-                self._born(t, part, self._layer_of_param.get(id(t), INPUT))
+                self._born(t, part, self.owners.of_param(t))
             elif storage.part != part:
                 self.now[storage.part] -= storage.bytes
                 storage.part = part
@@ -183,7 +140,7 @@ class Ledger(TorchDispatchMode):
 
     def _book(self, func: Any, args: tuple[Any, ...], more: list[Any], out: Any) -> None:
         results = operations.tensors_in([out])
-        layer, part = self._owner(), self._part(func, args)
+        layer, part = self.owners.running(), self._part(func, args)
         fresh = [t for t in results if t.untyped_storage()._cdata not in self.alive]
         for t in fresh:
             if t.untyped_storage()._cdata not in self.alive:  # two results may share one
@@ -210,6 +167,8 @@ class Ledger(TorchDispatchMode):
         return "activations"
 
     def close(self) -> None:
+        """Leave the network without our hooks."""
+        self.owners.close()
         for hook in self._hooks:
             hook.remove()
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from layerwise.plan.estimate import Estimate
 
 if TYPE_CHECKING:
-    from layerwise.plan.forecast import Plan
+    from layerwise.plan.forecast import Plan, Remedy
 
 _NAMES = {
     "weights": "weights",
@@ -44,6 +44,18 @@ def summary(plan: "Plan") -> str:
         f"{between(plan.seconds, duration)} for {plan.steps:,} steps on {plan.hardware} "
         f"({plan.timed_by}), {joules(plan.joules.value)}, {dollars(plan.money.value)}"
     )
+
+
+def does_not_fit(plan: "Plan", available: float, remedies: "list[Remedy]") -> str:
+    """The sentence for a run that exceeds the memory at hand."""
+    needed = (
+        f"this run needs about {size(plan.memory['peak'].value)} of memory on {plan.hardware}, "
+        f"and {size(available)} are available"
+    )
+    if not remedies:
+        return f"{needed}; nothing tried would fit: take a smaller network or another machine"
+    ways = "; or ".join(f"{r.words} ({size(r.plan.memory['peak'].value)})" for r in remedies)
+    return f"{needed}. What would fit: {ways}"
 
 
 def between(estimate: Estimate, unit: "object") -> str:

@@ -123,6 +123,7 @@ class Training:
         self.watch: Any = None
         self.planned_seconds, self.compiled = planned_seconds, ""
         self.times: list[float] = []
+        self.current = 0  # the step that is under way, counted from 1
 
     def run(self) -> Outcome:
         """Train, from the newest checkpoint in the folder when there is one."""

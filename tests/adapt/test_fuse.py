@@ -1,4 +1,4 @@
-"""The network rewritten for inference gives the same outputs, in every family that it can follow."""
+"""The network rewritten for inference gives the same outputs, in every family it can follow."""
 
 import pytest
 import torch
