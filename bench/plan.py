@@ -219,7 +219,7 @@ def calibrate() -> None:
                     f"{case!s:<40}{figures['actual_memory'] / 1e6:>8.0f} MB {share:>+8.1%}",
                     flush=True,
                 )
-    for life in (0.001, 0.8, 1.2, 1.5, 1.7, 2.0, 2.5):
+    for life in (0.001, 0.8, 1.2, 1.4, 1.6, 1.8, 2.2):
         memory.PIN_LIFE = life
         errors = [
             error(memory.cpu_peak(t, f["base"], f["steps"]).value, f["actual_memory"])

@@ -21,6 +21,7 @@ from layerwise.train.run import Recipe
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Channels = tuple[float, float, float]
+LEAST_SIDE = 12  # smaller images are enlarged: two halvings must leave something to see
 SMALL_SIDE = 64  # images up to here are used as they are
 PHOTO_SIDE = 128  # photographs, when nothing pre-trained fixes the side
 MANY_ROWS = 10_000
@@ -57,7 +58,7 @@ def choose_scratch(examples: Examples, task: Any, settings: Settings) -> Choice:
         return choose_table(examples, task, settings)
     side = image_side(examples)
     small = side <= SMALL_SIDE
-    size = settings.image_size or (max(8, side) if small else PHOTO_SIDE)
+    size = settings.image_size or (max(LEAST_SIDE, side) if small else PHOTO_SIDE)
     if settings.model != "auto":
         name, why = settings.model, "as asked"
     elif small and len(examples) >= MANY_ROWS:
@@ -145,6 +146,7 @@ def mirror_safe(examples: Examples, most: int = 2000) -> bool:
 STARTS: dict[str, dict[str, Any]] = {
     "airbench": {"optimizer": "muon", "lr": 0.24, "weight_decay": 0.0, "batch": 1000, "epochs": 8},
     "scratch": {"optimizer": "adamw", "lr": 2e-3, "weight_decay": 0.05, "batch": 128, "epochs": 30},
+    "small": {"optimizer": "adamw", "lr": 5e-3, "weight_decay": 0.05, "batch": 128, "epochs": 30},
     "table": {"optimizer": "adamw", "lr": 2e-3, "weight_decay": 0.02, "batch": 256, "epochs": 20},
     "full": {"optimizer": "adamw", "lr": 3e-4, "weight_decay": 0.05, "batch": 32, "epochs": 15},
     "lora": {"optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.0, "batch": 32, "epochs": 15},
@@ -154,7 +156,7 @@ STARTS: dict[str, dict[str, Any]] = {
 def recipe_for(
     way: str, n_rows: int, kind: str, side: int, settings: Settings, mirror: bool = True
 ) -> Recipe:
-    """The recipe of one way of training ("scratch", "full", "lora", "table", "airbench").
+    """The recipe of one way of training ("scratch", "small", "full", "lora", "table", "airbench").
 
     n_rows: training rows; side: of the images in pixels; mirror: a mirrored image keeps its class.
     """
@@ -164,7 +166,7 @@ def recipe_for(
     per_epoch = max(1, n_rows // batch)
     epochs = settings.epochs or start["epochs"]
     steps = settings.steps or max(1, round(epochs * per_epoch))
-    if not settings.epochs and not settings.steps and way in ("scratch", "table"):
+    if not settings.epochs and not settings.steps and way in ("scratch", "small", "table"):
         steps = min(max(steps, 300), 4000)  # little data needs more passes, much data fewer
     warmup = settings.warmup_steps if settings.warmup_steps >= 0 else round(0.05 * steps)
     augment = settings.augment

@@ -23,7 +23,7 @@ from torch import nn
 from layerwise import models, runtime
 from layerwise.adapt import lora
 from layerwise.bundle import Model, read_json, write_json
-from layerwise.choose import Choice, recipe_for
+from layerwise.choose import SMALL_SIDE, Choice, recipe_for
 from layerwise.console import Console, duration
 from layerwise.data.examples import Examples
 from layerwise.data.loader import in_order
@@ -284,8 +284,7 @@ def start(job: Job, way: str, base: Model | None, scratch: Callable[[], Choice])
     if way == "scratch":
         choice = scratch()
         network = fresh(lambda: models.build(choice.family, choice.config), s.seed)
-        style = "table" if job.train.kind == "table" else choice.family
-        style = style if style in ("table", "airbench") else "scratch"
+        style = style_of(job.train.kind, choice)
     else:
         assert base is not None
         network = copy.deepcopy(base.network)
@@ -303,6 +302,13 @@ def start(job: Job, way: str, base: Model | None, scratch: Callable[[], Choice])
     contender.plan = plan_contender(job, contender)
     job.on_plan(contender.plan, way)
     return contender
+
+
+def style_of(kind: str, choice: Choice) -> str:
+    """Which starting recipe fits a training from scratch."""
+    if kind == "table" or choice.family == "airbench":
+        return "table" if kind == "table" else "airbench"
+    return "small" if choice.processor.size[0] <= SMALL_SIDE else "scratch"
 
 
 def prepare_network(network: nn.Module, choice: Choice, job: Job) -> None:

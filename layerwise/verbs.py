@@ -1,11 +1,11 @@
 """The verbs that need no file of their own: plan, inspect, audit, models, demo."""
 
 import pathlib
-import tempfile
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from layerwise import models, runtime
 from layerwise.console import Console
@@ -15,7 +15,7 @@ from layerwise.tasks import task_for
 from layerwise.tasks.classify import Classify
 
 DEFAULT_SIDE = 224
-SIDES = {"airbench": 32}
+DEMO_STEPS = 150
 
 
 def plan(
@@ -162,25 +162,22 @@ def demo(console: Console | None = None, output: str = "") -> dict[str, Any]:
 
     console = console or Console()
     digits: Any = load_digits()
-    with tempfile.TemporaryDirectory() as folder:
-        path = pathlib.Path(folder) / "digits.npz"
-        images = np.round(digits.images * (255 / 16)).astype(np.uint8)
-        np.savez(path, images=images, labels=digits.target)
-        result = fit(
-            path, console=console, base="none", steps=150, **({"output": output} if output else {})
-        )
-        console.head("one prediction")
-        one = pathlib.Path(folder) / "scan.png"
-        from PIL import Image
-
-        Image.fromarray(images[42]).save(one)
-        said = result.model.predict(one)[0]
-        console.say(
-            f"  {one.name}: {said.label} with probability {said.probability:.3f}; "
-            f"it is a {digits.target[42]}"
-        )
+    images = np.round(digits.images * (255 / 16)).astype(np.uint8)  # (1797, 8, 8)
+    folder = pathlib.Path(output).parent if output else pathlib.Path("runs")
+    folder.mkdir(parents=True, exist_ok=True)
+    path, one = folder / "digits.npz", folder / "scan.png"
+    np.savez(path, images=images, labels=digits.target)
+    Image.fromarray(images[42]).save(one)
+    options = {"output": output} if output else {}
+    result = fit(path, console=console, base="none", steps=DEMO_STEPS, **options)
+    console.head("one prediction")
+    said = result.model.predict(one)[0]
+    console.say(
+        f"  {one}: {said.label} with probability {said.probability:.3f}; "
+        f"it is a {digits.target[42]}"
+    )
     console.head("next")
     for line in result.details["next"]:
-        console.say(f"  {line['command']:60} {line['what']}")
-    console.say("  layerwise fit YOUR_FOLDER" + " " * 36 + "the same, on your own data")
+        console.say(f"  {line['what']}\n    {line['command']}")
+    console.say("  the same, on your own data\n    layerwise fit YOUR_FOLDER")
     return result.to_dict()

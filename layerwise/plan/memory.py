@@ -23,7 +23,7 @@ from layerwise.plan.rehearsal import STEPS, Trace
 from layerwise.plan.trace import Event, Operation
 
 PINNED = 1.0  # glibc < 2.38: the share of cut-off ends that small blocks take, see allocator.Heap
-PIN_LIFE = 1.7  # how long, in mean lifetimes of the step's own blocks: autograd's nodes sit there
+PIN_LIFE = 1.6  # how long, in mean lifetimes of the step's own blocks: autograd's nodes sit there
 SEEDS = 5
 REPLAYS = 7  # steps after the rehearsed ones; where holes lie settles within a few
 CODE = 14 * MB  # pages of PyTorch's libraries that the first step touches
