@@ -128,7 +128,7 @@ def main() -> None:
         print(json.dumps(child(name, quick)))
         return
     arguments = ["--quick"] if quick else []
-    runs = sidebyside.rounds(__file__, list(CONTENDERS), arguments, n=3 if quick else 5)
+    runs = sidebyside.rounds(__file__, list(CONTENDERS), arguments, n=2 if quick else 5)
     limit = statistics.median(r["limit"] for rs in runs.values() for r in rs)
     print("fp32 linear, forward + backward, GFLOP/s (median of rounds):", runs["ours"][0]["notes"])
     rows = [table_row(label, runs, limit) for label in SHAPES]
