@@ -51,11 +51,7 @@ def rows_to_score(model: Model, data: Any, target: str, which: str) -> tuple[Exa
 
     "auto" takes the test split where the data gives one, else all rows.
     """
-    rows = (
-        data
-        if isinstance(data, Examples)
-        else open_data(data, target=target or model.card.get("target"), learn=False)
-    )
+    rows = data if isinstance(data, Examples) else open_rows(model, data, target)
     if rows.targets is None:
         raise DataError(f"{rows.source} has no labels to score against; `layerwise predict` it")
     given = {str(s) for s in np.unique(rows.given)}
@@ -66,6 +62,13 @@ def rows_to_score(model: Model, data: Any, target: str, which: str) -> tuple[Exa
             raise DataError(f"{rows.source} has no split '{which}'; it has {sorted(given - {''})}")
         rows = rows.subset(rows.given == which)
     return in_order_of(model, rows), which
+
+
+def open_rows(model: Model, data: Any, target: str) -> Examples:
+    """Rows as this model was taught to read them: its target column, and what that column is."""
+    wanted: dict[str, Any] = {"classify": "class", "tag": "classes", "regress": "number"}
+    of_table = {"target_kind": wanted[model.task.name]} if model.kind == "table" else {}
+    return open_data(data, target=target or model.card.get("target"), learn=False, **of_table)
 
 
 def in_order_of(model: Model, rows: Examples) -> Examples:

@@ -156,10 +156,11 @@ def prepare_rows(examples: Examples, chosen: Settings, console: Console) -> Rows
             "the images of each class in a folder of its own, or add metadata.csv with the columns "
             "file_name and label; to use a trained model on them, `layerwise predict MODEL DATA`"
         )
+    parts = split(examples, chosen.seed, val_share(len(examples), chosen), chosen.test)
+    examples.findings += [f for f in parts.findings if f.kind != "leak"]  # the audit tells of those
     for finding in examples.findings:
         say_finding(finding, console)
     found, clean = None, None
-    parts = split(examples, chosen.seed, val_share(len(examples), chosen), chosen.test)
     if chosen.audit:
         found = audit(examples, parts)
         for finding in found.findings:

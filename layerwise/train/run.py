@@ -155,6 +155,7 @@ class Training:
         finally:
             feed.close()
             log.close()
+            self.freezing.release()
             for layer in layers.values():
                 layer.__dict__.pop("forward", None)  # what checkpointing put there
                 layer._compiled_call_impl = None
