@@ -120,7 +120,7 @@ def models(console: Console, family: str = "") -> list[dict[str, Any]]:
         ["model", "family", "million params", "GFLOPs", "published weights"],
         [
             [r["name"], r["family"], f"{r['params'] / 1e6:.2f}",
-             f"{r['flops'] / 1e9:.2f}" if r["flops"] else "-", ", ".join(r["sources"])]
+             f"{r['flops'] / 1e9:.2f}" if r["flops"] else "-", ", ".join(r["weights"]) or "-"]
             for r in rows
         ],
     )  # fmt: skip

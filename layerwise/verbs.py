@@ -105,6 +105,7 @@ def natural_side(family: str, variant: str) -> int:
 def list_models(family: str = "") -> list[dict[str, Any]]:
     """Every named size with its parameters, FLOPs per sample, and where weights are published."""
     from layerwise.plan import forward_flops
+    from layerwise.weights.cards import CARDS
 
     wanted = [family] if family else list(models.FAMILIES)
     out = []
@@ -120,7 +121,8 @@ def list_models(family: str = "") -> list[dict[str, Any]]:
                     "family": name,
                     "params": sum(p.numel() for p in network.parameters()),
                     "flops": forward_flops(network, batch["inputs"]),
-                    "sources": list(module.PUBLISHED),
+                    "formats": list(module.PUBLISHED),
+                    "weights": [c.name for c in CARDS.values() if c.variant == variant],
                 }
             )
     return out
