@@ -1,0 +1,104 @@
+"""Killed fifty times at random moments and resumed, a run ends in the weights of one left alone.
+
+Command    python bench/resume.py [--kills 50]
+Data       scikit-learn's scanned digits; ResNet-20, a checkpoint at every step
+Time       about 8 minutes on 2 cores
+Expected   every tensor equal to the bit
+
+Each life of the run is a process of `layerwise fit`; SIGKILL falls between the first new checkpoint
+of that life and a second later, so also into the writing of checkpoints, logs and reports.
+"""
+
+import argparse
+import pathlib
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from sklearn.datasets import load_digits
+
+OPTIONS = [
+    "--base",
+    "none",
+    "--steps",
+    "300",
+    "--device-batch-size",
+    "64",
+    "--threads",
+    "1",
+    "--dtype",
+    "fp32",
+    "--no-depth",
+    "--no-audit",
+    "--checkpoint-every",
+    "1",
+    "--evaluate-every",
+    "100",
+    "--seed",
+    "3",
+]
+
+
+def start(*arguments: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "layerwise.cli", "fit", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen) -> None:
+    error = process.communicate()[1]
+    if process.returncode:
+        raise SystemExit(f"the run failed: {error}")
+
+
+def newest(run: pathlib.Path) -> str:
+    """The name of the newest complete checkpoint, "" when there is none."""
+    return max((p.name for p in run.glob("rungs/*/checkpoints/step-*")), default="")
+
+
+def live_and_die(run: pathlib.Path, arguments: list[str], delay: float) -> bool:
+    """One life of the run; False when it ended by itself before it could be killed."""
+    before, process = newest(run), start(*arguments)
+    while newest(run) <= before:
+        if process.poll() is not None:
+            finish(process)
+            return False
+        time.sleep(0.005)
+    time.sleep(delay)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    return process.returncode == -signal.SIGKILL
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--kills", type=int, default=50)
+    wanted = parser.parse_args().kills
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        digits = load_digits()
+        images = np.round(np.asarray(digits.images) * (255 / 16)).astype(np.uint8)  # type: ignore[union-attr]
+        np.savez(folder / "digits.npz", images=images, labels=digits.target)  # type: ignore[union-attr]
+        data, whole, run = str(folder / "digits.npz"), folder / "whole", folder / "killed"
+        finish(start(data, *OPTIONS, "--output", str(whole)))
+        killed, steps = 0, []
+        arguments = [data, *OPTIONS, "--output", str(run)]
+        while killed < wanted and live_and_die(run, arguments, float(rng.uniform(0, 0.4))):
+            killed += 1
+            steps.append(int(newest(run).removeprefix("step-")))
+            arguments = ["--resume", str(run)]
+        finish(start("--resume", str(run)))
+        a, b = (load_file(f / "model" / "model.safetensors") for f in (whole, run))
+        different = [k for k in a if not torch.equal(a[k], b[k])]
+    print(f"killed {killed} times, at steps {steps}")
+    print(f"{len(a)} tensors, {len(different)} differ from the undisturbed run")
+    return bool(different) or killed < wanted
+
+
+if __name__ == "__main__":
+    sys.exit(main())
