@@ -23,24 +23,9 @@ from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 
 OPTIONS = [
-    "--base",
-    "none",
-    "--steps",
-    "300",
-    "--device-batch-size",
-    "64",
-    "--threads",
-    "1",
-    "--dtype",
-    "fp32",
-    "--no-depth",
-    "--no-audit",
-    "--checkpoint-every",
-    "1",
-    "--evaluate-every",
-    "100",
-    "--seed",
-    "3",
+    *("--base", "none", "--steps", "300", "--device-batch-size", "64", "--threads", "1"),
+    *("--dtype", "fp32", "--no-depth", "--no-audit", "--checkpoint-every", "1"),
+    *("--evaluate-every", "100", "--seed", "3"),
 ]
 
 
