@@ -74,12 +74,10 @@ def predictor(who: str, batch: int):
         return fused(net, torch.zeros(batch, 3, 224, 224), dtype)
     torch.set_num_threads(2)
     if who == "timm":
-        import timm
-
         from layerwise.models import resnet
         from layerwise.weights.names import publish
 
-        theirs = timm.create_model("resnet50").eval()
+        theirs = sidebyside.import_timm().create_model("resnet50").eval()
         theirs.load_state_dict(publish(net.state_dict(), resnet.PUBLISHED["timm"]))
         return theirs
     if who.startswith("onnxruntime"):

@@ -21,13 +21,14 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
 
 from plan_cases import CALIBRATION, CASES, QUICK, Case, parts_of
 
 STEPS = 30  # of the run that is predicted; fewer where a step is slow
 SECONDS = 4.0  # that the run may take beyond its least steps
 LEAST_STEPS = 6
+QUIET = 0.15  # share of the machine that others may take before a measured time says little
 THREADS = 2
 
 
@@ -44,7 +45,7 @@ def child(case: Case, keep: str) -> dict[str, Any]:
     runtime.tune_allocator()
     torch.set_num_threads(THREADS)
     build, example, task = parts_of(case)
-    started = time.perf_counter()
+    started, before = time.perf_counter(), Load.now()
     plan = make_plan(
         build,
         example,
@@ -57,12 +58,12 @@ def child(case: Case, keep: str) -> dict[str, Any]:
         checkpointing=case.checkpointing,
         measure=True,
     )
-    planning = time.perf_counter() - started
+    planning, others = time.perf_counter() - started, [Load.now().others_since(before)]
     pace = plan.seconds.value
     steps = max(LEAST_STEPS, min(STEPS, int(SECONDS / pace)))
     if keep:
         pathlib.Path(keep).write_bytes(pickle.dumps(plan.trace))
-    base = forget_peak()
+    base, before = forget_peak(), Load.now()
     seconds = run(build(), example, task, plan.setting, steps)
     return {
         "memory": vars(plan.memory["peak"]),
@@ -73,6 +74,7 @@ def child(case: Case, keep: str) -> dict[str, Any]:
         "actual_time": sum(seconds),
         "steps": steps,
         "planning": planning,
+        "others": max(*others, Load.now().others_since(before)),
         "roofline": roofline(plan, steps) if not keep else None,
     }
 
@@ -101,6 +103,26 @@ def run(network: Any, example: Any, task: Any, setting: Any, steps: int) -> list
         train_step(network, batch, task, setting, optimizer)
         seconds.append(time.perf_counter() - started)
     return seconds
+
+
+class Load(NamedTuple):
+    """Seconds of processor time so far: of the machine and of this process; and the clock."""
+
+    busy: float
+    own: float
+    clock: float
+
+    @classmethod
+    def now(cls) -> "Load":
+        with open("/proc/stat") as f:
+            user, nice, system, _idle, _wait, *more = map(int, f.readline().split()[1:])
+        ticks = user + nice + system + sum(more[:3])  # interrupts and what the host took
+        return cls(ticks / os.sysconf("SC_CLK_TCK"), time.process_time(), time.perf_counter())
+
+    def others_since(self, before: "Load") -> float:
+        """The share of the machine that other processes took."""
+        theirs = (self.busy - before.busy) - (self.own - before.own)
+        return max(0.0, theirs) / (self.clock - before.clock) / (os.cpu_count() or 1)
 
 
 def forget_peak() -> int:
@@ -137,7 +159,8 @@ def table(cases: list[Case], keep: str = "") -> None:
     """Print predicted beside actual for each, then the errors over all (of `keep` too)."""
     print(
         f"{'configuration':<48}{'memory MB: plan':>16}{'actual':>8}{'error':>8}"
-        f"{'s: plan':>10}{'actual':>8}{'error':>8}{'roofline':>10}"
+        f"{'s: plan':>10}{'actual':>8}{'error':>8}{'roofline':>10}{'others':>8}",
+        flush=True,
     )
     started = time.perf_counter()
     found = {str(case): figures for case in cases if (figures := shown(case)) is not None}
@@ -169,6 +192,10 @@ def summary(found: list[dict[str, Any]]) -> None:
     plain = [error(t, a) for t, (_, a) in zip(tensors, memory, strict=True)]
     say("the sum of all tensors instead, for comparison", plain)
     say("time by a few measured steps", [error(p, a) for p, a in seconds], 0.15, 0.3)
+    quiet = [error(f["time"]["value"], f["actual_time"]) for f in found if f["others"] < QUIET]
+    print(f"  of which {len(quiet)} while others took under {QUIET:.0%} of the machine")
+    if quiet:
+        say("  time on the quiet machine", quiet, 0.15, 0.3)
     say("time by the roofline", [error(f["roofline"], f["actual_time"]) for f in found])
     for what in ("memory", "time"):
         inside = sum(f[what]["low"] <= f[f"actual_{what}"] <= f[what]["high"] for f in found)
@@ -181,7 +208,7 @@ def row(case: Case, f: dict[str, Any]) -> str:
     return (
         f"{case!s:<48}{plan / 1e6:>16.0f}{actual / 1e6:>8.0f}{error(plan, actual):>+8.1%}"
         f"{seconds:>10.2f}{real:>8.2f}{error(seconds, real):>+8.1%}"
-        f"{error(f['roofline'], real):>+10.0%}"
+        f"{error(f['roofline'], real):>+10.0%}{f['others']:>8.0%}"
     )
 
 

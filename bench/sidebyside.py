@@ -7,6 +7,7 @@ round, and its median is what counts.
 
 import json
 import os
+import pathlib
 import statistics
 import subprocess
 import sys
@@ -68,6 +69,14 @@ def bf16_rate(n: int = 2048) -> float:
 
     a, b = torch.randn(n, n).bfloat16(), torch.randn(n, n).bfloat16()
     return rate(lambda: a @ b, 2 * n**3, 1.0)
+
+
+def import_timm() -> Any:
+    """timm, also beside a CPU build of PyTorch on which torchvision's wheel does not import."""
+    sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+    from tests import oracles
+
+    return oracles.import_timm()
 
 
 def peak_mb() -> float:

@@ -100,10 +100,11 @@ def timm_network(name: str):
         from layerwise import models  # timm has no AlexNet: the same network, in a plain loop
 
         return models.build(*models.resolve(name))
-    import timm
     from torch import nn
 
-    network = timm.create_model(name.removesuffix("_cifar"), num_classes=WORK[name][2])
+    network = sidebyside.import_timm().create_model(
+        name.removesuffix("_cifar"), num_classes=WORK[name][2]
+    )
     if name.endswith("_cifar"):
         network.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
         network.maxpool = nn.Identity()

@@ -91,6 +91,7 @@ def measure(network: nn.Module, inputs: Tensor, rounds: int) -> dict[str, float]
         times = {}
         for name, run in (("on", on), ("off", off)) if i % 2 else (("off", off), ("on", on)):
             times[name] = run()
+        watch.pause(times["off"])
         ratios.append(times["on"] / times["off"] - 1)
     low, cost, high = np.percentile(ratios, (25, 50, 75))
     return {

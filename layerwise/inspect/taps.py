@@ -3,8 +3,9 @@
 Shapes: n sampled positions, U units (channels).
 """
 
+import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 SAMPLED_ROWS, SAMPLED_PLACES = 64, 16  # of a batch, of an image or sequence
-SAMPLED_WEIGHTS = 1 << 15  # of one parameter
+SAMPLED_WEIGHTS = 1 << 12  # of one parameter
 FLAT = 0.02  # a sigmoid within this of 0 or 1 has a slope below 0.02: it no longer learns
 Stats = dict[str, Any]
 
@@ -92,23 +93,59 @@ def sample(x: Tensor, axis: int) -> np.ndarray:
     return x.reshape(-1, x.shape[-1]).float().cpu().numpy()
 
 
-def sampled(tensors: list[Any]) -> Tensor:
-    """Evenly spaced entries of each tensor in one float32 vector (a copy)."""
-    parts = []
-    for t in tensors:
-        flat = t.detach().reshape(-1)
-        parts.append(flat[:: max(1, flat.numel() // SAMPLED_WEIGHTS)].float())
-    return torch.cat(parts)
+class Sampled:
+    """Evenly spaced entries of many tensors in one float32 vector, on the processor.
+
+    sizes, scale: (P,) how many entries each tensor gave, and how many of its own each stands for.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]):
+        parts, totals = [], []
+        for t in tensors:
+            flat = t.detach().reshape(-1)
+            totals.append(flat.numel())
+            parts.append(flat[:: max(1, len(flat) // SAMPLED_WEIGHTS)])
+        self.sizes = np.array([len(part) for part in parts], np.float64)
+        self.scale = np.array(totals) / np.maximum(self.sizes, 1)
+        self.values = torch.cat(parts).float().cpu().numpy() if parts else np.empty(0, np.float32)
+
+    def minus(self, other: "Sampled") -> "Sampled":
+        """The difference of two samples of the same tensors."""
+        out = copy.copy(self)
+        out.values = self.values - other.values
+        return out
+
+    def squares(self) -> np.ndarray:
+        """(P,) sum of the squares of each tensor's sample."""
+        return self.sums(self.values * self.values)
+
+    def mean_squares(self) -> np.ndarray:
+        return self.squares() / np.maximum(self.sizes, 1)
+
+    def zeros(self) -> np.ndarray:
+        """(P,) number of exact zeros in each tensor's sample."""
+        return self.sums(self.values == 0)
+
+    def sums(self, values: np.ndarray) -> np.ndarray:
+        """(P,) sums over each tensor's own entries."""
+        if not len(self.sizes):
+            return np.empty(0)
+        starts = np.concatenate([[0], np.cumsum(self.sizes)[:-1]]).astype(int)
+        return np.add.reduceat(values.astype(np.float32, copy=False), starts)
 
 
 def size(values: np.ndarray) -> Stats:
     """Mean, deviation, and which share of the size differs between the positions: of (n, U)."""
-    rms = float(np.sqrt(np.mean(values.astype(np.float64) ** 2)))
-    varies = float(np.sqrt(np.mean(values.var(0, dtype=np.float64))))
+    first = values[0].astype(np.float64)  # differences to a row keep digits where rows are alike
+    apart = values - values[0]
+    shift = apart.mean(0, dtype=np.float64)
+    varies = np.einsum("nu,nu->u", apart, apart) / len(values) - shift**2  # (U,)
+    within, means = float(varies.mean().clip(0)), first + shift
+    rms = math.sqrt(within + float((means * means).mean()))
     return {
-        "act_mean": float(values.mean(dtype=np.float64)),
-        "act_std": float(values.std(dtype=np.float64)),
-        "spread": float(varies / rms) if rms > 0 else 0.0,
+        "act_mean": float(means.mean()),
+        "act_std": math.sqrt(within + float(means.var())),
+        "spread": math.sqrt(within) / rms if rms > 0 else 0.0,
     }
 
 
@@ -138,20 +175,3 @@ def saturated_share(values: np.ndarray) -> float:
     else:
         return 0.0
     return float((flat.mean(0) > 0.5).mean())
-
-
-def gain(parameters: list[nn.Parameter]) -> float | None:
-    """Median over the layer's matrices and filters of rms(weight) * sqrt(fan-in)."""
-    gains = []
-    for p in parameters:
-        if p.ndim >= 2 and p.shape[0] > 1:
-            values = sampled([p])
-            fan_in = p[0].numel()
-            gains.append(float(values.square().mean().sqrt()) * math.sqrt(fan_in))
-    return float(np.median(gains)) if gains else None
-
-
-def weight_norm(parameters: list[nn.Parameter]) -> float | None:
-    if not parameters:
-        return None
-    return float(torch.nn.utils.get_total_norm([p.detach() for p in parameters]))

@@ -10,6 +10,7 @@ have passed norm, non-linearity, pooling and addition, however the forward pass 
 booked to the layer that computed them. Shapes: n sampled positions, U units (channels).
 """
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -20,17 +21,15 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.inspect.taps import (
+    Sampled,
     Stats,
-    gain,
     points,
     sample,
-    sampled,
     saturated_share,
     silent_units,
     size,
     tap,
     unit_axis,
-    weight_norm,
 )
 
 
@@ -110,6 +109,10 @@ class Watch:
             self._look = None
             if self.optimizer is not None:
                 self.history[-1]["lr"] = max(g["lr"] for g in self.optimizer.param_groups)
+
+    def pause(self, seconds: float) -> None:
+        """Do not count this time as training, e.g. an evaluation: the budget is of the rest."""
+        self._began += seconds
 
     def detach(self) -> None:
         """Take everything off the network; a look in progress keeps what it has."""
@@ -200,30 +203,55 @@ class Flow:
 
 
 class Look:
-    """Weights, gradients and updates of one step, layer by layer."""
+    """Weights, gradients and updates of one step, layer by layer.
+
+    One vector holds a sample of all parameters: its pieces are summed by parameter, then by layer.
+    """
 
     def __init__(self, layers: dict[str, nn.Module]):
-        self.parameters = {n: list(layer.parameters()) for n, layer in layers.items()}
         self.stats: dict[str, Stats] = {n: dict(EMPTY) for n in layers}
-        self.weights = {n: sampled(p) for n, p in self.parameters.items() if p}
-        for name, parameters in self.parameters.items():
-            self.stats[name]["gain"] = gain(parameters)
-            self.stats[name]["weight_norm"] = weight_norm(parameters)
-            self.stats[name]["trainable"] = any(p.requires_grad for p in parameters)
+        owned = [(n, p) for n, layer in layers.items() for p in layer.parameters()]
+        self.owners = [n for n, _ in owned]
+        self.parameters = [p for _, p in owned]
+        self.weights = Sampled(self.parameters)
+        self.norms = self.by_layer(self.weights.squares() * self.weights.scale)
+        sizes = zip(self.owners, self.parameters, self.weights.mean_squares(), strict=True)
+        gains: dict[str, list[float]] = {n: [] for n in layers}
+        for name, p, mean_square in sizes:
+            if p.ndim >= 2 and p.shape[0] > 1:
+                gains[name].append(math.sqrt(mean_square * p.numel() / p.shape[0]))
+        for name, p in owned:
+            stats = self.stats[name]
+            stats["trainable"] = stats["trainable"] or p.requires_grad
+            stats["weight_norm"] = math.sqrt(self.norms[name])
+            stats["gain"] = float(np.median(gains[name])) if gains[name] else None
+
+    def by_layer(self, values: np.ndarray, owners: list[str] | None = None) -> dict[str, float]:
+        """The sums over each layer's parameters of one value per parameter."""
+        out: dict[str, float] = {}
+        for name, value in zip(owners or self.owners, values.tolist(), strict=True):
+            out[name] = out.get(name, 0.0) + value
+        return out
 
     def read_gradients(self) -> None:
-        for name, parameters in self.parameters.items():
-            grads = [p.grad for p in parameters if p.grad is not None]
-            if grads:
-                norm = torch.nn.utils.get_total_norm(grads)
-                self.stats[name]["grad_norm"] = float(norm.item())
-                self.stats[name]["zero_grad"] = (sampled(grads) == 0).float().mean().item()
+        pairs = zip(self.owners, self.parameters, strict=True)
+        found = [(n, p.grad) for n, p in pairs if p.grad is not None]
+        if not found:
+            return
+        owners, grads = [n for n, _ in found], [g for _, g in found]
+        norms = torch.stack(torch._foreach_norm(grads)).double().cpu().numpy()
+        sample = Sampled(grads)
+        zeros, sizes = self.by_layer(sample.zeros(), owners), self.by_layer(sample.sizes, owners)
+        for name, square in self.by_layer(norms**2, owners).items():
+            self.stats[name]["grad_norm"] = math.sqrt(square) if square >= 0 else square
+            self.stats[name]["zero_grad"] = zeros[name] / sizes[name]
 
     def read_updates(self) -> None:
-        for name, before in self.weights.items():
-            after = sampled(self.parameters[name])
-            ratio = (after - before).norm() / before.norm().clamp_min(1e-12)
-            self.stats[name]["update_ratio"] = float(ratio.item())
+        after = Sampled(self.parameters)
+        change = after.minus(self.weights)
+        for name, square in self.by_layer(change.squares() * change.scale).items():
+            before = max(self.norms[name], 1e-24)
+            self.stats[name]["update_ratio"] = (square / before) ** 0.5
 
 
 EMPTY: Stats = {
