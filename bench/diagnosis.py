@@ -2,8 +2,9 @@
 
 Command    python bench/diagnosis.py [--half report|develop] [--seeds N] [--only ARCH] [--verbose]
 Hardware   2 CPU cores
-Time       about 7 minutes
+Time       about 7 minutes (800 s of processor time)
 Expected   recall at least 90%, false alarms at most 5%, the cure helps in at least 80%
+Measured   109 of 110 found, 0 of 74 false alarms, 87 of 90 cures help (seeds 100 and 101)
 
 The faults of `faults.py` are injected into five architectures on real images (scikit-learn's
 digits, and CIFAR-10 where the data folder has it) and trained by the product's own loop. A fault

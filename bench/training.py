@@ -171,19 +171,18 @@ def child(contender: str, name: str, seconds: float) -> None:
 
 def main() -> None:
     quick = "--quick" in sys.argv
-    rows = []
     for name in WORK:
         runs = sidebyside.rounds(
             __file__, CONTENDERS, [name, "4" if quick else "10"], 1 if quick else 3
         )
+        rows = []
         for contender, r in runs.items():
             ours_by = sidebyside.ratio(runs["ours"], r, "images")
             mfu = f"{100 * sidebyside.median(r, 'mfu'):.0f}%" if "mfu" in r[0] else ""
-            rows.append(
-                [name, contender, f"{sidebyside.median(r, 'images'):.1f}", f"{ours_by:.2f}x", mfu,
-                 f"{sidebyside.median(r, 'peak_mb'):.0f}"]
-            )  # fmt: skip
-    sidebyside.markdown(["network", "who", "images/s", "ours is faster by", "MFU", "peak MB"], rows)
+            images, peak = (f"{sidebyside.median(r, k):.3g}" for k in ("images", "peak_mb"))
+            rows.append([name, contender, images, f"{ours_by:.2f}x", mfu, peak])
+        head = ["network", "who", "images/s", "ours is faster by", "MFU", "peak MB"]
+        sidebyside.markdown(head, rows)
 
 
 if __name__ == "__main__":
