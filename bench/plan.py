@@ -28,7 +28,7 @@ from plan_cases import CALIBRATION, CASES, QUICK, Case, parts_of
 STEPS = 30  # of the run that is predicted; fewer where a step is slow
 SECONDS = 4.0  # that the run may take beyond its least steps
 LEAST_STEPS = 6
-QUIET = 0.15  # share of the machine that others may take before a measured time says little
+EVEN = 0.15  # change of the share that others take, past which a measured time says little
 THREADS = 2
 
 
@@ -58,7 +58,7 @@ def child(case: Case, keep: str) -> dict[str, Any]:
         checkpointing=case.checkpointing,
         measure=True,
     )
-    planning, others = time.perf_counter() - started, [Load.now().others_since(before)]
+    planning, others = time.perf_counter() - started, Load.now().others_since(before)
     pace = plan.seconds.value
     steps = max(LEAST_STEPS, min(STEPS, int(SECONDS / pace)))
     if keep:
@@ -74,7 +74,7 @@ def child(case: Case, keep: str) -> dict[str, Any]:
         "actual_time": sum(seconds),
         "steps": steps,
         "planning": planning,
-        "others": max(*others, Load.now().others_since(before)),
+        "others": (others, Load.now().others_since(before)),
         "roofline": roofline(plan, steps) if not keep else None,
     }
 
@@ -159,7 +159,7 @@ def table(cases: list[Case], keep: str = "") -> None:
     """Print predicted beside actual for each, then the errors over all (of `keep` too)."""
     print(
         f"{'configuration':<48}{'memory MB: plan':>16}{'actual':>8}{'error':>8}"
-        f"{'s: plan':>10}{'actual':>8}{'error':>8}{'roofline':>10}{'others':>8}",
+        f"{'s: plan':>10}{'actual':>8}{'error':>8}{'roofline':>10}{'others, then':>14}",
         flush=True,
     )
     started = time.perf_counter()
@@ -192,10 +192,10 @@ def summary(found: list[dict[str, Any]]) -> None:
     plain = [error(t, a) for t, (_, a) in zip(tensors, memory, strict=True)]
     say("the sum of all tensors instead, for comparison", plain)
     say("time by a few measured steps", [error(p, a) for p, a in seconds], 0.15, 0.3)
-    quiet = [error(f["time"]["value"], f["actual_time"]) for f in found if f["others"] < QUIET]
-    print(f"  of which {len(quiet)} while others took under {QUIET:.0%} of the machine")
-    if quiet:
-        say("  time on the quiet machine", quiet, 0.15, 0.3)
+    even = [f for f in found if abs(f["others"][0] - f["others"][1]) < EVEN]
+    print(f"  of which {len(even)} while the load by other processes changed by under {EVEN:.0%}")
+    if even:
+        say("  time, those", [error(f["time"]["value"], f["actual_time"]) for f in even], 0.15, 0.3)
     say("time by the roofline", [error(f["roofline"], f["actual_time"]) for f in found])
     for what in ("memory", "time"):
         inside = sum(f[what]["low"] <= f[f"actual_{what}"] <= f[what]["high"] for f in found)
@@ -208,7 +208,7 @@ def row(case: Case, f: dict[str, Any]) -> str:
     return (
         f"{case!s:<48}{plan / 1e6:>16.0f}{actual / 1e6:>8.0f}{error(plan, actual):>+8.1%}"
         f"{seconds:>10.2f}{real:>8.2f}{error(seconds, real):>+8.1%}"
-        f"{error(f['roofline'], real):>+10.0%}{f['others']:>8.0%}"
+        f"{error(f['roofline'], real):>+10.0%}{f['others'][0]:>8.0%}{f['others'][1]:>5.0%}"
     )
 
 

@@ -1,15 +1,15 @@
 """What does watching the layers cost? Steps with and without a Watch, alternating.
 
-Command    python bench/watch.py [--rounds N]
+Command    python bench/watch.py [--seconds N]
 Hardware   2 CPU cores, otherwise idle
-Time       about 3 minutes
+Time       about 2 minutes
 Expected   at most 3% of the step on average, for every network
 
-Blocks of steps with the watch and without it follow each other on the same network, so that a
-machine that speeds up or slows down meets both. "plain cost" is the share of the time that the
-looks themselves took when the watch may not pause (what 1 look in 25 costs); "cost" is with the
-watch as it is, from wall-clock time: the median over the rounds of with / without - 1, and the
-range of the middle half. Early looks (steps 1 to 16) are in both.
+Blocks of 25 steps with the watch and without it follow each other on the same network, so that a
+machine that speeds up or slows down meets both. Every step is timed. The cost adds up what a step
+with a look takes longer than one without a watch (medians, so that a disturbance from outside does
+not count) and what the steps between looks take longer. "unlimited" is the same for a watch that
+looks at every 25th step whatever it costs; the watch as it is pauses where a look is dear.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from layerwise import models, runtime
 from layerwise.inspect.watch import Watch
 from layerwise.train.optim import build_optimizer
 
-BLOCK = 50  # steps: two looks at every=25
+BLOCK = 25  # steps, one look in each
 
 
 def networks() -> list[tuple[str, nn.Module, Tensor]]:
@@ -69,58 +69,68 @@ def stepper(network: nn.Module, inputs: Tensor) -> tuple[Callable[[Any, int], No
     return step, optimizer
 
 
-def block(step: Callable[[Any, int], None], watch: Any, start: int, steps: int) -> float:
+def timed(step: Callable[[Any, int], None], watch: Any, number: int) -> tuple[float, bool]:
+    """Seconds of one step, and whether it was looked at."""
+    looks = len(watch.history) if watch else 0
     began = time.perf_counter()
-    for s in range(start, start + steps):
-        step(watch, s)
-    return time.perf_counter() - began
+    step(watch, number)
+    return time.perf_counter() - began, bool(watch) and len(watch.history) > looks
 
 
-def measure(network: nn.Module, inputs: Tensor, rounds: int) -> dict[str, float]:
+def measure(network: nn.Module, inputs: Tensor, seconds: float) -> dict[str, float]:
     step, optimizer = stepper(network, inputs)
     layers = network.layers()  # type: ignore[operator]
-    once = block(step, None, 0, 5) / 5
-    steps = max(BLOCK, int(0.5 / once) // BLOCK * BLOCK)  # half a second at least
-    watch = Watch(layers, optimizer, every=25)
-    plain = Watch(layers, optimizer, every=25, budget=1.0)
-    seconds_plain = block(step, plain, 0, BLOCK)
-    ratios = []
-    for i in range(rounds):
-        on = lambda i=i: block(step, watch, i * steps, steps)  # noqa: E731
-        off = lambda i=i: block(step, None, i * steps, steps)  # noqa: E731
-        times = {}
-        for name, run in (("on", on), ("off", off)) if i % 2 else (("off", off), ("on", on)):
-            times[name] = run()
-        watch.pause(times["off"])
-        ratios.append(times["on"] / times["off"] - 1)
-    low, cost, high = np.percentile(ratios, (25, 50, 75))
+    for s in range(5):
+        step(None, s)
+    watch = Watch(layers, optimizer, every=BLOCK)
+    free = Watch(layers, optimizer, every=BLOCK, budget=1.0)
+    times: dict[str, list[tuple[float, bool]]] = {"off": [], "watch": [], "free": []}
+    began, number = time.perf_counter(), 0
+    while time.perf_counter() - began < seconds or number < 4 * BLOCK:
+        for name, chosen in (("off", None), ("watch", watch), ("free", free)):
+            start = time.perf_counter()
+            times[name] += [timed(step, chosen, number + i) for i in range(BLOCK)]
+            if chosen is not watch:
+                watch.pause(time.perf_counter() - start)
+        number += BLOCK
+    plain = float(np.median([t for t, _ in times["off"]]))
+    looked = [t for t, look in times["free"] if look]
     return {
-        "step_ms": once * 1e3,
-        "look_ms": plain.spent / len(plain.history) * 1e3,
-        "plain": plain.spent / seconds_plain,
-        "cost": cost,
-        "low": low,
-        "high": high,
-        "looks": len(watch.history),
-        "due": sum(1 for s in range(rounds * steps) if s % 25 == 0 or s in (1, 2, 4, 8, 16)),
+        "step": plain,
+        "look": float(np.median(looked)) - plain,
+        "unlimited": extra(times["free"], plain),
+        "cost": extra(times["watch"], plain),
+        "inside": watch.spent / sum(t for t, _ in times["watch"]),
+        "looks": sum(look for _, look in times["watch"]),
+        "due": len(looked),
     }
+
+
+def extra(times: list[tuple[float, bool]], plain: float) -> float:
+    """The share by which these steps take longer than plain ones, from medians of both kinds."""
+    total = 0.0
+    for kind in (True, False):
+        mine = [t for t, look in times if look == kind]
+        total += len(mine) * (float(np.median(mine)) - plain) if mine else 0.0
+    return total / (len(times) * plain)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=20.0, help="per network")
     args = parser.parse_args()
     runtime.tune_allocator()
     torch.manual_seed(0)
-    print(f"{'network':34} {'step':>8} {'a look':>8} {'plain cost':>10} {'cost':>7} (middle half)")
+    print(
+        f"{'network':34} {'step':>8} {'a look':>8} {'unlimited':>9} {'cost':>6} {'its own clock':>13}"
+    )
     worst = 0.0
     for name, network, inputs in networks():
-        m = measure(network, inputs, args.rounds)
+        m = measure(network, inputs, args.seconds)
         worst = max(worst, m["cost"])
         print(
-            f"{name:34} {m['step_ms']:6.1f}ms {m['look_ms']:6.1f}ms {m['plain']:10.1%} "
-            f"{m['cost']:7.2%} ({m['low']:.2%} to {m['high']:.2%}), "
-            f"{m['looks']:.0f} of {m['due']:.0f} looks taken",
+            f"{name:34} {m['step'] * 1e3:6.1f}ms {m['look'] * 1e3:6.1f}ms {m['unlimited']:9.1%} "
+            f"{m['cost']:6.2%} {m['inside']:13.2%}   {m['looks']} of {m['due']} looks taken",
             flush=True,
         )
     print(f"largest cost {worst:.2%}, wanted at most 3%; {torch.get_num_threads()} threads")

@@ -11,6 +11,7 @@ import time
 from typing import Any
 
 import numpy as np
+import torch
 
 from layerwise import runtime
 from layerwise.bundle import Model, load, read_json, write_json
@@ -194,7 +195,13 @@ def say_finding(finding: Any, console: Console) -> None:
 
 
 def machine_for(machine: runtime.Runtime, kind: str, chosen: Settings) -> runtime.Runtime:
-    """fp32 for tables: their matrices are too small for bf16 to be faster."""
+    """fp32 on one thread for tables: their matrices are too small for bf16 or a second thread.
+
+    Beside other work, two threads that wait for each other thousands of times a second are many
+    times slower than one.
+    """
+    if kind == "table" and not chosen.threads:
+        torch.set_num_threads(1)
     if kind == "table" and chosen.dtype == "auto":
         return runtime.Runtime(
             machine.device, runtime.DTYPES["fp32"], machine.threads, machine.notes

@@ -171,7 +171,7 @@ def demo(console: Console | None = None, output: str = "") -> dict[str, Any]:
     np.savez(path, images=images, labels=digits.target)
     Image.fromarray(images[42]).save(one)
     options = {"output": output} if output else {}
-    result = fit(path, console=console, base="none", steps=DEMO_STEPS, **options)
+    result = fit(path, console=console, base="none", steps=DEMO_STEPS, threads=1, **options)
     console.head("one prediction")
     said = result.model.predict(one)[0]
     console.say(
