@@ -121,9 +121,8 @@ def main() -> None:
     args = parser.parse_args()
     runtime.tune_allocator()
     torch.manual_seed(0)
-    print(
-        f"{'network':34} {'step':>8} {'a look':>8} {'unlimited':>9} {'cost':>6} {'its own clock':>13}"
-    )
+    head = f"{'network':34} {'step':>8} {'a look':>8} {'unlimited':>9} {'cost':>6}"
+    print(f"{head} {'its own clock':>13}")
     worst = 0.0
     for name, network, inputs in networks():
         m = measure(network, inputs, args.seconds)
