@@ -84,8 +84,13 @@ def fit_arguments(p: argparse.ArgumentParser) -> None:
     add_settings(p)
 
 
-def add_settings(p: argparse.ArgumentParser) -> None:
+AUDITED = ("base", "kind", "target", "target_kind", "split_column", "seed")
+
+
+def add_settings(p: argparse.ArgumentParser, only: tuple[str, ...] = ()) -> None:
     for f in dataclasses.fields(Settings):
+        if only and f.name not in only:
+            continue
         flag = "--" + f.name.replace("_", "-")
         text = f.metadata["help"].replace("%", "%%")
         if isinstance(f.default, bool):
@@ -141,7 +146,7 @@ def inspect_arguments(p: argparse.ArgumentParser) -> None:
 
 def audit_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("data", help="what `fit` would be given")
-    p.add_argument("--target", default="", help="column to learn")
+    add_settings(p, AUDITED)
 
 
 def models_arguments(p: argparse.ArgumentParser) -> None:

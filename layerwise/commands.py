@@ -95,11 +95,11 @@ def inspect(console: Console, model: str, data: str, rows: int, output: str) -> 
     return report.to_dict()
 
 
-def audit(console: Console, data: str, target: str) -> dict[str, Any]:
+def audit(console: Console, data: str, **options: Any) -> dict[str, Any]:
     from layerwise.fit import say_finding
     from layerwise.verbs import audit
 
-    examples, report = audit(data, target=target)
+    examples, report = audit(data, **options)
     console.say(examples.understood)
     findings = [*examples.findings, *report.findings]
     for finding in findings:

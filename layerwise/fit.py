@@ -18,12 +18,12 @@ from layerwise.bundle import Model, load, read_json, write_json
 from layerwise.choose import choose_scratch, mirror_safe
 from layerwise.console import Console, duration
 from layerwise.cure import apply_cure, diagnoses
-from layerwise.data.audit import audit
+from layerwise.data.audit import AuditReport, audit, audit_labels
 from layerwise.data.examples import Examples
 from layerwise.data.open import open_data
 from layerwise.data.splits import split
 from layerwise.errors import DataError, OptionError
-from layerwise.ladder import Contender, Job, climb
+from layerwise.ladder import Contender, Job, climb, features_of
 from layerwise.plan import Plan
 from layerwise.result import Result, Rows
 from layerwise.settings import Settings, seconds, settings
@@ -53,14 +53,14 @@ def fit(
     folder, data, chosen = open_run(data, resume, options)
     machine = runtime.start(chosen.device, chosen.dtype, chosen.threads)
     console.head(f"layerwise fit {data}")
-    examples = open_data(data, target=chosen.target or None)
+    examples = open_chosen(data, chosen)
     console.say(examples.understood)
-    rows = prepare_rows(examples, chosen, console)
+    base = find_base(chosen, examples.kind, console)
+    rows = prepare_rows(examples, chosen, console, base, machine)
     smoothing = 0.1 if chosen.label_smoothing < 0 else chosen.label_smoothing
     smooth = {"label_smoothing": smoothing} if examples.target_kind == "class" else {}
     task = task_for(rows.train, **smooth)
     machine = machine_for(machine, examples.kind, chosen)
-    base = find_base(chosen, examples.kind, console)
     budget = seconds(chosen.budget) if chosen.budget else float("inf")
     job = Job(
         chosen,
@@ -71,6 +71,7 @@ def fit(
         machine,
         console,
         mirror=kind_allows_mirror(rows.train, console),
+        features=rows.features,
         deadline=started + 0.85 * budget,  # the rest is for scoring, probing and the report
         on_plan=lambda plan, way: note_plan(plan, way, console),
     )
@@ -149,7 +150,25 @@ def new_folder(output: str, data: pathlib.Path) -> pathlib.Path:
 # ---- rows ------------------------------------------------------------------------------------
 
 
-def prepare_rows(examples: Examples, chosen: Settings, console: Console) -> Rows:
+def open_chosen(data: str, chosen: Settings) -> Examples:
+    """The data, read as the settings say where they overrule what is recognised."""
+    kind, target_kind = (None if v == "auto" else v for v in (chosen.kind, chosen.target_kind))
+    return open_data(
+        data,
+        target=chosen.target or None,
+        kind=kind,
+        target_kind=target_kind,  # type: ignore[arg-type]
+        split_column=chosen.split_column or None,
+    )
+
+
+def prepare_rows(
+    examples: Examples,
+    chosen: Settings,
+    console: Console,
+    base: Model | None,
+    machine: runtime.Runtime,
+) -> Rows:
     """Audit and split; rows that cannot be used are set aside, and said."""
     if examples.targets is None:
         raise DataError(
@@ -161,13 +180,14 @@ def prepare_rows(examples: Examples, chosen: Settings, console: Console) -> Rows
     examples.findings += [f for f in parts.findings if f.kind != "leak"]  # the audit tells of those
     for finding in examples.findings:
         say_finding(finding, console)
-    found, clean = None, None
+    found, clean, features = None, None, None
     if chosen.audit:
         found = audit(examples, parts)
-        for finding in found.findings:
-            say_finding(finding, console)
         parts = {name: rows[found.keep[rows]] for name, rows in parts.items()}
         clean = np.isin(parts["test"], found.clean_test)
+        features = judge_labels(examples, found, parts["train"], base, machine, chosen.seed)
+        for finding in found.findings:
+            say_finding(finding, console)
     for name in ("train", "val", "test"):
         if not len(parts[name]):
             raise DataError(
@@ -176,7 +196,25 @@ def prepare_rows(examples: Examples, chosen: Settings, console: Console) -> Rows
             )
     sizes = ", ".join(f"{len(rows):,} {name}" for name, rows in parts.items())
     console.say(f"rows: {sizes}")
-    return Rows(*(examples.subset(parts[n]) for n in ("train", "val", "test")), found, clean)  # type: ignore[arg-type]
+    subsets = [examples.subset(parts[n]) for n in ("train", "val", "test")]
+    return Rows(*subsets, found, clean, features)
+
+
+def judge_labels(
+    examples: Examples,
+    found: AuditReport,
+    rows: np.ndarray,
+    base: Model | None,
+    machine: runtime.Runtime,
+    seed: int,
+) -> np.ndarray | None:
+    """Add the finding of labels among `rows` that look wrong; the base's features of these rows."""
+    features = None
+    if base is not None and examples.target_kind == "class":
+        features = features_of(base, examples.subset(rows), machine)
+    suspects = audit_labels(examples, found, rows, features, seed)
+    found.findings += [suspects] if suspects else []
+    return features
 
 
 def val_share(n: int, chosen: Settings) -> float:

@@ -65,6 +65,7 @@ class Job:
     machine: Runtime
     console: Console
     mirror: bool = True  # a mirrored image keeps its class
+    features: np.ndarray | None = None  # (n, D) of the training rows on the base, where known
     deadline: float = float("inf")  # time.monotonic() when the training budget ends
     on_plan: Callable[[Plan, str], None] = lambda plan, way: None
 
@@ -171,7 +172,8 @@ def features_of(base: Model, rows: Examples, machine: Runtime) -> np.ndarray:
 def climb_features(job: Job, base: Model, rungs: list[Rung]) -> Contender:
     """Nearest neighbours and the linear probe; the probe becomes the head of a network."""
     started = time.monotonic()
-    known, asked = (features_of(base, rows, job.machine) for rows in (job.train, job.val))
+    known = features_of(base, job.train, job.machine) if job.features is None else job.features
+    asked = features_of(base, job.val, job.machine)
     if job.task.name == "classify":
         outputs = neighbours(known, job.train.targets, asked, job.task.n_outputs)  # type: ignore[arg-type]
         rungs.append(score_rung(job, "knn", outputs, started, "a yardstick: it keeps all rows"))
@@ -324,7 +326,7 @@ def own_groups(contender: Contender) -> list[dict[str, Any]] | None:
     make = getattr(models.family(contender.choice.family), "muon_groups", None)
     if make is None or contender.way != "scratch" or contender.recipe.optimizer != "muon":
         return None
-    return make(contender.network)
+    return make(contender.network, contender.recipe.global_batch_size)
 
 
 def plan_contender(job: Job, contender: Contender) -> Plan:

@@ -22,6 +22,7 @@ class Rows:
     test: Examples
     audit: AuditReport | None
     clean_test: np.ndarray | None  # (n_test,) True: no copy of this row was trained on
+    features: np.ndarray | None = None  # (n_train, D) of the base, where labels were judged by them
 
 
 @dataclass

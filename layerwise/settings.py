@@ -47,7 +47,12 @@ class Settings:
         "auto", "image augmentation", ("auto", "none", "light", "flip_crop", "full")
     )
     image_size: int = option(0, "side in pixels that images are brought to (0: chosen)")
+    kind: str = option("auto", "what the rows are", ("auto", "image", "table"))
     target: str = option("", "column to learn, for tables and metadata files")
+    target_kind: str = option(
+        "auto", "one class, several labels, or a number", ("auto", "class", "classes", "number")
+    )
+    split_column: str = option("", "column that says train, val or test")
     val: float = option(0.1, "share of rows to validate on, where the data gives no split")
     test: float = option(0.2, "share of rows to score on, where the data gives no split")
     audit: bool = option(True, "look for unreadable, duplicate, leaked and mislabelled rows")

@@ -11,6 +11,7 @@ from layerwise import models, runtime
 from layerwise.console import Console
 from layerwise.data.examples import Batch, Examples
 from layerwise.errors import OptionError
+from layerwise.settings import settings
 from layerwise.tasks import task_for
 from layerwise.tasks.classify import Classify
 
@@ -145,15 +146,24 @@ def inspect(model: Any, data: Any, rows: int = 1500, seed: int = 0) -> Any:
     return depth_report(loaded.network, batches, loaded.labels, seed=seed)
 
 
-def audit(data: Any, target: str = "", seed: int = 0) -> tuple[Examples, Any]:
-    """What was understood of the data, and an AuditReport of what is wrong with it."""
-    from layerwise.data.audit import audit
-    from layerwise.data.open import open_data
-    from layerwise.data.splits import split
+def audit(data: Any, base: str = "auto", seed: int = 0, **options: Any) -> tuple[Examples, Any]:
+    """What was understood of the data, and an AuditReport of what is wrong with it.
 
-    examples = data if isinstance(data, Examples) else open_data(data, target=target or None)
+    base: the pre-trained base by whose features labels are judged, as in `fit`.
+    options: target, kind, target_kind, split_column, as in `fit`.
+    """
+    from layerwise.data.audit import audit
+    from layerwise.data.splits import split
+    from layerwise.fit import find_base, judge_labels, open_chosen
+
+    chosen = settings(base=base, seed=seed, **options)
+    examples = data if isinstance(data, Examples) else open_chosen(data, chosen)
     parts = split(examples, seed) if examples.targets is not None else None
-    return examples, audit(examples, parts)
+    report = audit(examples, parts)
+    if parts is not None:
+        judge = find_base(chosen, examples.kind, Console(quiet=True))
+        judge_labels(examples, report, np.flatnonzero(report.keep), judge, runtime.start(), seed)
+    return examples, report
 
 
 def demo(console: Console | None = None, output: str = "") -> dict[str, Any]:

@@ -36,7 +36,7 @@ from layerwise.tasks.classify import Classify
 from layerwise.tasks.scores import accuracy
 from layerwise.train.checkpoint import State
 from layerwise.train.loop import Course, Hooks, train
-from layerwise.train.muon import Muon
+from layerwise.train.optim import build_optimizer
 from layerwise.train.run import fresh, predict_rows
 
 SIDE = 32
@@ -57,12 +57,9 @@ class Choices:
     epochs: float = 9.0
     batch_size: int = 2000
     lr: float = 0.24  # of the filters: the share of their norm by which a step turns them
-    head_lr: float = 0.24
-    bias_lr: float = 0.03
-    head_decay: float = 0.11
     label_smoothing: float = 0.2
     small_side: int = 24  # pixels, in the first `small_epochs`
-    small_epochs: float = 4.0
+    small_epochs: float = 3.0
 
 
 @dataclass(frozen=True)
@@ -124,7 +121,8 @@ def train_once(
     small = round(choices.small_epochs * batches.steps_per_epoch)
     course = Course(steps=steps, lr=choices.lr, schedule="linear", grad_clip=0.0)
     with Prefetch(Shrinking(batches, choices.small_side, small), stop=steps) as feed:
-        optimizer, state = build_muon(network, choices), State(seed=seed)
+        groups = airbench.muon_groups(network, choices.batch_size)
+        optimizer, state = build_optimizer("muon", groups, choices.lr), State(seed=seed)
         train(network, task, feed, optimizer, course, state, machine, hooks(network, small, steps))
     targets = np.asarray(test.targets)
     scores = [
@@ -132,30 +130,6 @@ def train_once(
         for net in (Views(network), network)
     ]
     return Score(seed, scores[0], scores[1], time.perf_counter() - started)
-
-
-def build_muon(network: airbench.Airbench, choices: Choices) -> Muon:
-    """Muon on the filters; AdamW on head and biases, each with a rate of its own."""
-    named = {n: p for n, p in network.named_parameters() if p.requires_grad}
-    head = network.head.weight
-    filters = [p for p in named.values() if p.ndim == 4]
-    biases = [p for p in named.values() if p.ndim == 1]
-    rates = {"filters": 1.0, "head": choices.head_lr, "biases": choices.bias_lr}
-    rates = {k: v / choices.lr if k != "filters" else v for k, v in rates.items()}
-    groups = [
-        {"params": filters, "lr_scale": rates["filters"]},
-        {"params": [head], "lr_scale": rates["head"], "weight_decay": choices.head_decay},
-        {"params": biases, "lr_scale": rates["biases"]},
-    ]
-    return Muon(
-        [g | {"lr": choices.lr * g["lr_scale"]} for g in groups],
-        lr=choices.lr,
-        momentum=0.6,
-        ns_steps=3,
-        renormalise=True,
-        betas=(0.85, 0.95),
-        head=[head],
-    )
 
 
 def hooks(network: airbench.Airbench, small: int, steps: int) -> Hooks:

@@ -27,6 +27,7 @@ from layerwise.errors import DataError
 
 IMBALANCE = 10  # largest class over smallest, from which on it is said
 FOLDS = 5  # for predictions of rows that were not learned from
+MANY = 20_000  # rows whose labels are looked at by their pixels alone
 FEW = 10  # training rows of a class, below which it is said
 
 
@@ -81,27 +82,38 @@ def audit(examples: Examples, splits: Mapping[str, np.ndarray] | None = None) ->
 
 
 def audit_labels(
-    examples: Examples, report: AuditReport, features: np.ndarray | None = None, seed: int = 0
+    examples: Examples,
+    report: AuditReport,
+    rows: np.ndarray | None = None,
+    features: np.ndarray | None = None,
+    seed: int = 0,
 ) -> Finding | None:
     """Rows whose label looks wrong, by confident learning on out-of-fold predictions.
 
-    features: (n, D) of a pre-trained base; small pixels when left out (images only). Copies stay
-    in one fold. None when nothing is suspected, or where there are not two classes to tell apart.
+    rows: the rows looked at, all usable ones when left out. features: (len(rows), D), a pre-trained
+    base's; small pixels when left out (images only, and MANY of them drawn at random at most).
+    Copies stay in one fold. None when nothing is suspected, or where there are not two classes of
+    at least FOLDS rows to tell apart.
     """
     if examples.targets is None or examples.target_kind != "class":
         return None
     if features is None and report.looks is None:
         return None
-    sizes = np.bincount(examples.targets[report.keep], minlength=len(examples.labels))
-    rows = np.flatnonzero(report.keep & (sizes >= FOLDS)[examples.targets])
+    rows = np.flatnonzero(report.keep) if rows is None else rows
+    if features is None:
+        rows = np.sort(np.random.default_rng(seed).permutation(rows)[:MANY])
+    sizes = np.bincount(examples.targets[rows], minlength=len(examples.labels))
+    enough = (sizes >= FOLDS)[examples.targets[rows]] & report.keep[rows]
+    rows = rows[enough]
     if len(np.unique(examples.targets[rows])) < 2:
         return None
-    if features is None and report.looks is not None:
+    if features is not None:
+        features = features[enough]
+    elif report.looks is not None:
         features = pixel_features(report.looks.grey[rows], report.looks.colour[rows], seed)
-    else:
-        features = np.asarray(features)[rows]
     classes, y = np.unique(examples.targets[rows], return_inverse=True)
     fold = stratified_groups(y, report.groups[rows], FOLDS, seed)
+    assert features is not None
     probabilities = out_of_fold(features, y, fold, seed)
     names = [str(examples.names[i]) for i in rows.tolist()]
     return suspect_labels(probabilities, y, names, [examples.labels[c] for c in classes])

@@ -169,6 +169,8 @@ class ImageProcessor:
     resize: the short side before the crop (aspect kept), or (h, w) exactly, or None for none.
     interpolation: "bicubic", "bilinear", "nearest" or "lanczos"; always antialiased (Pillow).
     mean, std: per channel for pixels in 0..1, in the order of `channel_order`.
+    crop_down: where an odd number of pixels is spare, the crop starts at the half rounded down, as
+        in TensorFlow and Caffe, instead of at the even number, as in torchvision and timm.
     """
 
     size: tuple[int, int] = (224, 224)
@@ -177,6 +179,7 @@ class ImageProcessor:
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     channel_order: str = "RGB"
+    crop_down: bool = False
 
     def __post_init__(self) -> None:
         if self.interpolation not in RESAMPLE:
@@ -204,7 +207,7 @@ class ImageProcessor:
         h, w = self.resized(image.height, image.width, name or describe(raw))
         if (h, w) != (image.height, image.width):
             image = image.resize((w, h), RESAMPLE[self.interpolation])  # pyright: ignore
-        return centre_crop(np.asarray(image), self.size)
+        return centre_crop(np.asarray(image), self.size, self.crop_down)
 
     def resized(self, h: int, w: int, name: str = "an image") -> tuple[int, int]:
         """The size after resizing, rounded down as torchvision rounds.
@@ -275,13 +278,14 @@ def describe(raw: Raw, row: int | None = None) -> str:
     return "an image" if row is None else f"image {row}"
 
 
-def centre_crop(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(h, w, 3) of this size, black where there is no image; odd remainders as torchvision."""
+def centre_crop(pixels: np.ndarray, size: tuple[int, int], down: bool = False) -> np.ndarray:
+    """(h, w, 3) of this size, black where there is no image; `down` as in `ImageProcessor`."""
     h, w = (max(side, want) for side, want in zip(pixels.shape[:2], size, strict=True))
     if (h, w) != pixels.shape[:2]:
         spare = [side - have for side, have in zip((h, w), pixels.shape[:2], strict=True)]
         pixels = np.pad(pixels, [(s // 2, s - s // 2) for s in spare] + [(0, 0)])
-    top, left = round((h - size[0]) / 2), round((w - size[1]) / 2)  # halves to the even number
+    half = math.floor if down else round  # which takes halves to the even number
+    top, left = half((h - size[0]) / 2), half((w - size[1]) / 2)
     return pixels[top : top + size[0], left : left + size[1]]
 
 

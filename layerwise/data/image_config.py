@@ -28,6 +28,7 @@ USED = {
     "do_flip_channel_order",
     "image_processor_type",
     "feature_extractor_type",
+    "crop_down",  # ours, which `transformers` passes over
 }
 WITHOUT_EFFECT = {  # on pixels: conversion to RGB always happens, the rest is plumbing
     "do_convert_rgb",
@@ -64,7 +65,9 @@ def to_config(processor: ImageProcessor) -> dict[str, Any]:
         "do_normalize": normalises,
         "image_mean": mean,
         "image_std": std,
-    } | ({"do_flip_channel_order": True} if flip else {})
+        **({"do_flip_channel_order": True} if flip else {}),
+        **({"crop_down": True} if processor.crop_down else {}),
+    }
 
 
 def processor_type(crop: bool, flip: bool, normalises: bool) -> dict[str, str]:
@@ -100,6 +103,7 @@ def from_config(config: dict[str, Any]) -> ImageProcessor:
         mean=tuple(mean[::order]),  # type: ignore[arg-type]
         std=tuple(std[::order]),  # type: ignore[arg-type]
         channel_order="BGR" if flip else "RGB",
+        crop_down=bool(config.get("crop_down", False)),
     )
 
 

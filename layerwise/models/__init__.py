@@ -3,7 +3,7 @@
 A family module has `Config`, `Model`, `VARIANTS` (named sizes) and `PUBLISHED` (published tensor
 names per source format). See `alexnet.py` for how one reads. Where its training asks for it, it may
 have `prepare(network, inputs)`, called with training inputs before the first step, and
-`muon_groups(network)`, its parameter groups for Muon.
+`muon_groups(network, batch_size)`, its parameter groups for Muon.
 """
 
 import dataclasses

@@ -169,25 +169,24 @@ def whiten(network: Airbench, images: Tensor) -> None:
 prepare = whiten  # what `fit` calls before the first step
 
 
-def muon_groups(network: nn.Module) -> list[dict[str, Any]]:
+def muon_groups(network: nn.Module, batch_size: int) -> list[dict[str, Any]]:
     """Parameter groups for Muon at a rate of 0.24, as in the record.
 
-    Filters keep their norm and are turned; head and biases go to AdamW with rates of their own.
+    Filters keep their norm and are turned; head and biases go to SGD with Nesterov's momentum. The
+    record's rates are per summed loss, hence the batch size.
     """
     named = {n: p for n, p in network.named_parameters() if p.requires_grad}
-    shared = {"momentum": 0.6, "ns_steps": 3, "renormalise": True, "betas": (0.85, 0.95)}
-    kinds = (  # axes, rate over that of the filters, weight decay
-        (4, 1.0, 0.0),
-        (2, 1.0, 0.11),
-        (1, 0.125, 0.0),
-    )
+    turned = {"momentum": 0.6, "ns_steps": 3, "renormalise": True}
+    rest = {"rest": "sgd", "betas": (0.85, 0.0)}
+    kinds = ((4, 1.0, 0.0), (2, 0.67, 2e-6 / 0.67), (1, 0.053, 2e-6 / 0.053))  # axes, rate, decay
     return [
         {
             "params": [p for p in named.values() if p.ndim == axes],
             "names": [n for n, p in named.items() if p.ndim == axes],
-            "lr_scale": scale,
+            "lr_scale": rate if axes == 4 else rate * batch_size / 0.24,
             "weight_decay": decay,
-            **shared,
+            **turned,
+            **rest,
         }
-        for axes, scale, decay in kinds
+        for axes, rate, decay in kinds
     ]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from layerwise import runtime
-from layerwise.errors import OptionError
+from layerwise.errors import OptionError, unknown
 
 QUINTIC = (3.4445, -4.7750, 2.0315)  # steep at 0: small singular values grow by 3.4 per step
 
@@ -38,7 +38,7 @@ def orthogonal(matrix: Tensor, steps: int = 5, dtype: torch.dtype = torch.float3
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon for matrices and filters, AdamW for the rest, in one optimiser.
+    """Muon for matrices and filters, AdamW (or SGD) for the rest, in one optimiser.
 
     params: parameters or groups of them; a group may set any option below for itself, and
         "lr_scale", which whoever drives the learning rate multiplies into it. Where a group has
@@ -49,8 +49,9 @@ class Muon(torch.optim.Optimizer):
     renormalise: matrices keep the norm they started with, and a step of `lr` turns them by a share
         of that norm instead (lr 0.24 in the CIFAR-10 record). Right where a normalisation follows
         each layer, since only the direction of its filters counts there; no weight decay then.
-    rest_scale: AdamW's learning rate over that of the matrices.
-    head: further parameters that go to AdamW, such as the last layer of nameless groups.
+    rest: "adamw", or "sgd" with Nesterov's momentum `betas[0]` and weight decay in the gradient.
+    rest_scale: the rest's learning rate over that of the matrices.
+    head: further parameters that go to the rest, such as the last layer of nameless groups.
     Errors: OptionError for options out of range.
     """
 
@@ -63,6 +64,7 @@ class Muon(torch.optim.Optimizer):
         nesterov: bool = True,
         ns_steps: int = 5,
         renormalise: bool = False,
+        rest: str = "adamw",
         rest_scale: float = 1.0,
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
@@ -73,6 +75,8 @@ class Muon(torch.optim.Optimizer):
                 "Muon takes lr >= 0, 0 <= momentum < 1 and ns_steps >= 1; "
                 f"lr {lr}, momentum {momentum}, ns_steps {ns_steps} were given"
             )
+        if rest not in RESTS:
+            raise unknown("optimizer of the rest", rest, RESTS)
         defaults = dict(
             lr=lr,
             weight_decay=weight_decay,
@@ -80,6 +84,7 @@ class Muon(torch.optim.Optimizer):
             nesterov=nesterov,
             ns_steps=ns_steps,
             renormalise=renormalise,
+            rest=rest,
             rest_scale=rest_scale,
             betas=betas,
             eps=eps,
@@ -126,7 +131,7 @@ class Muon(torch.optim.Optimizer):
                 for p in params:
                     self.turn(p, group)
             elif params:
-                self.adamw(params, group)
+                RESTS[group["rest"]](self, params, group)
         return loss
 
     def turn(self, p: Tensor, group: dict[str, Any]) -> None:
@@ -178,3 +183,18 @@ class Muon(torch.optim.Optimizer):
             amsgrad=False,
             maximize=False,
         )
+
+    def sgd(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        """Nesterov's update of vectors and head, weight decay as part of the gradient."""
+        momentum = group["betas"][0]
+        for p in params:
+            if not self.state[p]:
+                self.state[p]["momentum"] = torch.zeros_like(p)
+            assert p.grad is not None
+            gradient, velocity = p.grad, self.state[p]["momentum"]
+            gradient = gradient.add(p, alpha=group["weight_decay"])
+            velocity.mul_(momentum).add_(gradient)
+            p.add_(gradient.add(velocity, alpha=momentum), alpha=-group["lr"])
+
+
+RESTS = {"adamw": Muon.adamw, "sgd": Muon.sgd}

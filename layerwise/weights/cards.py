@@ -60,6 +60,7 @@ CAFFE_PROCESSOR = ImageProcessor(  # pixels in 0..255 minus a mean per channel, 
     mean=(104 / 255, 117 / 255, 123 / 255),
     std=(1 / 255, 1 / 255, 1 / 255),
     channel_order="BGR",
+    crop_down=True,
 )
 
 
@@ -101,7 +102,7 @@ def _others() -> Iterator[Card]:
         "(TF.js shards, converted)",
         licence="Apache-2.0",
         paper="arXiv:1704.04861",
-        processor=ImageProcessor(mean=HALF, std=HALF).to_dict(),
+        processor=ImageProcessor(mean=HALF, std=HALF, crop_down=True).to_dict(),
         scores={"top1": 68.4, "top5": 88.2},  # tensorflow/models, slim/nets/mobilenet_v1.md
         sha256="dc4776d22d5b179f260bc4915548a2db0e99bb0f6c1e3848cea161d6553f8c58",
         filename="mobilenet_v1_0.75_224.safetensors",

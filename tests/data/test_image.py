@@ -256,6 +256,7 @@ def test_centre_crop_halves_go_to_the_even_number():
     column = np.repeat(np.arange(9, dtype=np.uint8)[:, None, None], 3, 2)
     assert centre_crop(column, (4, 1))[:, 0, 0].tolist() == [2, 3, 4, 5]  # 2.5 -> 2
     assert centre_crop(column, (2, 1))[:, 0, 0].tolist() == [4, 5]  # 3.5 -> 4
+    assert centre_crop(column, (2, 1), down=True)[:, 0, 0].tolist() == [3, 4]
 
 
 @pytest.mark.parametrize("order", ["RGB", "BGR"])

@@ -127,18 +127,26 @@ def test_head_of_nameless_groups():
     assert [p.shape for p in matrices] == [network.conv.weight.shape]
 
 
-def test_the_rest_is_adamw_to_the_bit():
+PEERS = {
+    "adamw": lambda p: torch.optim.AdamW(
+        p, lr=0.01, weight_decay=0.1, betas=(0.9, 0.95), fused=True
+    ),
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.01, weight_decay=0.1, momentum=0.9, nesterov=True),
+}
+
+
+@pytest.mark.parametrize("rest", PEERS)
+def test_the_rest_is_what_torch_has(rest):
     torch.manual_seed(0)
     ours = nn.Parameter(torch.randn(7))
     theirs = nn.Parameter(ours.detach().clone())
-    a = Muon([ours], lr=0.01, weight_decay=0.1)
-    b = torch.optim.AdamW([theirs], lr=0.01, weight_decay=0.1, betas=(0.9, 0.95), fused=True)
+    a, b = Muon([ours], lr=0.01, weight_decay=0.1, rest=rest), PEERS[rest]([theirs])
     for _ in range(4):
         ours.grad = torch.randn(7)
         theirs.grad = ours.grad.clone()
         a.step()
         b.step()
-    assert torch.equal(ours, theirs)
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("renormalise", [False, True])

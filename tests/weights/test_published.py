@@ -1,14 +1,11 @@
 """Published networks: loaded strictly, scored as published, saved back bit for bit."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from PIL import Image
 from torch import nn
 
 from layerwise.data.image import ImageProcessor
@@ -53,16 +50,6 @@ def test_real_files_there_and_back(shared_data: Path, tmp_path: Path, name: str)
     assert same(read_tensors(back), read_tensors(path))
 
 
-def centre(path: Path, side: int) -> np.ndarray:
-    """The crop with which the data folder's scores were measured: odd rests rounded down.
-
-    (A processor rounds them to the nearest even pixel, as torchvision does: one pixel to the side.)
-    """
-    pixels = np.asarray(Image.open(path).convert("RGB"))
-    top, left = ((n - side) // 2 for n in pixels.shape[:2])
-    return pixels[top : top + side, left : left + side]
-
-
 def ranks(network: nn.Module, inputs: torch.Tensor, first: int) -> torch.Tensor:
     """How many classes are likelier than the true one, image by image."""
     with torch.no_grad():
@@ -81,17 +68,12 @@ def ranks(network: nn.Module, inputs: torch.Tensor, first: int) -> torch.Tensor:
     ],
 )
 def test_scores_on_the_samples(shared_data: Path, name: str, top1: float, top5: float):
-    """Exactly the scores that the data folder's README measured by plain PyTorch."""
+    """Exactly the scores that the data folder's README measured, through the card's processor."""
     network, card = load_published(shared_data / "weights" / LOCAL[name])
-    process = replace(ImageProcessor.from_dict(dict(card.processor)), resize=None)
+    process = ImageProcessor.from_dict(dict(card.processor))
     files = sorted((shared_data / "imagenet-1k-samples").glob("*.jpg"))  # one per class, in order
     assert len(files) == 1000
-    found = torch.cat(
-        [
-            ranks(network, process([centre(p, process.size[0]) for p in files[i : i + 50]]), i)
-            for i in range(0, 1000, 50)
-        ]
-    )
+    found = torch.cat([ranks(network, process(files[i : i + 50]), i) for i in range(0, 1000, 50)])
     scores = [float((found < k).float().mean()) * 100 for k in (1, 5)]
     assert scores == pytest.approx([top1, top5], abs=0.05)
 
