@@ -19,6 +19,7 @@ import pyarrow as pa
 import sidebyside
 
 import layerwise
+from layerwise import runtime
 from layerwise.console import Console
 from layerwise.data.examples import Examples
 from layerwise.fit import prepare_rows
@@ -105,7 +106,8 @@ def beside(name: str, files: tuple[str, ...], target: str, folder: pathlib.Path)
     result = layerwise.fit(path, console=quiet, output=str(folder / "run"), depth=False, **options)
     from layerwise.data.open import open_data
 
-    rows = prepare_rows(open_data(path, target=target or None), settings(**options), quiet)
+    examples = open_data(path, target=target or None)
+    rows = prepare_rows(examples, settings(**options), quiet, None, runtime.start())
     parts = {"train": rows.train, "val": rows.val, "test": rows.test}
     outputs, seconds = boosted(parts)
     task = task_for(rows.train)
