@@ -74,7 +74,7 @@ def is_number(text: str) -> bool:
 
 
 def duration(seconds: float) -> str:
-    """ "0.4 s", "42 s", "3 min 20 s", "2 h 5 min"."""
+    """ "0.4 s", "42 s", "3 min 20 s", "2 h 5 min", "3.5 days"."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     if seconds < 90:
@@ -82,6 +82,8 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
         return f"{minutes} min {rest} s"
+    if minutes >= 48 * 60:
+        return f"{minutes / 1440:.1f} days"
     return f"{minutes // 60} h {minutes % 60} min"
 
 

@@ -223,10 +223,7 @@ def val_share(n: int, chosen: Settings) -> float:
 
 
 def say_finding(finding: Any, console: Console) -> None:
-    shown = ", ".join(finding.names[:3])
-    more = f" and {len(finding.names) - 3} more" if len(finding.names) > 3 else ""
-    where = f" ({shown}{more})" if shown else ""
-    console.say(f"  {finding.severity}: {finding.message}{where}")
+    console.say(f"  {finding.severity}: {finding.message}")
 
 
 # ---- what to train with ----------------------------------------------------------------------

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from layerwise.errors import OptionError, unknown
 
@@ -123,12 +123,13 @@ def generator(*parts: int) -> torch.Generator:
 
 
 @contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """Inside, the network is in eval mode without gradients; each part's mode comes back after."""
+def evaluating(network: nn.Module, gradients: bool = False) -> Iterator[None]:
+    """Inside, the network is in eval mode, with or without gradients; each part's own mode comes
+    back after."""
     modes = [(m, m.training) for m in network.modules()]
     network.eval()
     try:
-        with torch.inference_mode():
+        with torch.enable_grad() if gradients else torch.inference_mode():
             yield
     finally:
         for module, training in modes:
@@ -173,7 +174,3 @@ def environment() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
-
-
-def to_device(tensors: dict[str, Tensor], device: str) -> dict[str, Tensor]:
-    return {k: v.to(device) for k, v in tensors.items()}

@@ -11,7 +11,7 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "layerwise"
 FLOORS = {
-    "errors": 0, "settings": 0, "console": 0, "runtime": 0, "precision": 0,
+    "errors": 0, "settings": 0, "console": 0, "runtime": 0, "precision": 0, "storage": 0,
     "layers": 1, "data": 1,
     "models": 2,
     "weights": 3, "plan": 3,

@@ -1,25 +1,204 @@
-"""Arrays of pixels or features, as array files hold them, to examples.
+"""Array files, MNIST idx and `.npz`, and what they hold as examples; the files of CIFAR: `cifar`.
 
 Pixels become uint8 (n, h, w) or (n, h, w, c): colours-first is turned round, fractions from 0 to 1
-are multiplied by 255. Rows of two axes are a table. Legend: n images of h x w pixels, c channels.
+are multiplied by 255. Rows of two axes are a table.
+
+Source: the idx layout of the MNIST page (a big-endian header, then the numbers).
+Legend: n images of h x w pixels, c channels.
 """
 
+import gzip
+import math
+import re
+import zlib
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from layerwise.data.delimited import read_bytes
 from layerwise.data.examples import Examples, Finding, TargetKind
 from layerwise.data.folders import splits_said
-from layerwise.data.formats import Arrays
-from layerwise.data.listing import natural
+from layerwise.data.listing import split_within
 from layerwise.data.table import Table
-from layerwise.data.targets import Targets, label_text, read_targets
+from layerwise.data.targets import (
+    Targets,
+    enough_names,
+    label_text,
+    numbered_targets,
+    read_targets,
+    with_targets,
+)
+from layerwise.data.words import about, reason, shown
 from layerwise.errors import DataError
 
 CHANNELS = (1, 3, 4)
 CLASS_FILES = ("classes.txt", "class_names.txt", "labels.txt", "label_names.txt")
+IDX_KINDS = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
+INPUT_WORDS = {"x", "images", "image", "img", "imgs", "data", "inputs", "input", "features", "arr"}
+TARGET_WORDS = {"y", "labels", "label", "targets", "target", "class"}
+NAME_KEYS = ("classes", "class_names", "label_names", "labels_names", "names", "categories")
+
+
+@dataclass
+class Arrays:
+    """What array files hold: per split ('' where there is none) inputs and targets."""
+
+    inputs: dict[str, np.ndarray]  # (n, h, w), (n, h, w, c), (n, c, h, w) or (n, features)
+    targets: dict[str, np.ndarray]  # (n,) or (n, C); a split may have none
+    class_names: tuple[str, ...] = ()
+    source: str = ""  # in words: "MNIST idx files"
+    findings: list[Finding] = field(default_factory=list)
+
+
+# ---- idx ---------------------------------------------------------------------------------------
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """One idx file, plain or .gz. Errors: no idx file, or shorter than its header says."""
+    content = read_bytes(path)
+    file = shown(path.name)
+    start = 4 + 4 * content[3] if is_idx(content[:4]) else 0
+    if not start or len(content) < start:
+        raise DataError(f"'{file}' is no idx file, or ends within its header; download it again")
+    shape = np.frombuffer(content, ">u4", content[3], offset=4).tolist()
+    kind = np.dtype(IDX_KINDS[content[2]])
+    wanted, came = math.prod(shape) * kind.itemsize, len(content) - start
+    if came != wanted:
+        raise DataError(
+            f"'{file}' is cut off or changed: its header promises {wanted:,} bytes for "
+            f"{' x '.join(map(str, shape))} numbers, {came:,} came; download it again"
+        )
+    return np.frombuffer(content, kind, offset=start).reshape(shape).astype(kind.newbyteorder("="))
+
+
+def is_idx(start: bytes) -> bool:
+    return len(start) == 4 and start[:2] == b"\0\0" and start[2] in IDX_KINDS and 1 <= start[3] <= 4
+
+
+def looks_like_idx(path: Path) -> bool:
+    """By the first bytes, within gzip too; the names as published vary."""
+    if not re.search(r"idx\d|ubyte", path.name):
+        return False
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as f:
+            return is_idx(f.read(4))
+    except (OSError, EOFError, zlib.error):
+        return True  # by its name; reading it will say what is wrong
+
+
+def idx_set(path: Path) -> list[Path]:
+    """An idx file of images and the one with its labels beside it, whichever was named."""
+    part = _idx_part(path)
+    return [p for p in path.parent.iterdir() if looks_like_idx(p) and _idx_part(p) == part]
+
+
+def read_idx_files(paths: list[Path]) -> Arrays:
+    """idx files, images with their labels by name: train-images-idx3-ubyte, train-labels-..."""
+    arrays = Arrays({}, {}, source="idx files")
+    paths = sorted(paths, reverse=True)  # of a file and its .gz the unpacked one comes last
+    labels = {_idx_part(p): p for p in paths if "label" in p.name.lower()}
+    images = {_idx_part(p): p for p in paths if "label" not in p.name.lower()}
+    if not images:
+        raise DataError(
+            f"'{shown(paths[0].name)}' holds labels without images; put the file with '-images-' "
+            "in its name beside it"
+        )
+    for part, path in sorted(images.items()):
+        split = split_within(path.name) if len(images) > 1 else ""
+        if split in arrays.inputs:
+            raise DataError(
+                f"several idx sets lie together ({', '.join(sorted(images))}); put the images and "
+                "labels of one set in a folder of their own, or name one file"
+            )
+        arrays.inputs[split] = read_idx(path)
+        if part in labels:
+            arrays.targets[split] = read_idx(labels[part])
+            names = (f"'{shown(p.name)}'" for p in (path, labels[part]))
+            _check_lengths(arrays.inputs[split], arrays.targets[split], *names)
+    return arrays
+
+
+def _idx_part(path: Path) -> str:
+    """What images and their labels have in common in their names: 'train' or 't10k'."""
+    return re.split(r"[-_.]?(?:images|labels|imgs|data)", path.name.lower())[0]
+
+
+def _check_lengths(x: np.ndarray, y: np.ndarray, x_name: str, y_name: str) -> None:
+    lengths = [len(array) if array.ndim else 0 for array in (x, y)]
+    if not lengths[0] or lengths[0] != lengths[1]:
+        raise DataError(
+            f"{x_name} has {lengths[0]:,} inputs but {y_name} {lengths[1]:,} targets; each input "
+            "needs one target: save both with the same length"
+        )
+
+
+# ---- npz ---------------------------------------------------------------------------------------
+
+
+def read_npz(paths: list[Path]) -> Arrays:
+    """x_train y_train x_test y_test, x y, images labels, train_images ... and class names.
+
+    Several files are one for each split: train.npz and test.npz.
+    Errors: damaged, pickled objects inside, no inputs, different lengths.
+    """
+    arrays = Arrays({}, {}, source=" and ".join(f"'{shown(path.name)}'" for path in paths))
+    stray = []
+    for path in paths:
+        file_split = split_within(path.stem) if len(paths) > 1 else ""
+        for key, value in _npz_items(path):
+            role, split = _npz_role(key)
+            found = {"x": arrays.inputs, "y": arrays.targets}.get(role)
+            if key.lower() in NAME_KEYS:
+                arrays.class_names = tuple(str(v) for v in value.ravel())
+            elif found is None:
+                stray.append(key)
+            elif (split or file_split) in found:
+                raise DataError(f"{arrays.source} hold '{key}' twice; name one file, or array")
+            else:
+                found[split or file_split] = value
+    if not arrays.inputs:
+        raise DataError(
+            f"{arrays.source} should have arrays such as x_train and y_train, x and y, or images "
+            f"and labels; it has {', '.join(stray + sorted(arrays.targets)) or 'none'}"
+        )
+    for split in arrays.inputs.keys() & arrays.targets.keys():
+        ends = f"_{split}" if split else ""
+        x, y = arrays.inputs[split], arrays.targets[split]
+        _check_lengths(x, y, f"x{ends} of {arrays.source}", f"y{ends}")
+    arrays.findings += about("unused", "note", stray, f"arrays of {arrays.source} are not used")
+    return arrays
+
+
+def _npz_items(path: Path) -> list[tuple[str, np.ndarray]]:
+    file = shown(path.name)
+    try:
+        with open(path, "rb") as f, np.load(f, allow_pickle=False) as held:
+            return [(key, held[key]) for key in held.files]
+    except Exception as e:  # zip, zlib and numpy's headers can fail in any way at all
+        if "Object arrays" in str(e):
+            raise DataError(
+                f"'{file}' holds pickled Python objects, which are not read; save text with "
+                "np.array(names, dtype=str) and numbers with a number type"
+            ) from e
+        # numpy takes any file that is no zip for a pickle, and says so: no help here
+        why = "it is no zip file" if "allow_pickle" in str(e) else reason(e)
+        raise DataError(f"'{file}' is a damaged .npz ({why}); save or copy it again") from e
+
+
+def _npz_role(key: str) -> tuple[str, str]:
+    """x or y, and the split, by the words of a name: images_train, y_test, X, train_labels."""
+    words = [w for w in re.split(r"[^a-z]+", key.lower()) if w]
+    if len(words) == 1 and words[0][0] in "xy" and split_within(words[0][1:]):
+        words = [words[0][0], words[0][1:]]  # xtrain
+    role = "x" if INPUT_WORDS & set(words) else "y" if TARGET_WORDS & set(words) else ""
+    split = split_within(" ".join(word for word in words if word != "data"))
+    return ("y" if key == "arr_1" else role), split
+
+
+# ---- to examples -------------------------------------------------------------------------------
 
 
 def open_arrays(
@@ -29,77 +208,55 @@ def open_arrays(
 
     Errors: shapes that differ between splits, shapes or values that are no pictures.
     """
+    source, findings = arrays.source, list(arrays.findings)
     order = [split for split in ("", "train", "val", "test") if split in arrays.inputs]
     labelled = [split for split in order if split in arrays.targets]
-    findings = list(arrays.findings)
-    if labelled and len(labelled) < len(order):
-        left = ", ".join(split for split in order if split not in labelled)
-        findings.append(Finding("unlabelled", "note", f"'{left}' has no targets: left out"))
+    if labelled:
+        without = [split for split in order if split not in labelled]
+        findings += about("unlabelled", "note", without, "splits have no targets and are left out")
         order = labelled
-    x = _together([arrays.inputs[split] for split in order], arrays.source)
-    lengths = [len(arrays.inputs[split]) for split in order]
-    given = np.repeat(np.array(order, "U5"), lengths)
-    names = [f"{s or 'row'}[{i}]" for s, n in zip(order, lengths, strict=True) for i in range(n)]
-    table = kind == "table" or (x.ndim == 2 and kind != "image")
-    inputs: Any = _features(x) if table else _pixels(x, arrays.source, findings)
-    examples = Examples(
-        "table" if table else "image", inputs, None, "none", (), names, given, "", findings=findings
-    )
-    what = f"{len(x):,} {'rows' if table else 'images'} of {_size(x if table else inputs)}"
+    parts = [arrays.inputs[split] for split in order]
+    if len({part.shape[1:] for part in parts}) > 1:
+        shapes = " and ".join(str(part.shape) for part in parts)
+        raise DataError(f"{source}: the splits have inputs of different shapes, {shapes}")
+    x = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    given = np.repeat(np.array(order, "U5"), [len(part) for part in parts])
+    rows = zip(given.tolist(), (i for part in parts for i in range(len(part))), strict=True)
+    names = [f"{split or 'row'}[{i}]" for split, i in rows]
+    inputs: Any
+    if kind == "table" or (x.ndim == 2 and kind != "image"):
+        inputs, kind = _features(x, names, findings), "table"
+        what = f"{len(x):,} rows of {math.prod(x.shape[1:]):,} numbers"
+    else:
+        inputs, kind = _pixels(x, source, findings), "image"
+        h, w, colour = *inputs.shape[1:3], "colour" if inputs.ndim == 4 else "grey"
+        what = f"{len(x):,} images of {h} x {w} pixels ({colour})"
+    examples = Examples(kind, inputs, None, "none", (), names, given, "", findings=findings)
     if labelled:
         y = np.concatenate([arrays.targets[split] for split in order])
-        targets = _targets(y, arrays.class_names or class_file(folder), arrays.source, target_kind)
+        class_names = arrays.class_names or class_file(folder)
+        targets = _targets(y, class_names, source, names, target_kind)
         examples = with_targets(examples, targets)
         what += f", {targets.said},"
-    examples.understood = f"{what} from {arrays.source}{splits_said(given)}"
-    return examples
-
-
-def with_targets(examples: Examples, targets: Targets) -> Examples:
-    """The labelled rows, with their targets."""
-    if not targets.labelled.all():
-        examples = examples.subset(targets.labelled)
-    examples.targets, examples.target_kind = targets.values, targets.kind
-    examples.labels = targets.labels
-    examples.findings = examples.findings + targets.findings
+    examples.understood = f"{what} from {source}{splits_said(given)}"
     return examples
 
 
 def class_file(folder: Path) -> tuple[str, ...]:
     """The class names of a classes.txt, one on each line, in the order of their numbers."""
-    for name in CLASS_FILES:
-        path = folder / name
+    for path in (folder / name for name in CLASS_FILES):
         if path.is_file():
             lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
             return tuple(label_text(line) for line in lines if line.strip())
     return ()
 
 
-def _together(parts: list[np.ndarray], source: str) -> np.ndarray:
-    if len({part.shape[1:] for part in parts}) > 1:
-        shapes = " and ".join(str(part.shape) for part in parts)
-        raise DataError(f"{source}: the splits have inputs of different shapes, {shapes}")
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-
-def _size(x: np.ndarray | Table) -> str:
-    if isinstance(x, Table):
-        return f"{len(x.columns)} numbers"
-    if x.ndim == 2:
-        return f"{x.shape[1]} numbers"
-    return f"{x.shape[1]} x {x.shape[2]} pixels ({'colour' if x.ndim == 4 else 'grey'})"
-
-
-def _features(x: np.ndarray) -> Table:
+def _features(x: np.ndarray, names: list[str], findings: list[Finding]) -> Table:
     flat = x.reshape(len(x), -1).astype(np.float64)  # (n, features)
-    columns, infinite = {}, {}
-    for i in range(flat.shape[1]):
-        cells = flat[:, i]
-        rows = np.flatnonzero(np.isinf(cells))
-        if len(rows):
-            infinite[f"x{i}"] = rows
-        columns[f"x{i}"] = pa.array(cells, mask=~np.isfinite(cells))
-    return Table(pa.table(columns), infinite)
+    infinite = [names[row] for row in np.flatnonzero(np.isinf(flat).any(1))]
+    findings += about("infinite", "warning", infinite, "rows have infinite numbers: left missing")
+    columns = {f"x{i}": pa.array(cells, mask=~np.isfinite(cells)) for i, cells in enumerate(flat.T)}
+    return Table(pa.table(columns))
 
 
 def _pixels(x: np.ndarray, source: str, findings: list[Finding]) -> np.ndarray:
@@ -107,26 +264,19 @@ def _pixels(x: np.ndarray, source: str, findings: list[Finding]) -> np.ndarray:
     x = _shaped(x, source)
     if x.dtype == np.uint8:
         return x
-    if x.dtype == bool:
-        return x.astype(np.uint8) * 255
-    if x.dtype.kind not in "iuf":
+    if x.dtype.kind not in "biuf":
         raise DataError(f"{source}: pixels should be numbers; they are of type {x.dtype}")
-    finite = np.isfinite(x).reshape(len(x), -1).all(1) if x.dtype.kind == "f" else None
-    if finite is not None and not finite.all():
-        row = int(np.flatnonzero(~finite)[0])
-        raise DataError(f"{source}: image {row} has pixels that are NaN or infinite; mend the data")
-    return _scaled(x, source, findings)
-
-
-def _scaled(x: np.ndarray, source: str, findings: list[Finding]) -> np.ndarray:
+    x = x * 255 if x.dtype == bool else x
+    odd = np.flatnonzero(~np.isfinite(x).reshape(len(x), -1).all(1))
+    if len(odd):
+        raise DataError(f"{source}: image {odd[0]} has pixels that are NaN or infinite; mend them")
     low, high = (float(x.min()), float(x.max())) if x.size else (0.0, 0.0)
-    if x.dtype.kind == "f" and low >= 0 and high <= 1:
-        rule, scaled = "from 0..1 to 0..255", x * 255
-    elif x.dtype.kind == "f" and low >= -1 and low < 0 and high <= 1:
-        rule, scaled = "from -1..1 to 0..255", (x + 1) * 127.5
+    if x.dtype.kind == "f" and low >= -1 and high <= 1:
+        rule = "from -1..1 to 0..255" if low < 0 else "from 0..1 to 0..255"
+        scaled = (x + 1) * 127.5 if low < 0 else x * 255
     elif low >= 0 and high <= 255:
         rule, scaled = "rounded to 0..255", x
-    elif low >= 0 and x.dtype == np.uint16:
+    elif x.dtype == np.uint16:
         rule, scaled = "from 16 bits to 8", x / 257
     else:
         raise DataError(
@@ -139,8 +289,8 @@ def _scaled(x: np.ndarray, source: str, findings: list[Finding]) -> np.ndarray:
 
 def _shaped(x: np.ndarray, source: str) -> np.ndarray:
     """(n, h, w) or (n, h, w, c), from colours first or last or, where asked, squares laid flat."""
-    if x.ndim == 2 and int(x.shape[1] ** 0.5) ** 2 == x.shape[1]:
-        side = int(x.shape[1] ** 0.5)
+    side = math.isqrt(x.shape[1]) if x.ndim == 2 else 0
+    if side and side**2 == x.shape[1]:
         x = x.reshape(-1, side, side)
     if x.ndim == 4 and x.shape[-1] not in CHANNELS and x.shape[1] in CHANNELS:
         x = np.ascontiguousarray(x.transpose(0, 2, 3, 1))
@@ -155,16 +305,16 @@ def _shaped(x: np.ndarray, source: str) -> np.ndarray:
 
 
 def _targets(
-    y: np.ndarray, names: tuple[str, ...], source: str, target_kind: TargetKind | None
+    y: np.ndarray, labels: tuple[str, ...], source: str, names: list[str], kind: TargetKind | None
 ) -> Targets:
     """Class numbers, one-hot or several-hot rows, quantities or names, to targets."""
     y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
     if y.ndim == 2 and np.isin(y, (0, 1)).all():
-        if target_kind == "classes" or (target_kind is None and (y.sum(1) != 1).any()):
-            labels = _enough(names, y.shape[1], source) or tuple(map(str, range(y.shape[1])))
-            every = np.ones(len(y), bool)
+        if kind == "classes" or (kind is None and (y.sum(1) != 1).any()):
+            labels = enough_names(labels, y.shape[1], source)
+            labels = labels or tuple(map(str, range(y.shape[1])))
             said = f"{len(labels):,} labels, any number of them per row"
-            return Targets(y.astype(np.uint8), "classes", labels, every, said)
+            return Targets(y.astype(np.uint8), "classes", labels, np.ones(len(y), bool), said)
         y = y.argmax(1)
     if y.ndim != 1:
         raise DataError(
@@ -173,40 +323,6 @@ def _targets(
         )
     if y.dtype.kind == "S":
         y = np.char.decode(y, "utf8")
-    if y.dtype.kind in "iub" and target_kind in (None, "class"):
-        return numbered_targets(y.astype(np.int64), names, source)
-    return read_targets(y.tolist(), f"the targets of {source}", target_kind)
-
-
-def numbered_targets(y: np.ndarray, names: tuple[str, ...], source: str) -> Targets:
-    """Class numbers (n,) to targets; a negative number means no label, as Hugging Face writes -1.
-
-    names: of all classes in the order of their numbers, or () where the numbers are the names.
-    """
-    labelled = y >= 0
-    if not labelled.any():
-        raise DataError(f"{source}: no row has a label; there is nothing to learn from")
-    known = y[labelled]
-    if names:
-        labels = _enough(names, int(known.max()) + 1, source)
-    else:
-        numbers, known = np.unique(known, return_inverse=True)
-        labels = tuple(str(n) for n in numbers)
-    order = sorted(range(len(labels)), key=lambda i: natural(labels[i]))
-    place = np.argsort(order)  # where each class number comes in natural order
-    said = f"{len(labels):,} classes"
-    findings = []
-    if not labelled.all():
-        message = f"{int((~labelled).sum()):,} rows have no label (a negative number): set aside"
-        findings = [Finding("unlabelled", "error", message)]
-    labels = tuple(labels[i] for i in order)
-    return Targets(place[known], "class", labels, labelled, said, findings)
-
-
-def _enough(names: tuple[str, ...], wanted: int, source: str) -> tuple[str, ...]:
-    if names and len(names) < wanted:
-        raise DataError(
-            f"{source}: the targets name class {wanted - 1} (counted from 0), but there are only "
-            f"{len(names)} class names; complete classes.txt, one name on each line"
-        )
-    return names
+    if y.dtype.kind in "iub" and kind in (None, "class"):
+        return numbered_targets(y.astype(np.int64), labels, source)
+    return read_targets(y.tolist(), f"the targets of {source}", names, kind)

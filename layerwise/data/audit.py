@@ -14,15 +14,15 @@ import numpy as np
 
 from layerwise.data import audit_images, audit_tables
 from layerwise.data.duplicates import groups_of, near_duplicates
-from layerwise.data.examples import Examples, Finding
+from layerwise.data.examples import Examples, Finding, Severity
 from layerwise.data.label_errors import (
     out_of_fold,
     pixel_features,
     stratified_groups,
     suspect_labels,
 )
-from layerwise.data.listing import some
 from layerwise.data.splits import DIGEST, content_hashes
+from layerwise.data.words import about
 from layerwise.errors import DataError
 
 IMBALANCE = 10  # largest class over smallest, from which on it is said
@@ -156,37 +156,22 @@ def audit_copies(
     examples: Examples, exact: np.ndarray, groups: np.ndarray, part: np.ndarray
 ) -> list[Finding]:
     """Copies within a split, across splits, and with different labels."""
-    counts = np.bincount(groups, minlength=len(groups))
-    rows = np.flatnonzero(counts[groups] > 1)
+    rows = np.flatnonzero(np.bincount(groups, minlength=len(groups))[groups] > 1)
     rows = rows[np.argsort(groups[rows], kind="stable")]  # group after group
-    if not len(rows):
-        return []
-    sets = np.split(rows, np.flatnonzero(np.diff(groups[rows])) + 1)
-    same = [s for s in sets if len(np.unique(exact[s])) == 1]
-    near = [s for s in sets if len(np.unique(exact[s])) > 1]
-    found = [
-        *describe("duplicate", same, examples, "have exactly the same content as another"),
-        *describe("near_duplicate", near, examples, "show the same picture as another"),
-        *leaks(examples, groups, part),
-    ]
-    return found + conflicts(examples, sets)
-
-
-def describe(kind: str, sets: list[np.ndarray], examples: Examples, what: str) -> list[Finding]:
-    if not sets:
-        return []
-    n_rows = sum(map(len, sets))
-    example = " = ".join(str(examples.names[i]) for i in sets[0][:3].tolist())
+    sets = np.split(rows, np.flatnonzero(np.diff(groups[rows])) + 1) if len(rows) else []
     table = examples.kind == "table"  # equal rows of a table can be different cases
-    return [
-        Finding(
-            kind,
-            "note" if table else "warning",
-            f"{n_rows:,} of {len(examples):,} rows {what}, in {len(sets):,} groups ({example})",
-            tuple(str(examples.names[i]) for s in sets for i in s.tolist()),
-            "look whether they are separate cases" if table else "keep one of each",
-        )
-    ]
+    severity = "note" if table else "warning"
+    cure = "look whether they are separate cases" if table else "keep one of each"
+    found: list[Finding] = []
+    for kind, same, what in (
+        ("duplicate", True, "have exactly the same content as another"),
+        ("near_duplicate", False, "show the same picture as another"),
+    ):
+        chosen = [s for s in sets if (len(np.unique(exact[s])) == 1) == same]
+        names = [str(examples.names[i]) for s in chosen for i in s.tolist()]
+        what = f"of {len(examples):,} rows {what}, in {len(chosen):,} groups"
+        found += about(kind, severity, names, what, cure)
+    return found + leaks(examples, groups, part) + conflicts(examples, sets, severity)
 
 
 def leaks(examples: Examples, groups: np.ndarray, part: np.ndarray) -> list[Finding]:
@@ -196,44 +181,24 @@ def leaks(examples: Examples, groups: np.ndarray, part: np.ndarray) -> list[Find
     known, where = np.unique(groups[training], return_index=True)
     for held in ("val", "test"):
         rows = np.flatnonzero((part == held) & np.isin(groups, known))
-        if not len(rows):
-            continue
         twins = training[where[np.searchsorted(known, groups[rows])]]
         both = zip(rows.tolist(), twins.tolist(), strict=True)
-        names = tuple(f"{examples.names[i]} = {examples.names[j]}" for i, j in both)
-        found.append(
-            Finding(
-                "leak",
-                "warning",
-                f"{len(rows):,} of {(part == held).sum():,} {held} rows are also in train "
-                f"({some(names, 1)})",
-                names,
-                "the score is also given without them; remove them from train for good",
-            )
-        )
+        names = [f"{examples.names[i]} = {examples.names[j]}" for i, j in both]
+        what = f"of {(part == held).sum():,} {held} rows are also in train"
+        cure = "the score is also given without them; remove them from train for good"
+        found += about("leak", "warning", names, what, cure)
     return found
 
 
-def conflicts(examples: Examples, sets: list[np.ndarray]) -> list[Finding]:
+def conflicts(examples: Examples, sets: list[np.ndarray], severity: Severity) -> list[Finding]:
     """Copies that carry different labels: one of them is wrong."""
-    if examples.targets is None or examples.target_kind == "number":
-        return []
     y = examples.targets
-    bad = [s for s in sets if len(np.unique(y[s], axis=0)) > 1]
-    if not bad:
+    if y is None or examples.target_kind == "number":
         return []
-    said = {i: label_of(examples, i) for s in bad for i in s.tolist()}
-    example = " but ".join(f"{examples.names[i]} is '{said[i]}'" for i in bad[0][:3].tolist())
-    table = examples.kind == "table"
-    return [
-        Finding(
-            "label_conflict",
-            "note" if table else "warning",
-            f"{len(bad):,} groups of copies carry different labels ({example})",
-            tuple(f"{examples.names[i]} ({label})" for i, label in said.items()),
-            "no model can tell such rows apart" if table else "correct the labels",
-        )
-    ]
+    bad = [s for s in sets if len(np.unique(y[s], axis=0)) > 1]
+    names = [f"{examples.names[i]} ({label_of(examples, i)})" for s in bad for i in s.tolist()]
+    what = f"rows, in {len(bad):,} groups of copies, carry different labels"
+    return about("label_conflict", severity, names, what, "correct the labels, or tell them apart")
 
 
 def label_of(examples: Examples, row: int) -> str:
@@ -251,34 +216,31 @@ def balance(examples: Examples, keep: np.ndarray, part: np.ndarray) -> list[Find
     """Classes that are rare, or that the test never asks for."""
     if examples.targets is None or examples.target_kind not in ("class", "classes"):
         return []
-    training = keep & ~np.isin(part, ("val", "test"))
-    counts = class_counts(examples, training)
-    labels, found = examples.labels, []
-    occurs = np.flatnonzero(counts)
-    if not len(occurs):
+    counts = class_counts(examples, keep & ~np.isin(part, ("val", "test")))
+    labels, occurs = np.array(examples.labels), counts > 0
+    if not occurs.any():
         return []
-    most, least = occurs[counts[occurs].argmax()], occurs[counts[occurs].argmin()]
-    ratio = counts[most] / counts[least]
-    if ratio >= IMBALANCE:
-        message = (
-            f"classes are uneven: {counts[most]:,} rows of '{labels[most]}' in train, "
-            f"{counts[least]:,} of '{labels[least]}' ({ratio:.0f} to 1); accuracy hides the rare "
-            "ones, so look at balanced accuracy"
-        )
-        rare = [labels[c] for c in occurs if counts[most] >= IMBALANCE * counts[c]]
-        cure = "add rows of the rare classes"
-        found.append(Finding("imbalance", "warning", message, tuple(rare), cure))
-    few = [labels[c] for c in occurs if counts[c] < FEW]
-    if few:
-        message = f"{len(few):,} classes have fewer than {FEW} training rows: {some(few)}"
-        found.append(Finding("few_rows", "warning", message, tuple(few), "add rows"))
-    if (part == "test").any():
-        tested = class_counts(examples, keep & (part == "test"))
-        never = [labels[c] for c in occurs if not tested[c]]
-        if never:
-            message = f"{len(never):,} classes have no test row, so they go unscored: {some(never)}"
-            found.append(Finding("untested_class", "warning", message, tuple(never)))
-    return found
+    most, least = counts.argmax(), np.where(occurs, counts, counts.max() + 1).argmin()
+    rare = labels[occurs & (IMBALANCE * counts <= counts[most])].tolist()
+    ratio = f"{counts[most] / counts[least]:.0f} to 1"
+    uneven = (
+        f"classes are rare beside '{labels[most]}' ({counts[most]:,} train rows, "
+        f"{counts[least]:,} of '{labels[least]}': {ratio}), see balanced accuracy"
+    )
+    few = labels[occurs & (counts < FEW)].tolist()
+    tested = class_counts(examples, keep & (part == "test"))
+    never = labels[occurs & (tested == 0)].tolist() if tested.any() else []
+    return [
+        *about(
+            "imbalance",
+            "warning",
+            rare,
+            uneven,
+            "add rows of the rare classes",
+        ),
+        *about("few_rows", "warning", few, f"classes have under {FEW} training rows", "add rows"),
+        *about("untested_class", "warning", never, "classes have no test row: they go unscored"),
+    ]
 
 
 def class_counts(examples: Examples, rows: np.ndarray) -> np.ndarray:

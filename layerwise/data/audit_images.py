@@ -6,33 +6,27 @@ as a thumbnail, on several threads. What is refused here is what `image.decode` 
 Legend: n pictures, h x w pixels.
 """
 
-import hashlib
 import io
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from layerwise.data.duplicates import SIDE
 from layerwise.data.examples import Finding
-from layerwise.data.image import (
-    EXIF_ORIENTATION,
-    check_size,
-    from_array,
-    quietly,
-    to_rgb,
-    upright,
-)
-from layerwise.data.splits import DIGEST
-from layerwise.errors import DataError
+from layerwise.data.image import check_size, from_array, orientation, quietly, to_rgb, upright
+from layerwise.data.splits import UNREADABLE, content_hash
+from layerwise.data.threads import parallel
+from layerwise.data.words import about
 
-LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+LUMA = (0.299, 0.587, 0.114)
 GRID = 4  # of the colours
 PIECE = 2048  # arrays shrunk at once
 
@@ -90,8 +84,7 @@ def look_at_all(inputs: Sequence[Any], names: Sequence[str]) -> Looks:
         seen.grey = seen.colour = None
         return seen
 
-    with ThreadPoolExecutor(min(8, (os.cpu_count() or 1) + 1)) as pool:
-        looks = list(pool.map(one, range(n)))
+    looks = list(parallel(min(8, (os.cpu_count() or 1) + 1))(one, range(n)))
     usable = np.array([not seen.problem for seen in looks], bool)
     return Looks(usable, grey, colour, [s.digest for s in looks], findings_of(looks, names))
 
@@ -103,61 +96,46 @@ def look_safely(raw: Any, name: str) -> Look:
     """`look`, with every failure as a problem: damaged files make decoders raise anything."""
     try:
         return look(raw, name)
-    except DataError as e:
-        kind = "too_large" if "pixels" in str(e) else "unreadable"
-        return Look(kind, str(e), digest=name_digest(name))
-    except Image.DecompressionBombError as e:
-        return Look("too_large", str(e), digest=name_digest(name))
-    except Image.UnidentifiedImageError:
-        return Look("unreadable", "no format that Pillow knows", digest=name_digest(name))
     except Exception as e:
-        cut = isinstance(e, EOFError) or "truncated" in str(e).lower()
-        return Look("truncated" if cut else "unreadable", str(e), digest=name_digest(name))
+        said, kind = str(e), "unreadable"
+        if isinstance(e, Image.UnidentifiedImageError):
+            said = "no format that Pillow knows"
+        elif isinstance(e, Image.DecompressionBombError) or "pixels" in said:
+            kind = "too_large"
+        elif isinstance(e, EOFError) or "truncated" in said.lower():
+            kind = "truncated"
+        return Look(kind, said, digest=content_hash(UNREADABLE + os.fsencode(name)))
 
 
 def look(raw: Any, name: str) -> Look:
     """One picture, of a path, bytes or an array. Errors: whatever its decoder raises."""
     if isinstance(raw, np.ndarray):
         image = from_array(raw, name)
-        return with_thumbnail(image, (), np.ascontiguousarray(raw).tobytes())
+        return with_thumbnail(image, (), raw)
     content = Path(raw).read_bytes() if isinstance(raw, str | os.PathLike) else raw
     if not content:
-        return Look("empty", digest=name_digest(name))
+        return Look("empty", digest=content_hash(UNREADABLE + os.fsencode(name)))
     with quietly():
         image = Image.open(io.BytesIO(content))
     check_size(image.size, name)
-    traits = list(traits_of(image, Path(raw) if not isinstance(raw, bytes) else None))
+    traits = traits_of(image, "" if isinstance(raw, bytes) else Path(raw).suffix)
     image.draft("RGB", (2 * SIDE, 2 * SIDE))
     image.load()
     return with_thumbnail(to_rgb(upright(image), name), tuple(traits), content)
 
 
-def traits_of(image: Image.Image, path: Path | None) -> list[str]:
+def traits_of(image: Image.Image, suffix: str) -> list[str]:
     """What is unusual, from the header alone."""
+    form = {"MPO": "JPEG"}.get(str(image.format), image.format)  # with another one behind it
     checks = {
-        "wrong_extension": path is not None and not extension_fits(path.suffix, image.format),
+        "wrong_extension": extensions().get(suffix.lower(), form) not in (form, image.format),
         "cmyk": image.mode == "CMYK",
         "sixteen_bit": image.mode == "I" or image.mode.startswith("I;16"),
         "alpha": image.has_transparency_data,
-        "rotated": orientation(image) in range(2, 9),
+        "rotated": orientation(image) > 1,
         "animated": image.format != "MPO" and getattr(image, "is_animated", False),
     }
     return [name for name, holds in checks.items() if holds]
-
-
-def orientation(image: Image.Image) -> int:
-    """What EXIF says of it, 1 (upright) where it says nothing or is garbled."""
-    try:
-        with quietly():
-            return int(image.getexif().get(EXIF_ORIENTATION, 1))
-    except Exception:  # garbled bytes make its parser raise almost anything
-        return 1
-
-
-def extension_fits(suffix: str, form: str | None) -> bool:
-    """Unknown suffixes fit; an MPO is a JPEG with another one behind it."""
-    known = extensions().get(suffix.lower())
-    return known is None or known == form or {known, form} <= {"JPEG", "MPO"}
 
 
 @cache
@@ -165,22 +143,13 @@ def extensions() -> dict[str, str]:
     return Image.registered_extensions()
 
 
-def with_thumbnail(image: Image.Image, traits: tuple[str, ...], content: bytes) -> Look:
+def with_thumbnail(image: Image.Image, traits: tuple[str, ...], content: Any) -> Look:
     small = image.resize((SIDE, SIDE), Image.Resampling.BOX)
     grey = np.asarray(small.convert("L"))
     colour = np.asarray(small.resize((GRID, GRID), Image.Resampling.BOX))
     if np.ptp(np.asarray(small).reshape(-1, 3), axis=0).max() < 3:
         traits = (*traits, "blank")
-    return Look("", "", traits, grey, colour, digest_of(content))
-
-
-def digest_of(content: Any) -> bytes:
-    return hashlib.blake2b(content, digest_size=DIGEST).digest()
-
-
-def name_digest(name: str) -> bytes:
-    """For what cannot be read: its own content, equal to no other's."""
-    return digest_of(b"unreadable " + os.fsencode(name))
+    return Look("", "", traits, grey, colour, content_hash(content))
 
 
 # ---- arrays ----------------------------------------------------------------------------------
@@ -191,12 +160,14 @@ def look_at_array(pixels: np.ndarray, names: Sequence[str]) -> Looks:
     n = len(pixels)
     grey, colour = np.empty((n, SIDE, SIDE), np.uint8), np.empty((n, GRID, GRID, 3), np.uint8)
     for i in range(0, n, PIECE):
-        x = pixels[i : i + PIECE]
-        small = shrink(x if x.ndim == 4 else x[..., None], SIDE)  # (b, 32, 32, c)
-        luma = small @ LUMA if small.shape[3] == 3 else small[..., 0]
-        grey[i : i + PIECE] = np.rint(luma)
-        colour[i : i + PIECE] = np.rint(shrink(small, GRID))
-    digests = [digest_of(np.ascontiguousarray(row).data) for row in pixels]
+        x = torch.tensor(pixels[i : i + PIECE], dtype=torch.float32)
+        x = x.permute(0, 3, 1, 2) if x.ndim == 4 else x[:, None]  # (b, c, h, w)
+        small = F.interpolate(x, (SIDE, SIDE), mode="area")
+        weights = torch.tensor(LUMA if x.shape[1] == 3 else (1.0,))
+        grey[i : i + PIECE] = (small * weights[:, None, None]).sum(1).round().numpy()
+        coarse = F.interpolate(small, (GRID, GRID), mode="area")
+        colour[i : i + PIECE] = coarse.permute(0, 2, 3, 1).round().numpy()
+    digests = [content_hash(row) for row in pixels]
     blank = np.ptp(grey.reshape(n, -1), axis=1) < 3
     blank &= np.ptp(colour.reshape(n, -1, 3), axis=1).max(1) < 3
     looks = [Look("", "", ("blank",) if b else ()) for b in blank]
@@ -209,22 +180,6 @@ def is_plain(pixels: np.ndarray) -> bool:
     return shaped and pixels.dtype == np.uint8
 
 
-def shrink(pixels: np.ndarray, side: int) -> np.ndarray:
-    """(b, h, w, c) to (b, side, side, c) float32, each pixel the mean of the area it covers."""
-    x = pixels.astype(np.float32, copy=False)
-    x = np.tensordot(x, area_means(x.shape[1], side), ([1], [1]))  # (b, w, c, side)
-    return np.tensordot(x, area_means(pixels.shape[2], side), ([1], [1])).transpose(0, 2, 3, 1)
-
-
-def area_means(n_in: int, n_out: int) -> np.ndarray:
-    """The matrix (n_out, n_in) that averages a line of pixels over n_out equal stretches."""
-    ends = np.linspace(0, n_in, n_out + 1)
-    pixel = np.arange(n_in)
-    cover = np.minimum(ends[1:, None], pixel + 1) - np.maximum(ends[:-1, None], pixel)
-    cover = np.maximum(cover, 0)
-    return (cover / cover.sum(1, keepdims=True)).astype(np.float32)
-
-
 # ---- words -----------------------------------------------------------------------------------
 
 
@@ -233,15 +188,12 @@ def findings_of(looks: Sequence[Look], names: Sequence[str]) -> list[Finding]:
     found = []
     for kind, (what, cure) in BAD.items():
         rows = [i for i, seen in enumerate(looks) if seen.problem == kind]
-        if rows:
-            first = looks[rows[0]].detail.removeprefix(f"{names[rows[0]]}: ")
-            why = f"; {names[rows[0]]}: {first}" if first else ""
-            message = f"{len(rows):,} of {len(looks):,} pictures {what} and were set aside{why}"
-            found.append(Finding(kind, "error", message, tuple(names[i] for i in rows), cure))
+        why = looks[rows[0]].detail.removeprefix(f"{names[rows[0]]}: ") if rows else ""
+        what = f"of {len(looks):,} pictures {what} and were set aside" + f" ({why})" * bool(why)
+        found += about(kind, "error", [names[i] for i in rows], what, cure)
     for kind, (what, cure) in TRAITS.items():
         rows = [i for i, seen in enumerate(looks) if kind in seen.traits]
-        if rows:
-            severity = "warning" if kind == "blank" else "note"
-            message = f"{len(rows):,} of {len(looks):,} pictures {what} ({cure})"
-            found.append(Finding(kind, severity, message, tuple(names[i] for i in rows), cure))
+        severity = "warning" if kind == "blank" else "note"
+        what = f"of {len(looks):,} pictures {what} ({cure})"
+        found += about(kind, severity, [names[i] for i in rows], what, cure)
     return found

@@ -13,10 +13,10 @@ Legend: n rows, C classes.
 import numpy as np
 import pyarrow as pa
 
-from layerwise.data.cells import numbers_of, texts_of
+from layerwise.data.cells import is_number, numbers_of, texts_of
 from layerwise.data.examples import Examples, Finding
-from layerwise.data.listing import some
 from layerwise.data.table import Table
+from layerwise.data.words import about
 
 MANY_MISSING = 0.5  # share of a column from which on it is a warning
 FEWEST = 50  # rows, below which nothing is suspected
@@ -27,39 +27,22 @@ LEFT = 0.02  # of what could be wrong may still be wrong for a column that tells
 def audit_columns(examples: Examples) -> list[Finding]:
     """Constant columns, missing shares, columns that give the target away."""
     table = Table.of(examples.inputs)
-    return [*constant(table), *missing(table), *giveaways(examples, table)]
-
-
-def constant(table: Table) -> list[Finding]:
-    """Columns of one value; a missing cell counts as a value."""
-    found = [c for c in table.columns if len(table.column(c).unique()) <= 1]
-    if not found:
-        return []
-    message = f"{len(found):,} columns have one value in every row: {some(found)}"
-    return [Finding("constant_column", "warning", message, tuple(found), "leave them out")]
+    same = [c for c in table.columns if len(table.column(c).unique()) <= 1]
+    said = about("constant_column", "warning", same, "columns have one value", "leave them out")
+    return [*said, *missing(table), *giveaways(examples, table)]
 
 
 def missing(table: Table) -> list[Finding]:
     """How much is missing: a warning for mostly empty columns, a note for the rest."""
-    n = max(1, len(table))
-    shares = {c: table.column(c).null_count / n for c in table.columns}
-    shares = dict(sorted(shares.items(), key=lambda item: -item[1]))
-    sorts = [
-        ("warning", {c: s for c, s in shares.items() if s >= MANY_MISSING}, "mostly missing"),
-        ("note", {c: s for c, s in shares.items() if 0 < s < MANY_MISSING}, "partly missing"),
-    ]
+    shares = {c: table.column(c).null_count / max(1, len(table)) for c in table.columns}
+    order = sorted(shares, key=lambda c: -shares[c])
+    many = [c for c in order if shares[c] >= MANY_MISSING]
+    few = [c for c in order if 0 < shares[c] < MANY_MISSING]
+    said = [", ".join(f"'{c}' {shares[c]:.1%}" for c in part[:5]) for part in (many, few)]
+    cure = "fill their cells or leave the columns out"
     return [
-        Finding(
-            "missing_cells",
-            severity,  # type: ignore[arg-type]
-            f"{len(columns):,} columns are {what}: "
-            + ", ".join(f"'{c}' {s:.1%}" for c, s in list(columns.items())[:5])
-            + (f" and {len(columns) - 5:,} more" if len(columns) > 5 else ""),
-            tuple(columns),
-            "fill the cells or leave the columns out" if severity == "warning" else "",
-        )
-        for severity, columns, what in sorts
-        if columns
+        *about("missing_cells", "warning", many, f"columns are mostly missing ({said[0]})", cure),
+        *about("missing_cells", "note", few, f"columns are partly missing ({said[1]})"),
     ]
 
 
@@ -71,24 +54,12 @@ def giveaways(examples: Examples, table: Table) -> list[Finding]:
     y, n = examples.targets, len(table)
     if y is None or examples.target_kind == "classes" or n < FEWEST:
         return []
-    said = {c for f in examples.findings if f.kind == "giveaway" for c in f.names}
     tells = tells_class if examples.target_kind == "class" else tells_number
     half = np.random.default_rng(0).permutation(n) < n // 2
-    found = [
-        c for c in table.columns if c not in said and tells(table.column(c), np.asarray(y), half)
-    ]
-    if not found:
-        return []
-    return [
-        Finding(
-            "giveaway",
-            "warning",
-            f"{some(found)} alone tells the target of nearly every row: is it known before the "
-            "target is?",
-            tuple(found),
-            "leave such a column out, or the score says nothing about new rows",
-        )
-    ]
+    found = [c for c in table.columns if tells(table.column(c), y, half)]
+    what = "columns alone tell the target of nearly every row: are they known before it is?"
+    cure = "leave such a column out, or the score says nothing about new rows"
+    return about("giveaway", "warning", found, what, cure)
 
 
 def tells_class(cells: pa.Array, y: np.ndarray, half: np.ndarray) -> bool:
@@ -106,7 +77,7 @@ def tells_class(cells: pa.Array, y: np.ndarray, half: np.ndarray) -> bool:
 
 def tells_number(cells: pa.Array, y: np.ndarray, half: np.ndarray) -> bool:
     """Whether the column orders or names the target almost without error."""
-    if is_number(cells):
+    if is_number(cells.type):
         x = numbers_of(cells)
         known = ~np.isnan(x)
         if known.mean() < 0.9 or len(np.unique(x[known])) < 3:
@@ -122,17 +93,13 @@ def tells_number(cells: pa.Array, y: np.ndarray, half: np.ndarray) -> bool:
 
 def codes_of(cells: pa.Array, half: np.ndarray) -> np.ndarray:
     """The value of each cell as an integer (n,): its level, or the range its number lies in."""
-    if is_number(cells):
+    if is_number(cells.type):
         x = numbers_of(cells)
         known = np.unique(x[half & ~np.isnan(x)])
         if len(known) > RANGES:
             known = np.unique(np.quantile(x[half & ~np.isnan(x)], np.linspace(0, 1, RANGES + 1)))
         return np.where(np.isnan(x), 0, np.searchsorted(known, x) + 1)
     return texts_of(cells).dictionary_encode("encode").indices.to_numpy(zero_copy_only=False)
-
-
-def is_number(cells: pa.Array) -> bool:
-    return pa.types.is_floating(cells.type) or pa.types.is_integer(cells.type)
 
 
 def rank_correlation(x: np.ndarray, y: np.ndarray) -> float:

@@ -1,13 +1,21 @@
 """Decoded pixels, mapped into memory from a file: images are decoded once, not every epoch.
 
+A store is `<geometry>-<rows>.pixels`, all images one after the other as uint8 RGB, and beside it a
+`.json` that says what is inside. The index is renamed into place last: a store is whole or absent.
+
+Rows are recognised by content: arrays and bytes by their hash, files by path, size, and the times
+of last change of content and of inode, of which the last cannot be set back. So a store also serves
+any subset of its rows, and equal rows are stored once.
+
 Shapes: n rows, B rows of a batch, images of h x w pixels, uint8 RGB, channels last.
 """
 
-import contextlib
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +26,13 @@ from torch import Tensor
 
 from layerwise.data.examples import Examples
 from layerwise.data.image import RESAMPLE, ImageProcessor, Raw, open_image
-from layerwise.data.store import (
-    cache_folder,
-    describe_geometry,
-    expected_bytes,
-    find_store,
-    fingerprints,
-    write_store,
-)
+from layerwise.data.splits import content_hash
+from layerwise.data.threads import parallel
+from layerwise.errors import DataError
+from layerwise.storage import replacing
+
+FORMAT = 2
+PIECE = 64  # images decoded before they are written
 
 
 class PixelCache:
@@ -58,19 +65,18 @@ class PixelCache:
         if self.array is not None:
             self.uniform, self.bytes = True, self.array.nbytes
             return
-        keys = fingerprints(examples.inputs, examples.names)
+        keys = [
+            fingerprint(x, name) for x, name in zip(examples.inputs, examples.names, strict=True)
+        ]
         geometry = describe_geometry(processor, short_side)
         folder = cache_folder(folder)
         store = find_store(folder, geometry, keys)
         if store is None:
             first = {key: row for row, key in reversed(list(enumerate(keys)))}
             rows = sorted(first.values())
-            decode = make_decoder(examples, processor, short_side)
-            with shared_pool(threads) as pool:
-                images = ordered(pool, decode, rows, ahead=4 * threads)
-                expected = expected_bytes(len(rows), processor, short_side)
-                images = counted(images, len(rows), progress)
-                write_store(folder, geometry, [keys[r] for r in rows], images, expected)
+            images = decoded(examples, processor, short_side, rows, threads, progress)
+            expected = expected_bytes(len(rows), processor, short_side)
+            write_store(folder, geometry, [keys[r] for r in rows], images, expected)
             store, self.built = find_store(folder, geometry, keys), True
             assert store is not None
         self.path, index = store
@@ -129,6 +135,23 @@ def ready_array(
 # ---- decoding ------------------------------------------------------------------------------------
 
 
+def decoded(
+    examples: Examples,
+    processor: ImageProcessor,
+    short_side: int,
+    rows: list[int],
+    threads: int,
+    progress: Callable[[int, int], None] | None,
+) -> Iterator[np.ndarray]:
+    """The pixels of these rows in order, PIECE of them at a time, so that memory stays bounded."""
+    each, decode = parallel(threads), make_decoder(examples, processor, short_side)
+    for start in range(0, len(rows), PIECE):
+        for done, image in enumerate(each(decode, rows[start : start + PIECE]), start + 1):
+            yield image
+            if progress is not None:
+                progress(done, len(rows))
+
+
 def make_decoder(
     examples: Examples, processor: ImageProcessor, short_side: int
 ) -> Callable[[int], np.ndarray]:
@@ -154,38 +177,96 @@ def scaled_down(raw: Raw, name: str, short_side: int, resample: int) -> np.ndarr
     return np.asarray(image)
 
 
-@contextlib.contextmanager
-def shared_pool(threads: int) -> Iterator[ThreadPoolExecutor | None]:
-    """A pool of threads (Pillow decodes without the interpreter's lock), or None for one."""
-    if threads <= 1:
-        yield None
-        return
-    pool = ThreadPoolExecutor(threads)
+# ---- the store ---------------------------------------------------------------------------------
+
+
+def cache_folder(folder: str | Path | None = None) -> Path:
+    """The folder asked for, else $LAYERWISE_CACHE, else ~/.cache/layerwise."""
+    return Path(folder or os.environ.get("LAYERWISE_CACHE") or Path.home() / ".cache/layerwise")
+
+
+def fingerprint(raw: Raw, name: str) -> str:
+    """32 hexadecimal digits, equal for equal content."""
+    if not isinstance(raw, str | os.PathLike):
+        return content_hash(raw).hex()
     try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
+        s = os.stat(raw)
+    except OSError as e:
+        raise DataError(f"{name}: cannot be opened ({e.strerror}); was it moved?") from e
+    times = f" {s.st_size} {s.st_mtime_ns} {s.st_ctime_ns}"
+    return content_hash(os.fsencode(os.path.abspath(raw)) + times.encode()).hex()
 
 
-def ordered(
-    pool: ThreadPoolExecutor | None, function: Callable[..., Any], items: Iterable[Any], ahead: int
-) -> Iterator[Any]:
-    """`map(function, items)` with up to `ahead` results waiting, so memory stays bounded."""
-    if pool is None:
-        yield from map(function, items)
-        return
-    items = iter(items)
-    waiting: deque[Future[Any]] = deque(pool.submit(function, x) for x in islice(items, ahead))
-    while waiting:
-        result = waiting.popleft().result()
-        waiting.extend(pool.submit(function, x) for x in islice(items, 1))
-        yield result
+def describe_geometry(processor: ImageProcessor, short_side: int) -> dict[str, Any]:
+    """All that decides what pixels are stored; mean and std do not."""
+    shared = {"format": FORMAT, "interpolation": processor.interpolation}
+    if short_side:
+        return {**shared, "short_side": short_side}
+    exact = [list(v) if isinstance(v, tuple) else v for v in (processor.size, processor.resize)]
+    return {**shared, "size": exact[0], "resize": exact[1]}
 
 
-def counted(
-    images: Iterator[np.ndarray], total: int, progress: Callable[[int, int], None] | None
-) -> Iterator[np.ndarray]:
-    for done, image in enumerate(images, 1):
-        yield image
-        if progress is not None:
-            progress(done, total)
+def stem(geometry: dict[str, Any], keys: list[str] | None = None) -> str:
+    parts = [json.dumps(geometry, sort_keys=True)] + ([] if keys is None else ["".join(keys)])
+    return "-".join(hashlib.blake2b(p.encode(), digest_size=6).hexdigest() for p in parts)
+
+
+def find_store(
+    folder: Path, geometry: dict[str, Any], keys: list[str]
+) -> tuple[Path, dict[str, Any]] | None:
+    """A whole store of this geometry that has all these rows, and its index; the smallest one."""
+    wanted = set(keys)
+    found = []
+    for path in folder.glob(stem(geometry) + "-*.json"):
+        index = read_index(path)
+        if index and index["geometry"] == geometry and wanted <= set(index["rows"]):
+            found.append((index["bytes"], path.with_suffix(".pixels"), index))
+    return min(found, key=lambda f: f[0])[1:] if found else None
+
+
+def read_index(path: Path) -> dict[str, Any] | None:
+    """None for an index that is damaged or whose pixels are not all there: built anew then."""
+    try:
+        index = json.loads(path.read_text())
+        whole = path.with_suffix(".pixels").stat().st_size == index["bytes"]
+        whole = whole and {"geometry", "rows", "sizes"} <= index.keys()
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return index if whole else None
+
+
+# ---- writing -------------------------------------------------------------------------------------
+
+
+def expected_bytes(n: int, processor: ImageProcessor, short_side: int) -> int:
+    """Exact where all images get one size, else as for photographs of 4 : 3."""
+    h, w = (short_side, short_side * 4 // 3) if short_side else processor.size
+    return n * h * w * 3
+
+
+def write_store(
+    folder: Path,
+    geometry: dict[str, Any],
+    keys: list[str],
+    images: Iterator[np.ndarray],
+    expected: int,
+) -> None:
+    """Write the pixels, then the index that promises them; nothing is left on an error."""
+    path = folder / f"{stem(geometry, keys)}.pixels"
+    cure = (
+        f"The decoded images need about {expected / 1e6:,.0f} MB there: free some space, or set "
+        "LAYERWISE_CACHE to another folder"
+    )
+    sizes = []
+    with replacing(path, cure) as partial:
+        if shutil.disk_usage(folder).free < expected:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        with open(partial, "wb") as file:
+            for image in images:
+                file.write(np.ascontiguousarray(image).data)
+                sizes.append(image.shape[:2])
+    total = sum(h * w * 3 for h, w in sizes)
+    sizes = sizes[:1] if len(set(sizes)) == 1 else sizes  # one size stands for all
+    index = {"geometry": geometry, "bytes": total, "sizes": sizes, "rows": keys}
+    with replacing(path.with_suffix(".json"), cure) as partial:
+        partial.write_text(json.dumps(index))

@@ -7,7 +7,6 @@ The words for "missing" are below. Infinite numbers are taken as missing and rep
 # pyright: reportAttributeAccessIssue=false
 # (pyarrow.compute makes its functions on import, where no type checker sees them)
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +14,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from pyarrow.types import is_date, is_dictionary, is_floating, is_integer, is_timestamp
 
 MISSING = ("", "?", "-", "--", "na", "n/a", "#n/a", "nan", "null", "none", "<na>", "nat")
+NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 DAYS = ("%Y/%m/%d", "%m/%d/%Y", "%d/%m/%Y", "%d.%m.%Y", "%m/%d/%y", "%d-%m-%Y", "%d-%b-%Y")
 TIMES = ("", " %H:%M", " %H:%M:%S")
 DATE = pa.timestamp("us")
+NO_TEXT = pa.scalar(None, pa.string())
 
 
 @dataclass
@@ -27,32 +29,27 @@ class Column:
     """A typed column: float64, timestamp or string, null where missing."""
 
     values: pa.Array
-    infinite: np.ndarray  # rows whose cell was infinite
+    infinite: Sequence[int] | np.ndarray = ()  # rows whose cell was infinite
     note: str = ""  # what was assumed, in words
     note_row: int = 0  # the first row it is about
 
 
 def typed(column: pa.ChunkedArray | pa.Array, decimal_comma: bool = False) -> Column | None:
     """A column as read from a file to what it means; None for cells that no table can hold."""
-    array = flat(column)
-    kind = array.type
-    if pa.types.is_dictionary(kind):
-        array = array.cast(kind.value_type)
-        kind = array.type
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        return _from_text(array.cast(pa.string()), decimal_comma)
-    if pa.types.is_boolean(kind):
-        return Column(array.cast(pa.string()), _NO_ROWS)
-    if pa.types.is_date(kind) or pa.types.is_timestamp(kind):
-        return Column(array.cast(DATE, safe=False), _NO_ROWS)
-    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+    array = as_array(column)
+    if array.type == pa.string():
+        return _from_text(without_missing(array), decimal_comma)
+    if is_date(array.type) or is_timestamp(array.type):
+        return Column(array.cast(DATE, safe=False))
+    if pa.types.is_boolean(array.type):
+        return Column(array.cast(pa.string()))
+    if is_number(array.type):
         return _finite(array.cast(pa.float64(), safe=False))
-    if pa.types.is_null(kind):
-        return Column(array.cast(pa.string()), _NO_ROWS)
     return None
 
 
-_NO_ROWS = np.zeros(0, np.int64)
+def is_number(kind: pa.DataType) -> bool:
+    return is_integer(kind) or is_floating(kind) or pa.types.is_decimal(kind)
 
 
 def flat(column: pa.ChunkedArray | pa.Array) -> pa.Array:
@@ -66,31 +63,22 @@ def flat(column: pa.ChunkedArray | pa.Array) -> pa.Array:
 def without_missing(text: pa.Array) -> pa.Array:
     """Trimmed text, null where the cell says that it is missing."""
     text = pc.utf8_trim_whitespace(text)
-    missing = pc.is_in(pc.utf8_lower(text), pa.array(MISSING))
-    return pc.if_else(missing, pa.scalar(None, pa.string()), text)
+    return pc.if_else(pc.is_in(pc.utf8_lower(text), pa.array(MISSING)), NO_TEXT, text)
 
 
-def _from_text(array: pa.Array, decimal_comma: bool) -> Column:
-    text = without_missing(array)
+def _from_text(text: pa.Array, decimal_comma: bool) -> Column:
     if text.null_count == len(text):
-        return Column(text, _NO_ROWS)
-    if decimal_comma:
-        plain = _all(pc.match_substring_regex(text, r"^[+-]?\d+(,\d+)?$"))
-        text = pc.replace_substring(text, ",", ".") if plain else text
-    numbers = _numbers(text)
-    if numbers is not None:
-        return numbers
-    dates, how = _dates(text)
-    if dates is not None:
-        return Column(dates, _NO_ROWS, how)
+        return Column(text)
+    if decimal_comma and _all(pc.match_substring_regex(text, r"^[+-]?\d+(,\d+)?$")):
+        text = pc.replace_substring(text, ",", ".")
     lower = pc.utf8_lower(text)
-    if _all(pc.is_in(lower, pa.array(["true", "false"]))):
-        return Column(lower, _NO_ROWS)
-    return Column(text, _NO_ROWS)
+    if _all(pc.match_substring_regex(lower, "^(true|false)$")):
+        return Column(lower)
+    return _numbers(text) or _dates(text) or Column(text)
 
 
 def _all(mask: pa.Array) -> bool:
-    return bool(pc.all(mask, skip_nulls=True).as_py())
+    return bool(pc.all(mask).as_py())
 
 
 def _numbers(text: pa.Array) -> Column | None:
@@ -98,67 +86,56 @@ def _numbers(text: pa.Array) -> Column | None:
 
     Codes such as 00501 are text: their zeros would be lost.
     """
-    if _any(pc.match_substring_regex(text, r"^0\d")):
+    if pc.any(pc.match_substring_regex(text, r"^0\d")).as_py():
         return None
     try:
         return _finite(pc.cast(text, pa.float64()))
     except pa.ArrowInvalid:
-        pass
-    number = pc.match_substring_regex(text, r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$")
-    filled = len(text) - text.null_count
-    others = pc.unique(pc.filter(text, pc.invert(number)))
-    n_others = filled - (pc.sum(number).as_py() or 0)
-    if len(others) > 5 or n_others > 0.05 * filled:
+        word = pc.invert(pc.match_substring_regex(text, NUMBER))
+    words, n_words = pc.unique(pc.filter(text, word)).to_pylist(), pc.sum(word).as_py()
+    if len(words) > 5 or n_words > 0.05 * (len(text) - text.null_count):
         return None
-    column = _finite(pc.cast(pc.if_else(number, text, pa.scalar(None, pa.string())), pa.float64()))
-    words = ", ".join(repr(word) for word in others.to_pylist())
-    first = int(np.flatnonzero(pc.fill_null(pc.invert(number), False).to_numpy(False))[0])
-    column.note, column.note_row = f"{words} among numbers, taken as missing", first
+    column = _finite(pc.cast(pc.if_else(word, NO_TEXT, text), pa.float64()))
+    column.note = f"{', '.join(map(repr, words))} among numbers, taken as missing"
+    column.note_row = pc.index(word, True).as_py()
     return column
-
-
-def _any(mask: pa.Array) -> bool:
-    return bool(pc.any(mask, skip_nulls=True).as_py())
 
 
 def _finite(numbers: pa.Array) -> Column:
     """NaN and infinite cells to null; the infinite ones are remembered."""
-    known = pc.fill_null(pc.is_finite(numbers), True)
-    if _all(known):
-        return Column(numbers, _NO_ROWS)
-    infinite = pc.fill_null(pc.is_inf(numbers), False)
-    cleaned = pc.if_else(known, numbers, pa.scalar(None, pa.float64()))
-    return Column(cleaned, np.flatnonzero(infinite.to_numpy(zero_copy_only=False)))
+    x = numbers.to_numpy(zero_copy_only=False)  # null as NaN
+    if np.isfinite(x).all():
+        return Column(numbers)
+    return Column(pa.array(x, mask=~np.isfinite(x)), np.flatnonzero(np.isinf(x)))
 
 
-def _dates(text: pa.Array) -> tuple[pa.Array | None, str]:
+def _dates(text: pa.Array) -> Column | None:
     """Dates where every filled cell is one, in one form; with day and month in doubt, it says."""
-    first = text.drop_null()[0].as_py()
+    first = next((cell for cell in text.to_pylist() if cell), "")
     if not (first[:1].isdigit() and any(mark in first for mark in "-/.:")):
-        return None, ""
+        return None
     for kind in (DATE, pa.timestamp("us", "UTC")):
         try:
-            return pc.cast(text, kind).cast(DATE), ""
+            return Column(pc.cast(text, kind).cast(DATE))
         except pa.ArrowInvalid:
             continue
-    fitting = [
-        (form, dates)
+    read = [
+        (form, pc.strptime(text, format=form, unit="us", error_is_null=True))
         for form in (day + time for day in DAYS for time in TIMES)
-        if (dates := pc.strptime(text, format=form, unit="us", error_is_null=True)).null_count
-        == text.null_count
     ]
+    fitting = [(form, dates) for form, dates in read if dates.null_count == text.null_count]
     if not fitting:
-        return None, ""
-    said = "month before day" if len(fitting) > 1 else ""
-    return fitting[0][1], f"read as {fitting[0][0]}, {said}" if said else ""
+        return None
+    form, dates = fitting[0]
+    return Column(dates, note=f"read as {form}, month before day" if len(fitting) > 1 else "")
 
 
 def numbers_of(values: Any) -> np.ndarray:
     """Any column to float64 (n,), NaN where a cell is missing, infinite or no number."""
     array = as_array(values)
-    if pa.types.is_string(array.type):
-        found = [_float(cell) for cell in array.to_pylist()]
-        return np.array(found, np.float64)
+    if array.type == pa.string():
+        text = without_missing(array)
+        array = pc.if_else(pc.match_substring_regex(text, NUMBER), text, NO_TEXT)
     try:
         numbers = array.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
@@ -166,20 +143,12 @@ def numbers_of(values: Any) -> np.ndarray:
     return np.where(np.isfinite(numbers), numbers, np.nan)
 
 
-def _float(cell: str | None) -> float:
-    try:
-        number = float(cell) if cell is not None else math.nan
-    except ValueError:
-        return math.nan
-    return number if math.isfinite(number) else math.nan
-
-
 def texts_of(values: Any) -> pa.Array:
     """Any column to trimmed text, null where missing; 3.0 is written '3', True 'true'."""
     array = as_array(values)
-    if pa.types.is_string(array.type):
+    if array.type == pa.string():
         return without_missing(array)
-    if pa.types.is_floating(array.type):
+    if is_floating(array.type):
         array = pc.if_else(pc.is_finite(array), array, pa.scalar(None, array.type))
     return pc.cast(array, pa.string())
 
@@ -187,14 +156,13 @@ def texts_of(values: Any) -> pa.Array:
 def dates_of(values: Any) -> np.ndarray:
     """Any column to datetime64[us] (n,), NaT where a cell is missing or no date."""
     array = as_array(values)
-    if pa.types.is_string(array.type):
-        found, _ = _dates(text) if (text := without_missing(array)).drop_null() else (None, "")
-        array = pa.nulls(len(array), DATE) if found is None else found
-    elif pa.types.is_date(array.type) or pa.types.is_timestamp(array.type):
-        array = array.cast(DATE, safe=False)
-    else:
-        array = pa.nulls(len(array), DATE)
-    return array.to_numpy(zero_copy_only=False).astype("datetime64[us]")
+    dates = pa.nulls(len(array), DATE)
+    if array.type == pa.string():
+        found = _dates(without_missing(array))
+        dates = found.values if found else dates
+    elif is_date(array.type) or is_timestamp(array.type):
+        dates = array.cast(DATE, safe=False)
+    return dates.to_numpy(zero_copy_only=False).astype("datetime64[us]")
 
 
 def as_array(values: Sequence[Any] | pa.Array | pa.ChunkedArray) -> pa.Array:
@@ -207,7 +175,7 @@ def as_array(values: Sequence[Any] | pa.Array | pa.ChunkedArray) -> pa.Array:
             array = pa.array(values)
         except (pa.ArrowInvalid, pa.ArrowTypeError):
             array = pa.array([None if v is None else str(v) for v in values])
-    if pa.types.is_dictionary(array.type):
+    if is_dictionary(array.type):
         array = array.cast(array.type.value_type)
     if pa.types.is_large_string(array.type) or pa.types.is_null(array.type):
         array = array.cast(pa.string())

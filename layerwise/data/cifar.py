@@ -8,38 +8,38 @@ running what is in them (`pickles`).
 import re
 import tarfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from layerwise.data.formats import Arrays
-from layerwise.data.listing import natural, reason, shown
+from layerwise.data.arrays import Arrays
+from layerwise.data.listing import natural
 from layerwise.data.pickles import read_pickle
+from layerwise.data.words import reason, shown
 from layerwise.errors import DataError
 
 PIXELS = 3 * 32 * 32
-Member = Callable[[], bytes]
 CIFAR_FILE = re.compile(r"data_batch(_\d+)?(\.bin)?|test_batch(\.bin)?|(train|test)(\.bin)?")
 CIFAR_NAMES = re.compile(r"batches\.meta(\.txt)?|meta|(fine|coarse)_label_names\.txt")
 
 
-def cifar_members(path: Path) -> dict[str, Member]:
+def cifar_members(path: Path) -> dict[str, bytes]:
     """CIFAR files of a folder, a tar archive or one file, by name; empty where there are none."""
-    if path.is_dir():
-        inside = [p for p in path.iterdir() if p.is_file() and _is_cifar(p.name)]
-        found = {p.name: p.read_bytes for p in inside}
-    elif is_tar(path):
+    if is_tar(path):
         found = _tar_members(path)
-    else:
-        beside = [p for p in path.parent.iterdir() if CIFAR_NAMES.fullmatch(p.name)]
-        found = {p.name: p.read_bytes for p in (path, *beside) if _is_cifar(p.name)}
-    batches = [name for name in found if CIFAR_FILE.fullmatch(name)]
-    binary = any(name.endswith(".bin") for name in batches)
-    # files called train and test alone prove nothing; those of CIFAR-100 come with 'meta'
-    python = "meta" in found or any("batch" in name for name in batches)
-    return found if batches and (binary or python) else {}
+        return found if _make_a_set(found) else {}
+    inside = path.iterdir() if path.is_dir() else path.parent.iterdir()
+    files = [p for p in inside if p.is_file() and (path.is_dir() or CIFAR_NAMES.fullmatch(p.name))]
+    names = {p.name: p for p in [*files, *([] if path.is_dir() else [path])] if _is_cifar(p.name)}
+    return {name: p.read_bytes() for name, p in names.items()} if _make_a_set(names) else {}
+
+
+def _make_a_set(names: Collection[str]) -> bool:
+    """Files called train and test alone prove nothing; those of CIFAR-100 come with 'meta'."""
+    batches = [name for name in names if CIFAR_FILE.fullmatch(name)]
+    return any(n.endswith(".bin") or "batch" in n or "meta" in names for n in batches)
 
 
 def is_tar(path: Path) -> bool:
@@ -50,7 +50,7 @@ def _is_cifar(name: str) -> bool:
     return bool(CIFAR_FILE.fullmatch(name) or CIFAR_NAMES.fullmatch(name))
 
 
-def _tar_members(path: Path) -> dict[str, Member]:
+def _tar_members(path: Path) -> dict[str, bytes]:
     """The CIFAR files of an archive, read into memory; nothing is written anywhere."""
     found: dict[str, bytes] = {}
     try:
@@ -63,10 +63,10 @@ def _tar_members(path: Path) -> dict[str, Member]:
         raise DataError(
             f"'{shown(path.name)}' is a damaged archive ({reason(e)}); download it again"
         ) from e
-    return {name: (lambda content=content: content) for name, content in found.items()}
+    return found
 
 
-def read_cifar(members: dict[str, Member], target: str | None = None) -> Arrays:
+def read_cifar(members: dict[str, bytes], target: str | None = None) -> Arrays:
     """CIFAR-10 or CIFAR-100, binary or python; of CIFAR-100 the fine classes unless
     target="coarse". Errors: a batch that is cut off, or a pickle with anything but data in it."""
     batches = sorted((name for name in members if CIFAR_FILE.fullmatch(name)), key=natural)
@@ -74,15 +74,16 @@ def read_cifar(members: dict[str, Member], target: str | None = None) -> Arrays:
     batches = [name for name in batches if name.endswith(".bin") == binary]
     coarse = target is not None and "coarse" in target
     hundred = not any("batch" in name for name in batches)
+    key = ("coarse_labels" if coarse else "fine_labels") if hundred else "labels"
     read = _binary_batch if binary else _python_batch
     parts: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
     for name in batches:
         split = "" if len(batches) == 1 else "test" if name.startswith("test") else "train"
-        parts.setdefault(split, []).append(read(members[name](), name, hundred, coarse))
+        parts.setdefault(split, []).append(read(members[name], name, key))
     arrays = Arrays(
-        {split: np.concatenate([x for x, _ in pieces]) for split, pieces in parts.items()},
+        {split: _pixels([x for x, _ in pieces]) for split, pieces in parts.items()},
         {split: np.concatenate([y for _, y in pieces]) for split, pieces in parts.items()},
-        _cifar_names(members, hundred, coarse),
+        _cifar_names(members, key),
     )
     which = (" with coarse classes" if coarse else " with fine classes") if hundred else ""
     form = "binary files" if binary else "python batches"
@@ -90,54 +91,44 @@ def read_cifar(members: dict[str, Member], target: str | None = None) -> Arrays:
     return arrays
 
 
-def _binary_batch(
-    content: bytes, file: str, hundred: bool, coarse: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    record = PIXELS + 1 + hundred
+def _binary_batch(content: bytes, file: str, key: str) -> tuple[np.ndarray, np.ndarray]:
+    """key: "labels" of CIFAR-10, "coarse_labels" or "fine_labels" of CIFAR-100."""
+    record = PIXELS + (1 if key == "labels" else 2)
     if not content or len(content) % record:
         raise DataError(
             f"'{file}' is cut off: {len(content):,} bytes are no whole number of records of "
             f"{record:,}; download it again"
         )
     rows = np.frombuffer(content, np.uint8).reshape(-1, record)
-    place = 0 if coarse or not hundred else 1
-    return _cifar_pixels(rows[:, record - PIXELS :]), rows[:, place].astype(np.int64)
+    return rows[:, -PIXELS:], rows[:, int(key == "fine_labels")].astype(np.int64)
 
 
-def _python_batch(
-    content: bytes, file: str, hundred: bool, coarse: bool
-) -> tuple[np.ndarray, np.ndarray]:
+def _python_batch(content: bytes, file: str, key: str) -> tuple[np.ndarray, np.ndarray]:
     batch = _text_keys(read_pickle(content, file))
-    key = ("coarse_labels" if coarse else "fine_labels") if hundred else "labels"
-    data = batch.get("data")
-    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or key not in batch:
-        raise DataError(f"'{file}' should hold 'data' (uint8) and '{key}'; it has {sorted(batch)}")
-    y = np.asarray(batch[key], np.int64)
-    if data.ndim != 2 or data.shape[1] != PIXELS or len(y) != len(data):
+    data, y = np.asarray(batch.get("data", ())), np.asarray(batch.get(key, ()), np.int64)
+    if data.dtype != np.uint8 or data.shape != (len(y), PIXELS):
         raise DataError(
-            f"'{file}' has pixels of shape {data.shape} and {len(y):,} labels; expected (n, "
-            f"{PIXELS}) and n: download it again"
+            f"'{file}' should hold 'data', uint8 (n, {PIXELS}), and as many '{key}'; it has "
+            f"{sorted(batch)}, {data.shape} and {len(y):,}: download it again"
         )
-    return _cifar_pixels(data), y
+    return data, y
 
 
-def _cifar_pixels(rows: np.ndarray) -> np.ndarray:
-    """(n, 3072), one colour after the other, to (n, 32, 32, 3)."""
-    return np.ascontiguousarray(rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+def _pixels(batches: list[np.ndarray]) -> np.ndarray:
+    """Rows (n, 3072), one colour after the other, to (n, 32, 32, 3)."""
+    rows = np.concatenate(batches).reshape(-1, 3, 32, 32)
+    return np.ascontiguousarray(rows.transpose(0, 2, 3, 1))
 
 
-def _cifar_names(members: dict[str, Member], hundred: bool, coarse: bool) -> tuple[str, ...]:
-    kind = ("coarse" if coarse else "fine") if hundred else ""
-    for text in ("batches.meta.txt", f"{kind}_label_names.txt"):
+def _cifar_names(members: dict[str, bytes], key: str) -> tuple[str, ...]:
+    key = key.replace("labels", "label_names")
+    for text in ("batches.meta.txt", f"{key}.txt"):
         if text in members:
-            return tuple(members[text]().decode("utf8", "replace").split())
+            return tuple(members[text].decode("utf8", "replace").split())
     for meta in ("batches.meta", "meta"):
         if meta in members:
-            found = _text_keys(read_pickle(members[meta](), meta))
-            names = found.get(f"{kind}_label_names" if hundred else "label_names", [])
-            return tuple(
-                n.decode("utf8", "replace") if isinstance(n, bytes) else str(n) for n in names
-            )
+            names = _text_keys(read_pickle(members[meta], meta)).get(key, [])
+            return tuple(n.decode("utf8", "replace") if isinstance(n, bytes) else n for n in names)
     return ()
 
 

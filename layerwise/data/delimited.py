@@ -18,12 +18,14 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import csv as arrow_csv
 
+from layerwise.data.cells import as_array
 from layerwise.data.examples import Finding
-from layerwise.data.listing import reason, shown
+from layerwise.data.words import reason, shown
 from layerwise.errors import DataError
 
 NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*")
-DELIMITERS = (",", "\t", ";", "|")
+DELIMITERS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
+SAMPLE = 1 << 18  # characters that tell the form of a file
 
 
 @dataclass
@@ -32,13 +34,13 @@ class RawTable:
 
     data: pa.Table
     file: str  # its name, for messages
-    first_row: int  # the number in the file of the first row of data
-    header: bool
+    first_row: int = 0  # the number in the file of the first row of data
+    header: bool = True
     delimiter: str = ""
     findings: list[Finding] = field(default_factory=list)
 
-    def row_name(self, row: int) -> str:
-        return f"{self.file} row {row + self.first_row}"
+    def row_names(self) -> list[str]:
+        return [f"{self.file} row {self.first_row + i}" for i in range(self.data.num_rows)]
 
 
 def read_delimited(path: Path) -> RawTable:
@@ -48,47 +50,46 @@ def read_delimited(path: Path) -> RawTable:
     """
     file = shown(path.name)
     text, findings = _decoded(read_bytes(path), file)
-    text = _without_comments(text)
+    while text[:1] in ("#", "|"):  # a comment above, as in the UCI repository's adult.test
+        text = text.partition("\n")[2]
     if not text.strip():
         raise DataError(f"'{file}' has no rows; expected a table with one row per example")
     delimiter, text = _delimiter(text, path)
     sample = list(csv.reader(_first_lines(text), delimiter=delimiter, skipinitialspace=True))
-    header = _has_header([row for row in sample if row])
-    raw = _parse(text, delimiter, header, file)
-    raw.findings = findings + raw.findings
-    return raw
+    header = _has_header(sample)
+    names = [name.strip() for name in sample[0]]
+    names = [name if header and name else f"column_{i}" for i, name in enumerate(names, 1)]
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        places = ", ".join(str(i) for i, name in enumerate(names, 1) if name == twice[0])
+        raise DataError(
+            f"'{file}' has {names.count(twice[0])} columns named '{twice[0]}' (columns {places}); "
+            "give each its own name"
+        )
+    data = _parse(text, delimiter, header, names, file)
+    return RawTable(data, file, 1 + header, header, delimiter, findings)
 
 
-def read_json_lines(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
-    """The rows of a .jsonl file and the line each is on. Errors name the file and the line."""
+def read_json_lines(path: Path) -> RawTable:
+    """The rows of a .jsonl file. Errors name the file and the line."""
     file = shown(path.name)
-    text, _ = _decoded(read_bytes(path), file)
-    rows, lines = [], []
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(_decoded(read_bytes(path), file)[0].splitlines(), 1):
         try:
-            row = json.loads(line)
-        except ValueError as e:
-            raise DataError(
-                f"{file} line {number} is not JSON ({reason(e)}): {line[:50]!r}; each line should "
-                'be one object such as {"file_name": "a.jpg", "label": "cat"}'
-            ) from e
+            row = json.loads(line) if line.strip() else {}
+        except ValueError:
+            row = None
         if not isinstance(row, dict):
             raise DataError(
-                f"{file} line {number} should be an object with named fields, not {line[:60]!r}"
+                f"{file} line {number} is no JSON object: {line[:50]!r}; each line should be one "
+                'such as {"file_name": "a.jpg", "label": "cat"}'
             )
-        rows.append(row)
-        lines.append(number)
+        rows += [row] if row else []
     if not rows:
         raise DataError(f"'{file}' has no rows; expected one JSON object per line")
-    return rows, lines
-
-
-def columns_of(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
-    """Rows to columns: every name that occurs, None where a row lacks it."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    return {name: [row.get(name) for row in rows] for name in names}
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = {name: as_array([row.get(name) for row in rows]) for name in names}
+    return RawTable(pa.table(columns), file, 1)
 
 
 def read_bytes(path: Path) -> bytes:
@@ -107,62 +108,49 @@ def read_bytes(path: Path) -> bytes:
 
 def _decoded(content: bytes, file: str) -> tuple[str, list[Finding]]:
     """Text, and what there was to say about its encoding."""
-    said: list[Finding] = []
-    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        text = content.decode("utf-16", "replace")
-    else:
-        try:
-            text = content.decode("utf-8-sig")
-        except UnicodeDecodeError as e:
-            text = content.decode("cp1252", "replace")
-            said.append(
-                Finding(
-                    "encoding",
-                    "note",
-                    f"'{file}' is not UTF-8 (byte {e.start:,}); read as Windows-1252",
-                    (file,),
-                    "save it as UTF-8 if names look wrong",
-                )
-            )
+    said = ""
+    encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as e:
+        text = content.decode("cp1252", "replace")
+        said = f"'{file}' is not UTF-8 (byte {e.start:,}); read as Windows-1252"
     if text[:2] in ("b'", 'b"') and text.rstrip()[2:].endswith(text[1]):
         text = text.rstrip()[2:-1]  # bytes that Python printed, saved as if they were the text
-        said.append(Finding("encoding", "note", f"'{file}' is wrapped in b'...', taken off"))
-    return text.replace("\r\n", "\n").replace("\r", "\n").lstrip("\n"), said
-
-
-def _without_comments(text: str) -> str:
-    """Without leading lines that start with '#' or '|' (as the UCI repository's adult.test)."""
-    while text[:1] in ("#", "|"):
-        _, _, text = text.partition("\n")
-    return text
+        said = f"'{file}' is wrapped in b'...', taken off"
+    text = text.replace("\r\n", "\n").replace("\r", "\n").lstrip("\n")
+    return text, [Finding("encoding", "note", said, (file,))] if said else []
 
 
 def _first_lines(text: str, most: int = 60) -> list[str]:
     """Enough of a long text to tell its form; the last line is left out as it may be cut."""
-    lines = text[: 1 << 18].splitlines()
-    return lines[: min(most, len(lines) if len(text) <= 1 << 18 else len(lines) - 1)]
+    end = len(text) if len(text) <= SAMPLE else text.rfind("\n", 0, SAMPLE) + 1 or SAMPLE
+    return [line for line in text[:end].splitlines()[:most] if line.strip()]
 
 
 def _delimiter(text: str, path: Path) -> tuple[str, str]:
     """What separates cells: the mark that gives most rows the same number (> 1) of cells.
 
-    Columns aligned with runs of blanks are rewritten with tabs.
+    Columns aligned with runs of blanks are rewritten with tabs, a blank before a quote, which would
+    hide the quote, is taken off.
     """
-    lines = [line for line in _first_lines(text) if line.strip()]
-    if {".tsv", ".tab"} & set(path.suffixes):
-        return "\t", text
-    best, most = "", 0.0
+    lines = _first_lines(text)
+    best, most = ",", 0.5
     for mark in DELIMITERS:
-        widths = Counter(len(row) for row in csv.reader(lines, delimiter=mark))
-        width, rows = widths.most_common(1)[0]
+        counts = Counter(len(row) for row in csv.reader(lines, delimiter=mark))
+        width, rows = counts.most_common(1)[0]
         if width > 1 and rows / len(lines) > most:
             best, most = mark, rows / len(lines)
-    if best and most > 0.5:
-        return best, text
-    widths = Counter(len(line.split()) for line in lines)
-    if '"' not in text and widths.most_common(1)[0][0] > 1:
+    if {".tsv", ".tab"} & set(path.suffixes):
+        best = "\t"
+    elif most == 0.5 and '"' not in text and len(lines[0].split()) > 1:
         return "\t", "\n".join("\t".join(line.split()) for line in text.splitlines())
-    return ",", text
+    if re.search(re.escape(best) + ' +"', text[:SAMPLE]):
+        out = io.StringIO()
+        rows = csv.reader(io.StringIO(text), delimiter=best, skipinitialspace=True)
+        csv.writer(out, delimiter=best, lineterminator="\n").writerows(rows)
+        text = out.getvalue()
+    return best, text
 
 
 def _has_header(rows: list[list[str]]) -> bool:
@@ -172,29 +160,18 @@ def _has_header(rows: list[list[str]]) -> bool:
     or name pixels after a first word. All text: it does not where most of its cells recur below.
     """
     first, body = rows[0], rows[1:]
-    is_number = [bool(NUMBER.fullmatch(cell)) for cell in first]
-    if any(is_number):
-        counted = [float(cell) for cell, number in zip(first, is_number, strict=True) if number]
+    counted = [float(cell) for cell in first if NUMBER.fullmatch(cell)]
+    if counted:
         in_order = [counted[0] + i for i in range(len(counted))]
         return len(counted) > 2 and counted == in_order and counted[0] in (0, 1)
-    if not body:
-        return True
     columns = [[row[i] for row in body if i < len(row)] for i in range(len(first))]
-    if any(c and any(map(NUMBER.fullmatch, c)) for c in columns):
+    if not body or any(c and any(map(NUMBER.fullmatch, c)) for c in columns):
         return True
     recurs = [name in column for name, column in zip(first, columns, strict=True)]
     return sum(recurs) * 2 < len(first)
 
 
-def _parse(text: str, delimiter: str, header: bool, file: str) -> RawTable:
-    if re.search(re.escape(delimiter) + ' +"', text[: 1 << 18]):
-        text = _unspaced(text, delimiter)  # a blank before a quote hides the quote
-    first_row, newlines = text.partition("\n")[0], '"' in text
-    names = next(csv.reader([first_row], delimiter=delimiter, skipinitialspace=True))
-    names = [name.strip() for name in names]
-    if header:
-        _refuse_twice(names, file)
-    names = [name if header and name else f"column_{i}" for i, name in enumerate(names, 1)]
+def _parse(text: str, delimiter: str, header: bool, names: list[str], file: str) -> pa.Table:
     ragged: list[Any] = []
 
     def note(row: Any) -> str:
@@ -205,13 +182,10 @@ def _parse(text: str, delimiter: str, header: bool, file: str) -> RawTable:
         data = arrow_csv.read_csv(
             io.BytesIO(text.encode("utf8", "replace")),
             arrow_csv.ReadOptions(
-                use_threads=False,
-                column_names=names,
-                skip_rows=int(header),
-                block_size=1 << 26,
+                use_threads=False, block_size=1 << 26, skip_rows=int(header), column_names=names
             ),
             arrow_csv.ParseOptions(
-                delimiter=delimiter, newlines_in_values=newlines, invalid_row_handler=note
+                delimiter=delimiter, newlines_in_values='"' in text, invalid_row_handler=note
             ),
             arrow_csv.ConvertOptions(
                 column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False
@@ -220,35 +194,12 @@ def _parse(text: str, delimiter: str, header: bool, file: str) -> RawTable:
     except pa.ArrowInvalid as e:
         raise DataError(f"'{file}' cannot be read as a table: {reason(e)}") from e
     if ragged:
-        _refuse_ragged(ragged, file, delimiter)
+        row = ragged[0]
+        raise DataError(
+            f"{file} row {row.number} has {row.actual_columns} cells where {row.expected_columns} "
+            f"were expected ({len(ragged):,} such rows): {row.text[:60]!r}; cells are separated by "
+            f"{DELIMITERS[delimiter]}: quote a cell that holds one, or mend the row"
+        )
     if not data.num_rows:
         raise DataError(f"'{file}' has column names but no rows below them")
-    return RawTable(data, file, 1 + int(header), header, delimiter)
-
-
-def _unspaced(text: str, delimiter: str) -> str:
-    out = io.StringIO()
-    rows = csv.reader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True)
-    csv.writer(out, delimiter=delimiter, lineterminator="\n").writerows(rows)
-    return out.getvalue()
-
-
-def _refuse_twice(names: list[str], file: str) -> None:
-    for name, count in Counter(names).items():
-        if name and count > 1:
-            places = [str(i) for i, n in enumerate(names, 1) if n == name]
-            raise DataError(
-                f"'{file}' has {count} columns named '{name}' (columns {', '.join(places)}); "
-                "give each its own name"
-            )
-
-
-def _refuse_ragged(ragged: list[Any], file: str, delimiter: str) -> None:
-    row = ragged[0]
-    more = f" ({len(ragged):,} such rows)" if len(ragged) > 1 else ""
-    mark = {"\t": "a tab", ",": "a comma"}.get(delimiter, f"'{delimiter}'")
-    raise DataError(
-        f"{file} row {row.number} has {row.actual_columns} cells where {row.expected_columns} were "
-        f"expected{more}: {row.text[:60]!r}; cells are separated by {mark}: quote a cell that "
-        "holds one, or mend the row"
-    )
+    return data

@@ -62,17 +62,22 @@ def near_duplicates(
 
 def unit_thumbnails(grey: np.ndarray) -> np.ndarray:
     """(n, 256) float32: halved in size, mean 0, norm 1; so brightness and contrast do not count."""
-    half = grey.reshape(len(grey), SIDE // 2, 2, SIDE // 2, 2).mean((2, 4), dtype=np.float32)
-    z = half.reshape(len(grey), -1)
+    z = halved(grey)
     z -= z.mean(1, keepdims=True)
     return z / np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-6)
+
+
+def halved(grey: np.ndarray) -> np.ndarray:
+    """(n, 32, 32) at half the size, flat: (n, 256) float32."""
+    pairs = grey.reshape(len(grey), SIDE // 2, 2, SIDE // 2, 2)
+    return pairs.mean((2, 4), dtype=np.float32).reshape(len(grey), -1)
 
 
 def candidates(z: np.ndarray, reach: np.ndarray, seed: int) -> np.ndarray:
     """Pairs (m, 2) that fell into a common cell and correlate by 1 - `reach` (n,) or more."""
     rng = np.random.default_rng(seed)
     n = len(z)
-    places = principal(z, rng)  # (n, k)
+    places = principal(z, DIRECTIONS, rng)  # (n, k)
     found = [np.zeros(0, np.int64)]
     for _ in range(TABLES):
         key, line = cells(places, rng)
@@ -101,13 +106,13 @@ def within(z: np.ndarray, reach: np.ndarray, a: np.ndarray, b: np.ndarray) -> np
     return np.einsum("ij,ij->i", gap, gap) < 2 * np.minimum(reach[a], reach[b])
 
 
-def principal(z: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The thumbnails along their directions of largest variance: (n, k) float32."""
+def principal(z: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
+    """Rows along their k directions of largest variance: (n, k) float32."""
     sample = z[rng.permutation(len(z))[:20_000]]
     mean = sample.mean(0)
     centred = sample - mean
     _, directions = np.linalg.eigh(centred.T @ centred)
-    return (z - mean) @ directions[:, ::-1][:, :DIRECTIONS]
+    return (z - mean) @ directions[:, ::-1][:, :k]
 
 
 def cells(places: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

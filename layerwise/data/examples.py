@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 TargetKind = Literal["class", "classes", "number", "none"]
+Severity = Literal["error", "warning", "note"]
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Finding:
     """One thing the audit or the reader has to say about the data."""
 
     kind: str  # "unreadable", "near_duplicate", "leak", "imbalance", "wrong_label" ...
-    severity: Literal["error", "warning", "note"]  # error: the rows were set aside
+    severity: Severity  # error: the rows were set aside
     message: str  # a sentence with the evidence
     names: tuple[str, ...] = ()  # the files or rows meant
     cure: str = ""  # what to do about it
@@ -99,6 +100,5 @@ class Batch:
     def to(self, device: str) -> "Batch":
         if device == "cpu":
             return self
-        return Batch(
-            {k: v.to(device, non_blocking=True) for k, v in self.tensors.items()}, self.rows
-        )
+        moved = {k: v.to(device, non_blocking=True) for k, v in self.tensors.items()}
+        return Batch(moved, self.rows)

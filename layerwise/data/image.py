@@ -106,26 +106,27 @@ def check_size(size: tuple[int, int], name: str) -> None:
         )
 
 
-def upright(image: Image.Image) -> Image.Image:
-    """Turned and mirrored as EXIF says; an orientation that cannot be read is none."""
+def orientation(image: Image.Image) -> int:
+    """What EXIF says of it, 1 (upright) where it says nothing or is garbled."""
     try:
         with quietly():
-            turned = image.getexif().get(EXIF_ORIENTATION, 1) in range(2, 9)
+            said = image.getexif().get(EXIF_ORIENTATION, 1)
+        return said if said in range(2, 9) else 1
     except Exception:  # garbled bytes make its parser raise almost anything
-        return image
-    return ImageOps.exif_transpose(image) if turned else image
+        return 1
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Turned and mirrored as EXIF says."""
+    return ImageOps.exif_transpose(image) if orientation(image) > 1 else image
 
 
 def to_rgb(image: Image.Image, name: str) -> Image.Image:
     """8-bit RGB from any mode: transparency over white, 16-bit grey scaled."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    if image.mode == "I" or image.mode.startswith("I;16"):
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return grey_from_16_bit(np.asarray(image), name)
-    if image.mode == "F":
-        raise DataError(
-            f"{name}: holds 32-bit floats, which have no fixed white; save it with 8 or 16 bits"
-        )
     if image.has_transparency_data:
         pixels = image.convert("RGBA")
         white = Image.new("RGBA", pixels.size, (255, 255, 255, 255))
@@ -134,10 +135,11 @@ def to_rgb(image: Image.Image, name: str) -> Image.Image:
 
 
 def grey_from_16_bit(values: np.ndarray, name: str) -> Image.Image:
-    low, high = int(values.min()), int(values.max())
-    if low < 0 or high > 65535:
+    low, high = values.min(), values.max()
+    if values.dtype.kind == "f" or low < 0 or high > 65535:
         raise DataError(
-            f"{name}: grey values from {low} to {high} do not fit 16 bits; save it with 8 or 16"
+            f"{name}: grey values of {values.dtype} from {low} to {high} have no fixed white; save "
+            "it with 8 or 16 bits"
         )
     scaled = (values.astype(np.uint32) + 128) // 257  # 65535 -> 255, to the nearest
     return Image.fromarray(scaled.astype(np.uint8)).convert("RGB")
@@ -145,17 +147,13 @@ def grey_from_16_bit(values: np.ndarray, name: str) -> Image.Image:
 
 def from_array(values: np.ndarray, name: str) -> Image.Image:
     """Errors: DataError for another dtype than uint8 or another shape than an image's."""
-    if values.dtype != np.uint8:
-        raise DataError(
-            f"{name}: an image array of uint8 (0 to 255) was expected, {values.dtype} came; "
-            "scale and convert it with .astype('uint8')"
-        )
     if values.ndim == 3 and values.shape[2] == 1:
         values = values[:, :, 0]
-    if values.ndim != 2 and (values.ndim != 3 or values.shape[2] not in (3, 4)):
+    shaped = values.ndim == 2 or (values.ndim == 3 and values.shape[2] in (3, 4))
+    if values.dtype != np.uint8 or not shaped:
         raise DataError(
-            f"{name}: an array (h, w), (h, w, 1), (h, w, 3) or (h, w, 4) was expected, "
-            f"shape {values.shape} came; put the channels last"
+            f"{name}: a uint8 array (h, w), (h, w, 1), (h, w, 3) or (h, w, 4) was expected, "
+            f"{values.dtype} of shape {values.shape} came; put the channels last, scale to 0..255"
         )
     check_size((values.shape[1], values.shape[0]), name)
     return to_rgb(Image.fromarray(np.ascontiguousarray(values)), name)

@@ -13,36 +13,14 @@ from typing import Any
 from layerwise.data.image import RESAMPLE, ImageProcessor
 from layerwise.errors import OptionError, unknown
 
-USED = {
-    "do_resize",
-    "size",
-    "resample",
-    "do_center_crop",
-    "crop_size",
-    "crop_pct",
-    "do_rescale",
-    "rescale_factor",
-    "do_normalize",
-    "image_mean",
-    "image_std",
-    "do_flip_channel_order",
-    "image_processor_type",
-    "feature_extractor_type",
-    "crop_down",  # ours, which `transformers` passes over
-}
-WITHOUT_EFFECT = {  # on pixels: conversion to RGB always happens, the rest is plumbing
-    "do_convert_rgb",
-    "processor_class",
-    "_processor_class",
-    "default_to_square",
-    "input_data_format",
-    "data_format",
-    "return_tensors",
-    "device",
-    "disable_grouping",
-    "use_fast",
-    "auto_map",
-}
+_USED = """do_resize size resample do_center_crop crop_size crop_pct do_rescale rescale_factor
+do_normalize image_mean image_std do_flip_channel_order image_processor_type feature_extractor_type
+crop_down"""  # the last is ours, and `transformers` passes over it
+USED = frozenset(_USED.split())
+# no effect on pixels: conversion to RGB always happens, the rest is plumbing
+_PLUMBING = """do_convert_rgb processor_class _processor_class default_to_square input_data_format
+data_format return_tensors device disable_grouping use_fast auto_map"""
+WITHOUT_EFFECT = frozenset(_PLUMBING.split())
 SQUARE = ("ViT", "Deit", "DeiT", "Beit", "BeiT")  # a bare `size` number means both sides there
 
 

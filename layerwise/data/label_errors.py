@@ -21,7 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from layerwise.data.duplicates import halved, principal
 from layerwise.data.examples import Finding
+from layerwise.data.splits import stratified_folds
 from layerwise.errors import DataError
 
 PENALTIES = (1e-3, 1e-4, 1e-5)  # of the squared weights, beside the mean loss; the best is kept
@@ -43,12 +45,8 @@ def pixel_features(grey: np.ndarray, colour: np.ndarray, seed: int = 0) -> np.nd
     CIFAR-10: with photographs, features of a pre-trained base find far more.
     """
     rng = np.random.default_rng(seed)
-    half = grey.reshape(len(grey), 16, 2, 16, 2).mean((2, 4), dtype=np.float32)
-    x = np.hstack([half.reshape(len(grey), -1), colour.reshape(len(grey), -1).astype(np.float32)])
-    x = (x - x.mean(0)) / max(float(x.std()), 1e-6)
-    sample = x[rng.permutation(len(x))[:5000]]
-    _, directions = np.linalg.eigh(sample.T @ sample)
-    x = x @ directions[:, ::-1][:, :DIRECTIONS]
+    x = np.hstack([halved(grey), colour.reshape(len(grey), -1).astype(np.float32)])
+    x = principal((x - x.mean(0)) / max(float(x.std()), 1e-6), DIRECTIONS, rng)
     a, b = x[rng.permutation(len(x))[:1000]], x[rng.permutation(len(x))[:1000]]
     width = max(float(np.median(np.linalg.norm(a - b, axis=1))), 1e-6)
     turns = rng.normal(size=(x.shape[1], COSINES)).astype(np.float32) / np.float32(width)
@@ -65,25 +63,28 @@ def out_of_fold(
 
     features: (n, D) float. targets: (n,) int. folds: how many (stratified, seeded), or the fold of
     each row (n,): give copies the same fold, else they betray each other.
-    All folds train at once on the same features, so the cost is that of one model.
+    All folds train at once on the same features, so the cost is about that of one model.
     Errors: DataError for fewer than 2 folds or features that are not finite.
     """
     y = np.asarray(targets, np.int64)
-    fold = (
-        stratified(y, folds, seed) if isinstance(folds, int) else np.unique(folds, False, True)[1]
-    )
+    fold = stratified_folds(y, folds, seed) if isinstance(folds, int) else folds
+    fold = np.unique(fold, return_inverse=True)[1]
     k, c = int(fold.max()) + 1, int(y.max()) + 1
     if k < 2:
         raise DataError("out-of-fold predictions need at least 2 folds of the rows")
-    x = whitened(features)
-    at_once = max(1, COLUMNS // c)
+    x, target = whitened(features), torch.from_numpy(y)
+    parts = np.array_split(np.arange(k), min(k, -(-k * c // COLUMNS)))
+    weights = [torch.zeros(x.shape[1], len(part) * c) for part in parts]
     best, best_loss = np.zeros((len(y), c)), np.inf
-    weights = [torch.zeros(x.shape[1], len(p) * c) for p in parts(k, at_once)]
     for penalty in PENALTIES:  # from strong to weak, each starting where the last one ended
-        p = np.empty((len(y), c))
-        for i, chosen in enumerate(parts(k, at_once)):
-            weights[i] = train(x, y, fold, chosen, weights[i], penalty)
-            fill(p, x, fold, chosen, weights[i], c)
+        logits = torch.empty(best.shape)
+        for i, part in enumerate(parts):
+            weights[i] = train(
+                x, target, torch.from_numpy(fold[:, None] != part), weights[i], penalty
+            )
+            for own, w in zip(part, weights[i].split(c, 1), strict=True):
+                logits[fold == own] = x[fold == own] @ w
+        p = logits.double().softmax(1).numpy()
         loss = -np.log(np.maximum(p[np.arange(len(y)), y], 1e-12)).mean()
         if loss >= best_loss:
             break
@@ -91,23 +92,10 @@ def out_of_fold(
     return best
 
 
-def stratified(targets: np.ndarray, k: int, seed: int) -> np.ndarray:
-    """A fold for each row (n,), each class dealt out evenly."""
-    order = np.random.default_rng(seed).permutation(len(targets))
-    order = order[np.argsort(targets[order], kind="stable")]
-    fold = np.empty(len(targets), np.int64)
-    fold[order] = np.arange(len(targets)) % min(k, len(targets))
-    return fold
-
-
 def stratified_groups(targets: np.ndarray, groups: np.ndarray, k: int, seed: int) -> np.ndarray:
-    """As `stratified`, with all rows of a group (n,) in one fold."""
+    """As `stratified_folds`, with all rows of a group (n,) in one fold."""
     first, of = np.unique(groups, return_index=True, return_inverse=True)[1:]
-    return stratified(targets[first], k, seed)[of]
-
-
-def parts(k: int, size: int) -> list[np.ndarray]:
-    return [np.arange(i, min(i + size, k)) for i in range(0, k, size)]
+    return stratified_folds(targets[first], k, seed)[of]
 
 
 def whitened(features: np.ndarray) -> Tensor:
@@ -123,44 +111,26 @@ def whitened(features: np.ndarray) -> Tensor:
     return torch.from_numpy(np.hstack([x, np.ones((len(x), 1), np.float32)]))
 
 
-def train(
-    x: Tensor, y: np.ndarray, fold: np.ndarray, chosen: np.ndarray, start: Tensor, penalty: float
-) -> Tensor:
-    """Weights (D + 1, folds * C) of the models that leave out each chosen fold, side by side."""
-    n, m = len(y), len(chosen)
-    seen = torch.from_numpy((fold[:, None] != chosen).astype(np.float32))  # (n, m)
-    seen = seen / seen.sum(0, keepdim=True).clamp_min(1)
-    target = torch.from_numpy(y)[:, None].expand(n, m)
+def train(x: Tensor, target: Tensor, seen: Tensor, start: Tensor, penalty: float) -> Tensor:
+    """Weights (D + 1, m C) of m logistic regressions side by side, on the rows `seen` (n, m)."""
+    n, m = seen.shape
+    share = seen / seen.sum(0).clamp_min(1)
+    own = target[:, None, None].expand(n, m, 1)
     w = start.clone().requires_grad_(True)
-    penalised = torch.ones(len(w), 1)
-    penalised[-1] = 0  # not the bias
-
-    def loss() -> Tensor:
-        logits = (x @ w).view(n, m, -1)  # (n, m, C)
-        own = logits.gather(2, target[..., None])[..., 0]
-        nll = (torch.logsumexp(logits, 2) - own) * seen
-        return nll.sum() + penalty * (penalised * w).square().sum()
-
     optimizer = torch.optim.LBFGS(
         [w], max_iter=STEPS, history_size=12, tolerance_grad=1e-5, line_search_fn="strong_wolfe"
     )
 
     def closure() -> float:
         optimizer.zero_grad()
-        value = loss()
-        value.backward()
-        return float(value.detach())
+        logits = (x @ w).view(n, m, -1)  # (n, m, C)
+        nll = torch.logsumexp(logits, 2) - logits.gather(2, own)[..., 0]
+        loss = (nll * share).sum() + penalty * w[:-1].square().sum()  # the last row is the bias
+        loss.backward()
+        return float(loss.detach())
 
     optimizer.step(closure)
     return w.detach()
-
-
-def fill(p: np.ndarray, x: Tensor, fold: np.ndarray, chosen: np.ndarray, w: Tensor, c: int) -> None:
-    """Write the probabilities of the rows of each chosen fold by the model that left it out."""
-    for i, f in enumerate(chosen):
-        rows = np.flatnonzero(fold == f)
-        logits = x[torch.from_numpy(rows)] @ w[:, i * c : (i + 1) * c]
-        p[rows] = logits.double().softmax(1).numpy()
 
 
 # ---- suspicion -------------------------------------------------------------------------------

@@ -1,11 +1,9 @@
 """What nothing can be learned from is an error before any time is spent on it."""
 
-from collections import Counter
-
 import numpy as np
 
-from layerwise.data.examples import Examples, Finding
-from layerwise.data.listing import some
+from layerwise.data.examples import Examples
+from layerwise.data.words import about, some
 from layerwise.errors import DataError
 
 
@@ -14,87 +12,61 @@ def check_learnable(examples: Examples) -> None:
 
     One class or value, one image per class, all given as test, classes that only the test has.
     """
-    if not len(examples):
-        raise DataError(f"'{examples.source}' has no usable row left; see what was set aside")
-    if examples.target_kind == "none":
+    name, n, y = f"'{examples.source}'", len(examples), examples.targets
+    if not n:
+        raise DataError(f"{name} has no usable row left; see what was set aside")
+    if y is None:
         return
     training = ~np.isin(examples.given, ("test", "val"))
     if not training.any():
         raise DataError(
-            f"'{examples.source}': every row is given as {' or '.join(sorted(set(examples.given)))}"
-            ", none to train on; add training rows, or evaluate a trained model on it"
+            f"{name}: every row is given as {' or '.join(sorted(set(examples.given)))}, none to "
+            "train on; add training rows, or evaluate a trained model on it"
         )
-    if examples.target_kind == "number":
-        _check_numbers(examples)
-    elif examples.target_kind == "class":
-        _check_classes(examples, training)
-    else:
-        _check_several(examples)
-
-
-def _check_numbers(examples: Examples) -> None:
-    assert examples.targets is not None
-    if len(np.unique(examples.targets)) == 1:
+    if examples.target_kind == "class":
+        return _check_classes(examples, training)
+    if examples.target_kind == "number" and len(np.unique(y)) == 1:
         raise DataError(
-            f"'{examples.source}': the target has the one value {examples.targets[0]:g} in all "
-            f"{len(examples):,} rows, so there is nothing to learn; name another with --target"
+            f"{name}: the target has the one value {y[0]:g} in all {n:,} rows, so there is nothing "
+            "to learn; name another with --target"
         )
-
-
-def _check_several(examples: Examples) -> None:
-    assert examples.targets is not None
-    if not examples.labels or bool((examples.targets.sum(0) == len(examples)).all()):
+    if examples.target_kind == "classes" and (y.sum(0) == n).all():
         raise DataError(
-            f"'{examples.source}': every row has the same labels ({some(examples.labels)}), so "
-            "there is nothing to learn; add rows without them"
+            f"{name}: every row has the same labels ({some(examples.labels)}), so there is nothing "
+            "to learn; add rows without them"
         )
-    if int(examples.targets.sum(0).max()) < 2:
+    if examples.target_kind == "classes" and y.sum(0).max() < 2:
         raise DataError(
-            f"'{examples.source}': none of the {len(examples.labels):,} labels (such as "
-            f"{some(examples.labels, 2)}) occurs in two rows; name the column of labels with "
-            "--target"
+            f"{name}: none of the {len(examples.labels):,} labels (such as "
+            f"{some(examples.labels, 2)}) occurs in two rows; name another column with --target"
         )
 
 
 def _check_classes(examples: Examples, training: np.ndarray) -> None:
-    targets, labels, what = examples.targets, examples.labels, _what(examples)
-    assert targets is not None
-    counts = Counter(targets.tolist())
-    if len(counts) == 1:
-        only = labels[next(iter(counts))]
+    name, labels = f"'{examples.source}'", np.array(examples.labels)
+    what = "images" if examples.kind == "image" else "rows"
+    counts = np.bincount(examples.targets, minlength=len(labels))  # type: ignore[arg-type]
+    trained = np.bincount(examples.targets[training], minlength=len(labels))  # type: ignore[index]
+    occurs = np.flatnonzero(counts)
+    if len(occurs) == 1:
         raise DataError(
-            f"'{examples.source}' has the one class '{only}' in all {len(examples):,} {what}; "
+            f"{name} has the one class '{labels[occurs[0]]}' in all {len(examples):,} {what}; "
             "expected at least two classes: add another (for images, a folder per class), or name "
             "another column with --target"
         )
-    if max(counts.values()) == 1:
+    if counts.max() == 1:
         raise DataError(
-            f"'{examples.source}' has one {what.rstrip('s')} for each of its {len(counts):,} "
-            "classes, which leaves nothing to test on; add more of each (10 or more is a start)"
+            f"{name} has one {what[:-1]} for each of its {len(occurs):,} classes, which leaves "
+            "nothing to test on; add more of each (10 or more is a start)"
         )
-    trained = set(targets[training].tolist())
-    only_held = sorted(set(targets[~training].tolist()) - trained)
-    if only_held:
-        parts = sorted({str(p) for p in examples.given[~training]})
+    only_held = labels[(counts > 0) & (trained == 0)]
+    if len(only_held):
+        parts = " and ".join(sorted(set(examples.given[~training])))
         raise DataError(
-            f"'{examples.source}': the classes of train and {' and '.join(parts)} differ: "
-            f"{some(labels[i] for i in only_held)} never occur in train; add examples, rename "
-            "them, or remove them"
+            f"{name}: the classes of train and {parts} differ: {some(only_held)} never occur in "
+            "train; add examples, rename them, or remove them"
         )
-    _note_few(examples, counts, trained)
-
-
-def _note_few(examples: Examples, counts: Counter, trained: set[int]) -> None:
-    few = [examples.labels[i] for i in sorted(counts) if counts[i] == 1]
-    never = [label for i, label in enumerate(examples.labels) if i not in trained]
-    if few:
-        message = f"{len(few):,} classes have a single {_what(examples)[:-1]}: {some(few)}"
-        cure = "add more, or remove the class: it cannot be tested"
-        examples.findings.append(Finding("few", "warning", message, tuple(few), cure))
-    if never:
-        message = f"{len(never):,} classes have no example: {some(never)}"
-        examples.findings.append(Finding("few", "warning", message, tuple(never)))
-
-
-def _what(examples: Examples) -> str:
-    return "images" if examples.kind == "image" else "rows"
+    single, never = labels[counts == 1].tolist(), labels[counts == 0].tolist()
+    cure = "add more, or remove the class: it cannot be tested"
+    examples.findings += about("few", "warning", single, f"classes have one {what[:-1]}", cure)
+    examples.findings += about("few", "warning", never, "classes have no example")

@@ -10,10 +10,10 @@ Shapes: n rows, B rows of a batch, C classes, h x w pixels.
 """
 
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,6 +25,7 @@ from layerwise import runtime
 from layerwise.data.augment import Augment, augment_named
 from layerwise.data.cache import PixelCache, make_decoder
 from layerwise.data.examples import Batch, Examples
+from layerwise.data.threads import parallel, single_threaded_pool
 from layerwise.errors import DataError, OptionError
 
 MARGIN = 1.15  # photographs are stored with this many times the short side that a crop needs
@@ -41,7 +42,7 @@ class Batches:
 
     augment: an `Augment`, a preset's name, or None; images only.
     batch_size: B, no more than there are rows.
-    cache_dir: where decoded images are kept; see `store.cache_folder`.
+    cache_dir: where decoded images are kept; see `cache.cache_folder`.
     threads: that decode images on the first pass, and resize crops within a batch.
     dtype: of the inputs. progress: called with (rows decoded, rows) on the first pass.
     Errors: DataError for no rows or an unreadable one; StorageError for a disk that is full.
@@ -118,41 +119,22 @@ class Batches:
         return make_batch(self.processor.normalise(pixels, self.dtype), targets, rows)
 
 
+@dataclass
 class InOrder:
     """Every row once, in order, as evaluation sees it: `batches[i]` for i below `len(batches)`."""
 
-    def __init__(
-        self,
-        examples: Examples,
-        processor: Any,
-        batch_size: int,
-        cache: PixelCache | None,
-        dtype: torch.dtype,
-        each: Callable[..., Any] = map,
-    ):
-        self.examples, self.processor, self.batch_size = examples, processor, batch_size
-        self.cache, self.dtype, self.each = cache, dtype, each
-        self.targets = target_tensor(examples)
+    inputs: Callable[[np.ndarray], Tensor]  # of rows
+    targets: Tensor | None
+    n: int
+    batch_size: int
 
     def __len__(self) -> int:
-        return -(-len(self.examples) // self.batch_size)
+        return -(-self.n // self.batch_size)
 
     def __getitem__(self, step: int) -> Batch:
-        start = step * self.batch_size
-        rows = np.arange(start, min(len(self.examples), start + self.batch_size))
+        rows = np.arange(self.n)[step * self.batch_size :][: self.batch_size]
         targets = None if self.targets is None else self.targets[rows]
         return make_batch(self.inputs(rows), targets, rows)
-
-    def inputs(self, rows: np.ndarray) -> Tensor:
-        if self.examples.kind == "table":
-            return self.processor(self.examples.subset(rows).inputs).to(self.dtype)
-        if self.cache is not None:
-            pixels = self.cache.gather(rows)
-            assert isinstance(pixels, Tensor)
-        else:
-            decode = make_decoder(self.examples, self.processor, short_side=0)
-            pixels = torch.from_numpy(np.stack(list(self.each(decode, rows.tolist()))))
-        return self.processor.normalise(pixels, self.dtype)
 
 
 def in_order(
@@ -172,10 +154,16 @@ def in_order(
     """
     if batch_size < 1:
         raise OptionError(f"a batch of at least 1 row was expected, batch_size is {batch_size}")
-    cache = None
-    if cached and examples.kind != "table" and len(examples):
+    if examples.kind == "table":
+        inputs = lambda rows: processor(examples.subset(rows).inputs).to(dtype)  # noqa: E731
+    elif cached and len(examples):
         cache = PixelCache(examples, processor, cache_dir, threads=threads, progress=progress)
-    batches = InOrder(examples, processor, batch_size, cache, dtype, parallel(threads))
+        inputs = lambda rows: processor.normalise(cache.gather(rows), dtype)  # noqa: E731
+    else:
+        each, decode = parallel(threads), make_decoder(examples, processor, short_side=0)
+        look = lambda rows: torch.from_numpy(np.stack(list(each(decode, rows))))  # noqa: E731
+        inputs = lambda rows: processor.normalise(look(rows.tolist()), dtype)  # noqa: E731
+    batches = InOrder(inputs, target_tensor(examples), len(examples), batch_size)
     with Prefetch(batches, stop=len(batches)) as ahead:
         for i in range(len(batches)):
             yield ahead[i]
@@ -237,37 +225,3 @@ def target_tensor(examples: Examples) -> Tensor | None:
         return None
     kind = np.int64 if examples.target_kind == "class" else np.float32
     return torch.from_numpy(np.array(examples.targets, dtype=kind))
-
-
-def parallel(threads: int) -> Callable[..., Any]:
-    """A `map` that deals its items out to this many threads, one share each; results in order."""
-    if threads <= 1:
-        return map
-    pool = single_threaded_pool(threads)
-
-    def each(function: Callable[..., Any], items: Any) -> Iterator[Any]:
-        items = list(items)
-        share = max(1, -(-len(items) // threads))
-        parts = [items[i : i + share] for i in range(0, len(items), share)]
-        for results in pool.map(lambda part: [function(x) for x in part], parts):
-            yield from results
-
-    return each
-
-
-def single_threaded_pool(threads: int) -> ThreadPoolExecutor:
-    """Threads whose own PyTorch operations stay on their thread.
-
-    Otherwise each would bring a team as large as the trainer's, and they would fight for the cores.
-    """
-    pool = ThreadPoolExecutor(threads, "layerwise-loader", stay_on_this_thread)
-    before, all_here = torch.get_num_threads(), threading.Barrier(threads)
-    for started in [pool.submit(all_here.wait) for _ in range(threads)]:
-        started.result()
-    torch.set_num_threads(before)  # PyTorch gives the number set last to threads that come later
-    return pool
-
-
-def stay_on_this_thread() -> None:
-    torch.get_num_threads()  # a thread's first question takes over the process's number ...
-    torch.set_num_threads(1)  # ... which this changes, for this thread

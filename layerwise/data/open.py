@@ -8,34 +8,44 @@ any time is spent.
 
 import errno
 import os
-import re
 from pathlib import Path
 
-from layerwise.data.arrays import open_arrays
+from layerwise.data.arrays import (
+    Arrays,
+    idx_set,
+    looks_like_idx,
+    open_arrays,
+    read_idx_files,
+    read_npz,
+)
 from layerwise.data.cifar import cifar_members, is_tar, read_cifar
-from layerwise.data.examples import Examples, Finding, TargetKind
-from layerwise.data.folders import find_images, one_image, open_folder
-from layerwise.data.formats import Arrays, looks_like_idx, read_idx_files, read_npz
+from layerwise.data.examples import Examples, TargetKind
+from layerwise.data.folders import one_image, open_folder
+from layerwise.data.image_tables import (
+    image_column,
+    metadata_files,
+    names_images,
+    open_image_parquet,
+    open_metadata,
+)
 from layerwise.data.learnable import check_learnable
 from layerwise.data.listing import (
     Listing,
+    Parts,
+    ignored,
     is_image,
-    nearest_path,
-    shown,
-    some,
     split_named,
     split_within,
     walk,
 )
-from layerwise.data.metadata import file_column, metadata_files, open_metadata
-from layerwise.data.parquet_images import has_images, open_image_parquet
-from layerwise.data.raw_tables import is_table, pair_files, read_table
-from layerwise.data.table_files import Reading, open_tables
-from layerwise.errors import DataError, unknown
+from layerwise.data.records import Reading, is_parquet, is_table, pair_files, read_table
+from layerwise.data.table_files import open_tables
+from layerwise.data.words import about, shown, some
+from layerwise.errors import DataError, nearest, unknown
 
 KINDS = ("image", "table")
 TARGET_KINDS = ("class", "classes", "number")
-ARCHIVES = (".zip", ".7z", ".rar")
+ARCHIVES = (".zip", ".7z", ".rar", ".tar", ".gz", ".tgz")
 ACCEPTED = (
     "class folders, a folder of images with metadata.csv, Parquet, .npz, MNIST idx, CIFAR batches, "
     "or a CSV/TSV/Parquet table"
@@ -66,15 +76,19 @@ def open_data(
     if target_kind is not None and target_kind not in TARGET_KINDS:
         raise unknown("kind of target", target_kind, TARGET_KINDS)
     where = Path(os.path.expanduser(path))
-    _check_exists(where)
     reading = Reading(target, target_kind, split_column, learn)
     try:
+        where.stat()
         read = _open_folder if where.is_dir() else _open_file
         opened = read(where, kind, reading)
     except OSError as e:
         name = shown(e.filename or where)
+        if isinstance(e, FileNotFoundError):
+            raise DataError(f"'{name}' does not exist{_instead(Path(e.filename or where))}") from e
+        loop = "a loop of symbolic links; name the real file"
+        why = loop if e.errno == errno.ELOOP else e.strerror or e
         raise DataError(
-            f"'{name}' cannot be read ({e.strerror or e}); check its permissions and the disk"
+            f"'{name}' cannot be read ({why}); check its permissions, its links and the disk"
         ) from e
     opened.source = shown(where)
     if learn:
@@ -82,104 +96,70 @@ def open_data(
     return opened
 
 
-def _check_exists(path: Path) -> None:
-    try:
-        path.stat()
-    except FileNotFoundError:
-        if path.is_symlink():
-            raise DataError(
-                f"'{shown(path)}' is a symbolic link to '{shown(os.readlink(path))}', which does "
-                "not exist; mend the link"
-            ) from None
-        raise DataError(f"'{shown(path)}' does not exist{nearest_path(path)}") from None
-    except OSError as e:
-        why = "it is a loop of symbolic links" if e.errno == errno.ELOOP else e.strerror
-        raise DataError(
-            f"'{shown(path)}' cannot be opened: {why}; name the real file or folder"
-        ) from None
+def _instead(path: Path) -> str:
+    """What may be meant by a path that does not exist."""
+    if path.is_symlink():
+        return f": it is a symbolic link to '{shown(os.readlink(path))}'; mend the link"
+    there = path.parent
+    while not there.is_dir() and there != there.parent:
+        path, there = there, there.parent
+    names = os.listdir(there) if os.access(there, os.R_OK) else []
+    names = [name for name in names if not ignored(name)]
+    return nearest(path.name, names) or f"; the folder '{shown(there)}' has nothing of that name"
 
 
 def _open_file(path: Path, kind: str | None, reading: Reading) -> Examples:
+    name, suffix = shown(path), path.suffix.lower()
     if path.stat().st_size == 0:
-        raise DataError(f"'{shown(path)}' is empty (0 bytes); copy or download it again")
-    suffix = path.suffix.lower()
-    if suffix == ".npz":
-        return _arrays(read_npz(path), path.parent, kind, reading)
-    if looks_like_idx(path):
-        return _arrays(read_idx_files(_with_labels(path)), path.parent, kind, reading)
-    if is_tar(path) or suffix in (".bin", "") or "batch" in path.name:
-        members = cifar_members(path)
-        if members:
-            return _arrays(read_cifar(members, reading.target), path.parent, kind, reading)
+        raise DataError(f"'{name}' is empty (0 bytes); copy or download it again")
+    batch = is_tar(path) or suffix in (".bin", "") or "batch" in path.name
+    beside = idx_set(path) if looks_like_idx(path) else [path]
+    arrays = _read_arrays(beside, [[path]] if batch else [], reading)
+    if arrays is not None:
+        return open_arrays(arrays, path.parent, kind, reading.target_kind)
     if is_table(path):
-        if kind != "table" and suffix in (".parquet", ".pq") and has_images(path):
-            return open_image_parquet([(path, "")], reading)
-        if kind != "table" and _names_images(path):
+        raw = read_table(path)
+        if kind != "table" and image_column(raw):
+            return open_image_parquet([raw], [""], reading)
+        metadata = path.name.lower().startswith("metadata.") or names_images(raw, path.parent)
+        if kind != "table" and metadata:
             return open_metadata([path], walk(path.parent), reading)
-        return open_tables([(path, "")], reading)
+        return open_tables([raw], [""], reading)
     if is_image(path):
         return one_image(path)
-    raise DataError(
-        f"'{shown(path)}' is of no kind that is read here; expected {ACCEPTED}"
-        + (". Unpack the archive first" if suffix in ARCHIVES or is_tar(path) else "")
-    )
-
-
-def _arrays(arrays: Arrays, folder: Path, kind: str | None, reading: Reading) -> Examples:
-    return open_arrays(arrays, folder, kind, reading.target_kind)
-
-
-def _with_labels(path: Path) -> list[Path]:
-    """An idx file of images and the one with its labels beside it, whichever was named."""
-    beside = {p.name: p for p in path.parent.iterdir() if looks_like_idx(p)}
-    swapped = {"images": "labels", "labels": "images", "idx3": "idx1", "idx1": "idx3"}
-    words = re.split(r"(images|labels|idx3|idx1)", path.name.removesuffix(".gz"))
-    other = "".join(swapped.get(word, word) for word in words)
-    for name in (other, f"{other}.gz"):
-        if name in beside and name != path.name:
-            return [path, beside[name]]
-    return [path]
-
-
-def _names_images(path: Path) -> bool:
-    """Whether a table names files that lie beside it."""
-    if path.name.lower().startswith("metadata."):
-        return True
-    try:
-        raw = read_table(path)
-    except DataError:
-        return False  # reading it as a table will say what is wrong
-    column = file_column(raw.data.column_names)
-    if column is None:
-        return False
-    first = [str(name) for name in raw.data.column(column)[:20].to_pylist() if name]
-    return any((path.parent / name).is_file() for name in first)
+    unpack = ". Unpack the archive first" if suffix in ARCHIVES else ""
+    raise DataError(f"'{name}' is of no kind that is read here; expected {ACCEPTED}{unpack}")
 
 
 def _open_folder(folder: Path, kind: str | None, reading: Reading) -> Examples:
     listing = walk(folder)
     if not listing.files:
-        _refuse_empty(listing)
+        raise DataError(f"'{shown(folder)}' is empty{_inside(listing)}; expected {ACCEPTED}")
     here = [folder / parts[0] for parts in listing.files if len(parts) == 1]
-    if kind != "table":
-        opened = _open_images(listing, here, kind, reading)
-        if opened is not None:
-            return opened
-    parquet = [parts for parts in listing.files if parts[-1].lower().endswith((".parquet", ".pq"))]
-    if parquet:
-        return open_tables(_split_files(listing, parquet), reading)
+    opened = _open_images(listing, here, kind, reading) if kind != "table" else None
+    opened = opened or _open_parquet(listing, kind, reading)
+    if opened is not None:
+        return opened
     tables = [p for p in here if is_table(p)]
     if not tables:
         raise DataError(
             f"'{shown(folder)}' holds {len(listing.files):,} files but nothing that is read here "
             f"(such as {some(map(shown, listing.files))}); expected {ACCEPTED}"
         )
-    opened = open_tables(pair_files(tables), reading)
-    others = [p.name for p in here if p not in tables]
-    if others:
-        message = f"{len(others)} other files were left out: {some(others)}"
-        opened.findings = [*opened.findings, Finding("unused", "note", message, tuple(others))]
+    pairs = pair_files(tables)
+    opened = open_tables([read_table(p) for p, _ in pairs], [split for _, split in pairs], reading)
+    others = [shown(p.name) for p in here if p not in tables]
+    opened.findings = opened.findings + about("unused", "note", others, "files were left out")
     return opened
+
+
+def _inside(listing: Listing) -> str:
+    """What a folder without files holds instead."""
+    loops, broken = listing.loops, listing.broken
+    if loops or broken:
+        odd = "symbolic links that lead back to a folder above" if loops else "what cannot be read"
+        return f", it holds only {odd} ({some(map(shown, loops or broken))}): check them"
+    return f" ({len(listing.folders):,} empty folders)" if listing.folders else ""
 
 
 def _open_images(
@@ -190,87 +170,46 @@ def _open_images(
     tables = metadata_files(folder)
     if tables:
         return open_metadata(tables, listing, reading)
-    idx = [p for p in here if looks_like_idx(p)]
-    if idx:
-        return _arrays(read_idx_files(_once(idx)), folder, kind, reading)
-    members = _find_cifar(listing, here)
-    if members:
-        return _arrays(read_cifar(members, reading.target), folder, kind, reading)
-    npz = [p for p in here if p.suffix.lower() == ".npz"]
-    if npz:
-        return _arrays(_read_npz_files(npz), folder, kind, reading)
-    parquet = [parts for parts in listing.files if parts[-1].lower().endswith((".parquet", ".pq"))]
-    if parquet and has_images(listing.path(parquet[0])):
-        return open_image_parquet(_split_files(listing, parquet), reading)
-    images = find_images(listing)
+    top = [listing.path(parts) for parts in listing.folders if len(parts) == 1]
+    places = [[folder], top, [p for p in here if is_tar(p)]]
+    arrays = _read_arrays(here, places, reading)
+    if arrays is not None:
+        return open_arrays(arrays, folder, kind, reading.target_kind)
+    images = [parts for parts in listing.files if is_image(listing.path(parts))]
     if not images:
         return None
-    naming = [p for p in here if is_table(p) and _names_images(p)]
+    naming = [p for p in here if is_table(p) and names_images(read_table(p), folder)]
     if len(naming) == 1:
         return open_metadata(naming, listing, reading)
     return open_folder(listing, images, reading.learn)
 
 
-def _refuse_empty(listing: Listing) -> None:
-    name = shown(listing.root)
-    if listing.loops:
-        raise DataError(
-            f"'{name}' holds no files, only symbolic links that lead back to a folder above them "
-            f"(such as '{shown(listing.loops[0])}'); put the files there, or name their folder"
-        )
-    if listing.broken:
-        raise DataError(
-            f"'{name}' holds nothing that can be opened (such as '{shown(listing.broken[0])}'); "
-            "check permissions and links"
-        )
-    inside = f" ({len(listing.folders):,} empty folders)" if listing.folders else ""
-    raise DataError(f"'{name}' is empty{inside}; expected {ACCEPTED}")
+def _open_parquet(listing: Listing, kind: str | None, reading: Reading) -> Examples | None:
+    """All Parquet files of a folder, with images in them or none; None where there are none."""
+    files = [parts for parts in listing.files if is_parquet(Path(parts[-1]))]
+    if not files:
+        return None
+    raw, splits = [read_table(listing.path(p)) for p in files], [_split_of(p) for p in files]
+    if kind != "table" and image_column(raw[0]):
+        return open_image_parquet(raw, splits, reading)
+    return open_tables(raw, splits, reading)
 
 
-def _once(paths: list[Path]) -> list[Path]:
-    """Without the .gz of a file that lies there unpacked too."""
-    names = {p.name for p in paths}
-    return [p for p in paths if not (p.name.endswith(".gz") and p.name[:-3] in names)]
+def _split_of(parts: Parts) -> str:
+    """The split that a file's folder or name tells: data/train-00000-of-00002.parquet."""
+    folders = [split_named(part) for part in parts[:-1]]
+    return next((s for s in folders if s), "") or split_within(parts[-1].split(".")[0])
 
 
-def _find_cifar(listing: Listing, here: list[Path]) -> dict:
-    """CIFAR batches in a folder, in the folder within it, or in an archive that lies there."""
-    members = cifar_members(listing.root)
-    top = [parts for parts in listing.folders if len(parts) == 1]
-    if not members and len(top) == 1:
-        members = cifar_members(listing.path(top[0]))
-    archives = [p for p in here if is_tar(p)]
-    if not members and len(archives) == 1:
-        members = cifar_members(archives[0])
-    return members
+def _read_arrays(files: list[Path], cifar: list[list[Path]], reading: Reading) -> Arrays | None:
+    """What idx files, CIFAR batches or `.npz` hold; None where there are none.
 
-
-def _read_npz_files(paths: list[Path]) -> Arrays:
-    """One .npz, or one for each split: train.npz and test.npz."""
-    if len(paths) == 1:
-        return read_npz(paths[0])
-    splits = [split_within(p.stem) for p in paths]
-    if "" in splits or len(set(splits)) < len(splits):
-        raise DataError(
-            f"{len(paths)} .npz files that do not belong together: "
-            f"{some([shown(p.name) for p in paths])}; name one, or call them train.npz and test.npz"
-        )
-    both = Arrays({}, {}, source=some([shown(p.name) for p in paths]))
-    for path, split in zip(paths, splits, strict=True):
-        read = read_npz(path)
-        both.inputs[split] = next(iter(read.inputs.values()))
-        if read.targets:
-            both.targets[split] = next(iter(read.targets.values()))
-        both.class_names = both.class_names or read.class_names
-        both.findings += read.findings
-    return both
-
-
-def _split_files(listing: Listing, files: list[tuple[str, ...]]) -> list[tuple[Path, str]]:
-    """Files with the split their name or folder tells: data/train-00000-of-00002.parquet."""
-    found = []
-    for parts in files:
-        folders = [split_named(part) for part in parts[:-1]]
-        split = next((s for s in folders if s), "") or split_within(parts[-1].split(".")[0])
-        found.append((listing.path(parts), split))
-    return found
+    cifar: where batches may be: a folder, the one folder within it, or the one archive there.
+    """
+    if idx := [p for p in files if looks_like_idx(p)]:
+        return read_idx_files(idx)
+    for place in cifar:
+        if len(place) == 1 and (members := cifar_members(place[0])):
+            return read_cifar(members, reading.target)
+    npz = [p for p in files if p.suffix.lower() == ".npz"]
+    return read_npz(npz) if npz else None

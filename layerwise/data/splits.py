@@ -2,7 +2,7 @@
 
 The same content never lies on both sides, under however many names or labels it appears, and the
 outcome does not depend on the order in which the rows were listed: rows are ordered by their hash
-alone. A split that came with the data is kept as it is; what it leaks is reported.
+alone. A split that came with the data is kept as it is; what it leaks the audit tells.
 
 Legend: n rows, g groups of rows with the same content.
 """
@@ -10,7 +10,6 @@ Legend: n rows, g groups of rows with the same content.
 import hashlib
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,12 @@ import numpy as np
 import pyarrow as pa
 
 from layerwise.data.examples import Examples, Finding
-from layerwise.data.listing import some
 from layerwise.data.table import Table
+from layerwise.data.threads import parallel
 from layerwise.errors import OptionError
 
 DIGEST = 16  # bytes: two of a billion rows are confused with a chance of 1e-21
+UNREADABLE = b"unreadable "  # before the name of what cannot be read: equal to no other
 PARTS = ("train", "val", "test")
 
 
@@ -45,21 +45,17 @@ def content_hashes(examples: Examples) -> list[bytes]:
     inputs = examples.inputs
     if isinstance(inputs, Table):
         return _row_hashes(inputs)
-    if len(inputs) < 64 or not isinstance(inputs[0], Path):
-        return [_hash(inputs[i]) for i in range(len(inputs))]  # in memory: quicker than threads
-    pieces = np.array_split(np.arange(len(inputs)), 4 * (os.cpu_count() or 1))
-    with ThreadPoolExecutor() as pool:  # hashing and reading let other threads run
-        done = pool.map(lambda rows: [_hash(inputs[i]) for i in rows], pieces)
-        return [digest for piece in done for digest in piece]
+    files = len(inputs) > 64 and isinstance(inputs[0], Path)  # in memory: quicker than threads
+    return list(parallel(os.cpu_count() or 1 if files else 1)(content_hash, inputs))
 
 
-def _hash(value: Any) -> bytes:
+def content_hash(value: Any) -> bytes:
+    """Of one file, of bytes, or of an array of pixels."""
     if isinstance(value, Path):
         try:
-            with open(value, "rb", buffering=0) as f:
-                return hashlib.blake2b(f.read(), digest_size=DIGEST).digest()
+            value = value.read_bytes()
         except OSError:
-            value = b"unreadable " + os.fsencode(value)
+            value = UNREADABLE + os.fsencode(value)
     if isinstance(value, np.ndarray):
         shape = str(value.shape).encode()[:16]  # equal bytes of another shape are another picture
         pixels = np.ascontiguousarray(value).data
@@ -89,17 +85,10 @@ def _cell_bits(cells: pa.Array) -> np.ndarray:
     return np.where(known, of_word[place], 0)
 
 
-def split(
-    examples: Examples,
-    seed: int = 0,
-    val: float = 0.1,
-    test: float = 0.2,
-    hashes: Sequence[bytes] | None = None,
-) -> Splits:
+def split(examples: Examples, seed: int = 0, val: float = 0.1, test: float = 0.2) -> Splits:
     """Rows for training, validation and test.
 
     val, test: shares of the contents, each stratum (class, or tenth of a number) alike.
-    hashes: of `content_hashes`, where they were already taken.
     Given splits are kept. With train and test given, val is taken out of train; with train and val
     alone, val is the test and a new val is taken out of train; train alone is split like any data.
     Errors: shares that leave nothing to train on.
@@ -109,9 +98,9 @@ def split(
             f"val={val:g} and test={test:g} should be shares from 0 up that leave something to "
             "train on, such as val=0.1, test=0.2"
         )
-    groups = _Groups(examples, hashes or content_hashes(examples), seed)
+    groups = _Groups(examples, content_hashes(examples), seed)
     given = {part: np.flatnonzero(examples.given == part) for part in PARTS}
-    findings = _leaks(examples, groups.of)
+    findings = []
     rest = np.setdiff1d(np.arange(len(examples)), np.concatenate([given["val"], given["test"]]))
     if not len(given["test"]) and len(given["val"]):
         given["test"], given["val"] = given["val"], given["val"][:0]
@@ -123,19 +112,6 @@ def split(
         findings.append(_note(f"{len(carved['val']):,} validation rows were taken out of train"))
     rows = {"train": train, **{part: np.union1d(given[part], carved[part]) for part in PARTS[1:]}}
     return Splits({part: r.astype(np.int64) for part, r in rows.items()}, findings)
-
-
-def folds(
-    examples: Examples, k: int, seed: int = 0, hashes: Sequence[bytes] | None = None
-) -> list[np.ndarray]:
-    """k sets of rows to hold out in turn: disjoint, all rows together, stratified, by content."""
-    if not 2 <= k <= max(2, len(examples)):
-        raise OptionError(f"{k} folds of {len(examples):,} rows: expected from 2 to the rows")
-    groups = _Groups(examples, hashes or content_hashes(examples), seed)
-    order = np.concatenate(groups.strata(np.arange(groups.n)))
-    fold = np.empty(groups.n, np.int64)
-    fold[order] = np.arange(groups.n) % k  # dealt out like cards, stratum after stratum
-    return [np.flatnonzero(fold[groups.of] == i) for i in range(k)]
 
 
 class _Groups:
@@ -207,29 +183,12 @@ def _strata(examples: Examples) -> np.ndarray:
     return targets.astype(np.int64)
 
 
-def _leaks(examples: Examples, of: np.ndarray) -> list[Finding]:
-    """Content that the given splits have on both sides: reported, never moved."""
-    held_out = np.isin(examples.given, ("val", "test"))
-    if not held_out.any() or held_out.all():
-        return []
-    found = []
-    training = np.zeros(of.max() + 1, bool)
-    training[of[~held_out]] = True
-    for part in ("val", "test"):
-        rows = np.flatnonzero((examples.given == part) & training[of])
-        if len(rows):
-            names = tuple(examples.names[int(row)] for row in rows)
-            found.append(
-                Finding(
-                    "leak",
-                    "warning",
-                    f"{len(rows):,} of the given {part} rows are also in train, with the same "
-                    f"content: {some(names)}; the split was kept as given",
-                    names,
-                    "look at the score without them, or remove them from train",
-                )
-            )
-    return found
+def stratified_folds(classes: np.ndarray, k: int, seed: int) -> np.ndarray:
+    """A fold for each row (n,), each class (n,) dealt out evenly like cards."""
+    order = np.random.default_rng(seed).permutation(len(classes))
+    fold = np.empty(len(classes), np.int64)
+    fold[order[np.argsort(classes[order], kind="stable")]] = np.arange(len(classes)) % k
+    return fold
 
 
 def _note(message: str) -> Finding:

@@ -8,7 +8,7 @@ same code. Legend: B rows, n_in features.
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,13 +28,9 @@ MOST_PIECES = 1024  # of all numbers together
 
 @dataclass(frozen=True)
 class Table(Sequence[dict[str, Any]]):
-    """Rows of named, typed columns: float64, timestamps or text; null where a cell is missing.
-
-    infinite: per column the rows whose cell was infinite (they count as missing).
-    """
+    """Rows of named, typed columns: float64, timestamps or text; null where a cell is missing."""
 
     data: pa.Table
-    infinite: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @classmethod
     def of(cls, rows: Any) -> "Table":
@@ -75,19 +71,7 @@ class Table(Sequence[dict[str, Any]]):
         return flat(self.data.column(name))
 
     def take(self, rows: np.ndarray | Sequence[int]) -> "Table":
-        rows = np.asarray(rows, np.int64)
-        infinite = {
-            name: np.flatnonzero(np.isin(rows, where)) for name, where in self.infinite.items()
-        }
-        return Table(self.data.take(pa.array(rows)), infinite)
-
-    def missing(self) -> dict[str, np.ndarray]:
-        """Per column the rows whose cell is missing, columns without any left out."""
-        return {
-            name: np.flatnonzero(self.column(name).is_null().to_numpy(zero_copy_only=False))
-            for name in self.columns
-            if self.column(name).null_count
-        }
+        return Table(self.data.take(pa.array(np.asarray(rows, np.int64))))
 
 
 KINDS = {"number": NumberColumn, "category": CategoryColumn, "date": DateColumn}

@@ -1,4 +1,4 @@
-"""CSV, TSV, UCI and Parquet tables to examples: which column is the target, which are dropped.
+"""CSV, TSV, UCI and Parquet tables to examples: the target, and the columns to learn from.
 
 The target is the column that was named; else one called target, label, class, y ...; else the
 last. It is said which. Classes or a quantity: see `targets`.
@@ -7,129 +7,73 @@ last. It is said which. Classes or a quantity: see `targets`.
 # pyright: reportAttributeAccessIssue=false
 # (pyarrow.compute makes its functions on import, where no type checker sees them)
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from layerwise.data.cells import DATE, typed
 from layerwise.data.delimited import RawTable
-from layerwise.data.examples import Examples, Finding, TargetKind
-from layerwise.data.kept_columns import giveaways, typed_columns
-from layerwise.data.listing import some, split_named
-from layerwise.data.raw_tables import read_table
+from layerwise.data.examples import Examples, Finding
+from layerwise.data.records import Reading, Records, first_named, target_column, together
 from layerwise.data.table import Table
-from layerwise.data.targets import Targets, label_text, read_targets
-from layerwise.errors import DataError, nearest
+from layerwise.data.targets import Targets, label_text, read_targets, with_targets
+from layerwise.data.words import about, some
+from layerwise.errors import DataError
 
 TARGET_NAMES = ("target", "label", "labels", "class", "y", "outcome", "response", "classification")
-SPLIT_NAMES = ("split", "subset", "partition")
+INDEX = re.compile(r"unnamed:.*|__index_level_0__", re.IGNORECASE)  # which pandas writes in front
+ID_NAME = re.compile(r"(.*[_\s-])?(id|uid|uuid|guid|index|key)", re.IGNORECASE)
+FEWEST_FOR_ID = 20  # rows: among fewer, all different is no evidence
 
 
-@dataclass
-class Reading:
-    """How the caller wants a table read."""
-
-    target: str | None = None
-    target_kind: TargetKind | None = None
-    split_column: str | None = None
-    learn: bool = True  # False: to predict or evaluate; a target is welcome but not needed
-
-
-@dataclass
-class _Parts:
-    """One or several files read as one table."""
-
-    raw: list[RawTable]
-    given: np.ndarray  # (n,) the split of each row
-    notes: list[Finding] = field(default_factory=list)
-
-    @property
-    def data(self) -> pa.Table:
-        tables = [raw.data for raw in self.raw]
-        return pa.concat_tables(tables, promote_options="permissive") if tables[1:] else tables[0]
-
-    def row_name(self, row: int) -> str:
-        for raw in self.raw:
-            if row < raw.data.num_rows:
-                return raw.row_name(row)
-            row -= raw.data.num_rows
-        raise IndexError(row)
-
-    def names(self) -> list[str]:
-        return [raw.row_name(i) for raw in self.raw for i in range(raw.data.num_rows)]
-
-
-def open_tables(files: Sequence[tuple[Path, str]], reading: Reading) -> Examples:
-    """Tables of one make as Examples; each file comes with its split, '' where none is given.
+def open_tables(raw: Sequence[RawTable], splits: Sequence[str], reading: Reading) -> Examples:
+    """Tables of one make as Examples; each comes with its split, '' where none is given.
 
     Errors: columns that differ between files, an unknown target, a target without any value.
     """
-    parts = _read_parts(files, reading)
-    data = parts.data
-    names = _names_without_index(data)
-    split_column = _split_column(names, data, reading.split_column, parts.raw[0].file)
-    target, why = _target_column([n for n in names if n != split_column], reading, parts)
-    inputs = [n for n in names if n not in (split_column, target)]
-    european = parts.raw[0].delimiter == ";"
-    columns, infinite, findings = typed_columns(
-        data, inputs, parts.row_name, european, reading.learn
+    files = sorted(zip(raw, splits, strict=True), key=lambda file: file[1] != "train")
+    first = files[0][0]  # the others must be like train
+    files = [file for file in files if _joins(first, file[0], reading)]
+    records = together([table for table, _ in files], [split for _, split in files], reading)
+    columns = [n for i, n in enumerate(records.data.column_names) if i or not INDEX.fullmatch(n)]
+    target, why = _target_column(columns, reading, records)
+    inputs = [name for name in columns if name != target]
+    table = _typed(records, inputs, first.delimiter == ";", reading.learn)
+    headers = "" if all(part.header for part, _ in files) else ", without a header"
+    said = f"a table of {len(table):,} rows and {len(table.columns)} columns to learn from "
+    said += f"({records.files}{headers}); "
+    examples = Examples(
+        "table", table, None, "none", (), records.names, records.given, said + "no target"
     )
-    table = Table(pa.table(columns) if columns else data.select([]), infinite)
-    given = _given(parts, data, split_column)
-    targets = None if target is None else _targets(data.column(target), target, parts, reading)
-    if target is not None and not table.columns:
-        raise DataError(
-            f"'{parts.raw[0].file}' has no column to learn from besides the target '{target}'"
-        )
-    said = _understood(parts, table, target, why, targets)
-    findings = parts.notes + findings
-    names = parts.names()
-    examples = Examples("table", table, None, "none", (), names, given, said, findings=findings)
-    if targets is None:
+    examples.findings = records.findings
+    if not target:
         return examples
-    examples.target_name = target or ""
-    examples.findings += targets.findings
-    examples = examples.subset(targets.labelled)
-    examples.targets, examples.target_kind = targets.values, targets.kind
-    examples.labels = targets.labels
-    examples.findings += giveaways(examples, target or "")
-    return examples
+    if not table.columns:
+        raise DataError(f"'{records.files}' has no column to learn from besides '{target}'")
+    targets = _targets(records, target, reading)
+    examples.understood = f"{said}the target is '{target}' ({why}): {targets.said}"
+    examples.target_name = target
+    return with_targets(examples, targets)
 
 
-def _read_parts(files: Sequence[tuple[Path, str]], reading: Reading) -> _Parts:
-    files = sorted(files, key=lambda file: file[1] != "train")  # the others must be like train
-    raw = [read_table(path) for path, _ in files]
-    parts = _Parts(raw, np.zeros(0), [f for r in raw for f in r.findings])
-    splits = [split for _, split in files]
-    first = raw[0]
-    for other in raw[1:]:
-        if first.header and not other.header and other.data.num_columns == first.data.num_columns:
-            other.data = other.data.rename_columns(first.data.column_names)
-    keep = [i for i, other in enumerate(raw) if _same_columns(first, other, reading, parts)]
-    parts.raw = [raw[i] for i in keep]
-    parts.given = np.concatenate([np.full(raw[i].data.num_rows, splits[i], "U5") for i in keep])
-    return parts
-
-
-def _same_columns(first: RawTable, other: RawTable, reading: Reading, parts: _Parts) -> bool:
+def _joins(first: RawTable, other: RawTable, reading: Reading) -> bool:
     """Whether a file joins the first; one that lacks the target alone is set aside with a word."""
-    ours, theirs = first.data.column_names, other.data.column_names
+    ours = first.data.column_names
+    if first.header and not other.header and other.data.num_columns == len(ours):
+        other.data = other.data.rename_columns(ours)
+    theirs = other.data.column_names
     if set(ours) == set(theirs):
-        other.data = other.data.select(ours)
         return True
     lacking = [name for name in ours if name not in theirs]
     extra = [name for name in theirs if name not in ours]
-    likely = reading.target or next((n for n in TARGET_NAMES if n in lacking), ours[-1])
+    likely = reading.target or first_named(lacking, TARGET_NAMES)
     if not extra and lacking in ([likely], [ours[-1]]):
-        message = (
-            f"'{other.file}' has no column '{lacking[0]}': its {other.data.num_rows:,} rows are "
-            "there to predict and were left out"
-        )
-        parts.notes.append(Finding("unlabelled", "note", message, (other.file,)))
+        what = f"file has no column '{lacking[0]}': its rows are there to predict, and left out"
+        first.findings += about("unlabelled", "note", [other.file], what)
         return False
     raise DataError(
         f"'{first.file}' and '{other.file}' should have the same columns"
@@ -139,80 +83,27 @@ def _same_columns(first: RawTable, other: RawTable, reading: Reading, parts: _Pa
     )
 
 
-def _names_without_index(data: pa.Table) -> list[str]:
-    """Column names without the index that pandas writes in front: nameless, counting the rows."""
-    first = data.column_names[0]
-    if first.lower().startswith("unnamed:") or first == "__index_level_0__":
-        return data.column_names[1:]
-    return data.column_names
-
-
-def _split_column(names: list[str], data: pa.Table, asked: str | None, file: str) -> str | None:
-    """The column that says which split a row is in: the one named, else one called `split`."""
-    if asked is not None:
-        if asked not in names:
-            hint = nearest(asked, names) or ";"
-            raise DataError(
-                f"'{file}' has no column '{asked}'{hint} split_column should name the one that "
-                f"says train, val or test; it has {some(names, 12)}"
-            )
-        return asked
-    for name in names:
-        if name.lower() in SPLIT_NAMES:
-            values = pc.unique(data.column(name).cast(pa.string())).to_pylist()
-            if all(v is None or not v.strip() or split_named(v) for v in values):
-                return name
-    return None
-
-
-def read_splits(values: Sequence[Any], what: str, row_name: Any) -> np.ndarray:
-    """A column of split names to `given` (n,). Error: a word that is none, with its row."""
-    given = ["" if v is None or not str(v).strip() else split_named(str(v)) or "?" for v in values]
-    if "?" in given:
-        row = given.index("?")
-        raise DataError(
-            f"{what} should say train, val or test, but {row_name(row)} has {values[row]!r}"
-        )
-    return np.array(given, "U5")
-
-
-def _given(parts: _Parts, data: pa.Table, split_column: str | None) -> np.ndarray:
-    if split_column is None:
-        return parts.given
-    values = data.column(split_column).to_pylist()
-    return read_splits(values, f"column '{split_column}'", parts.row_name)
-
-
-def _target_column(names: list[str], reading: Reading, parts: _Parts) -> tuple[str | None, str]:
+def _target_column(columns: list[str], reading: Reading, records: Records) -> tuple[str, str]:
     """The column to learn, and why that one."""
-    file = parts.raw[0].file
-    if reading.target in names:
-        return reading.target, "as asked"
-    if not reading.learn:
-        return None, ""  # nothing is guessed: what looks like a target may be an input of the model
-    if reading.target is not None:
+    if not reading.learn and reading.target is None:
+        return "", ""  # nothing is guessed: what looks like a target may be an input of the model
+    found = target_column(records, columns, TARGET_NAMES, reading)
+    if found or not reading.learn:
+        return found, "as asked" if reading.target else "by its name"
+    if len(columns) < 2:
         raise DataError(
-            f"'{file}' has no column '{reading.target}'{nearest(reading.target, names) or ';'} it "
-            f"has {some(names, 12)}. Name the column to learn with --target NAME"
+            f"'{records.files}' has the single column {some(columns)}; expected columns to learn "
+            "from and a target. Is the delimiter unusual?"
         )
-    lower = {name.lower(): name for name in reversed(names)}
-    for name in TARGET_NAMES:
-        if name in lower:
-            return lower[name], "by its name"
-    if len(names) < 2:
-        raise DataError(
-            f"'{file}' has the single column {some(names)}; expected columns to learn from and a "
-            "target. Is the delimiter unusual?"
-        )
-    return names[-1], "the last column; name another with --target"
+    return columns[-1], "the last column; name another with --target"
 
 
-def _targets(column: pa.ChunkedArray, name: str, parts: _Parts, reading: Reading) -> Targets:
-    values = column.to_pylist()
-    if pa.types.is_string(column.type):
-        values = _without_test_dots([label_text(v) if v else v for v in values], parts)
-    what = f"column '{name}' of {parts.raw[0].file}"
-    targets = read_targets(values, what, reading.target_kind, True, parts.row_name)
+def _targets(records: Records, column: str, reading: Reading) -> Targets:
+    values = records.cells(column)
+    if pa.types.is_string(records.data.column(column).type):
+        values = _without_test_dots([label_text(v) if v else v for v in values], records)
+    what = f"column '{column}' of {records.files}"
+    targets = read_targets(values, what, records.names, reading.target_kind, table=True)
     if targets.kind == "class" and len(targets.labels) > max(20, len(targets.values) // 2):
         raise DataError(
             f"{what} has {len(targets.labels):,} different values in {len(targets.values):,} rows "
@@ -222,24 +113,62 @@ def _targets(column: pa.ChunkedArray, name: str, parts: _Parts, reading: Reading
     return targets
 
 
-def _without_test_dots(values: list[Any], parts: _Parts) -> list[Any]:
+def _without_test_dots(values: list[Any], records: Records) -> list[Any]:
     """UCI's adult.test ends each class with a dot that adult.data has not: taken off."""
-    train = {v for v, part in zip(values, parts.given, strict=True) if v and part != "test"}
-    test = {v for v, part in zip(values, parts.given, strict=True) if v and part == "test"}
-    if not test or not train or not all(v.endswith(".") and v[:-1] in train for v in test):
+    train = {v for v, part in zip(values, records.given, strict=True) if v and part != "test"}
+    test = {v for v, part in zip(values, records.given, strict=True) if v and part == "test"}
+    if not train or not test or not all(v.endswith(".") and v[:-1] in train for v in test):
         return values
-    parts.notes.append(
-        Finding("target", "note", "the classes of the test file end in a dot, which was taken off")
-    )
+    message = "the classes of the test file end in a dot, which was taken off"
+    records.findings.append(Finding("target", "note", message))
     return [v[:-1] if v in test else v for v in values]
 
 
-def _understood(
-    parts: _Parts, table: Table, target: str | None, why: str, targets: Targets | None
-) -> str:
-    files = " and ".join(raw.file for raw in parts.raw[:3])
-    text = f"a table of {len(table):,} rows and {len(table.columns)} columns to learn from ({files}"
-    text += ")" if all(raw.header for raw in parts.raw) else ", without a header)"
-    if target is None or targets is None:
-        return text + "; no target"
-    return f"{text}; the target is '{target}' ({why}): {targets.said}"
+# ---- the columns to learn from -----------------------------------------------------------------
+
+
+def _typed(records: Records, names: list[str], decimal_comma: bool, learn: bool) -> Table:
+    """The columns that say something, typed; what was assumed joins the findings of the records.
+
+    learn=False: every column is kept, also one that is empty or the same in these few rows, because
+    the model that reads them knows which ones it needs.
+    """
+    columns: dict[str, pa.Array] = {}
+    findings = records.findings
+    for name in names:
+        column = typed(records.data.column(name), decimal_comma)
+        why = "its cells are no numbers, text or dates" if column is None else ""
+        if column is not None and learn:
+            why = _why_dropped(name, column.values)
+        if why or column is None:
+            message = f"column '{name}' was dropped: {why}"
+            findings.append(Finding("dropped_column", "note", message, (name,)))
+            continue
+        columns[name] = column.values
+        if column.note:
+            where = records.names[column.note_row]
+            message = f"column '{name}': {column.note} (first: {where})"
+            findings.append(Finding("assumed", "note", message, (where,)))
+        if len(column.infinite):
+            rows = [records.names[row] for row in column.infinite]
+            what = f"rows are infinite in column '{name}', which is taken as missing"
+            findings += about("infinite", "warning", rows, what, "mend the cells, or empty them")
+    return Table(pa.table(columns) if columns else records.data.select([]))
+
+
+def _why_dropped(name: str, cells: pa.Array) -> str:
+    """Why a column cannot help: nothing in it, one value, or a name for each row."""
+    known = cells.drop_null()
+    n_values = len(pc.unique(known))
+    if n_values == 0:
+        return "it is empty"
+    if n_values == 1 and not cells.null_count:
+        return f"it has the one value {known[0].as_py()!r} in every row"
+    if n_values < len(cells) or len(cells) < FEWEST_FOR_ID or cells.type == DATE:
+        return ""
+    if pa.types.is_string(cells.type):
+        return "each row has its own text, so it is a name or id, not a category"
+    x = known.to_numpy(zero_copy_only=False)
+    in_order = x[0] in (0, 1) and bool((np.diff(x) == 1).all())
+    named = ID_NAME.fullmatch(name) and bool((x == np.round(x)).all())
+    return "it numbers the rows" if in_order or named else ""

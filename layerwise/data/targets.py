@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from layerwise.data.examples import Finding, TargetKind
-from layerwise.data.listing import natural, some
+from layerwise.data.examples import Examples, Finding, TargetKind, take
+from layerwise.data.listing import natural
+from layerwise.data.words import about
 from layerwise.errors import DataError
 
 UNLABELLED = frozenset({"", "?", "nan", "na", "n/a", "#n/a", "null"})  # "none" may be a class
@@ -28,7 +29,7 @@ SEVERAL = ("labels", "tags", "classes", "categories")  # columns whose name prom
 
 @dataclass
 class Targets:
-    """What `read_targets` made of a column."""
+    """What was made of a column of labels."""
 
     values: np.ndarray  # of the labelled rows: (n,) int64, (n, C) uint8 or (n,) float64
     kind: TargetKind
@@ -38,17 +39,28 @@ class Targets:
     findings: list[Finding] = field(default_factory=list)
 
 
+def with_targets(examples: Examples, targets: Targets) -> Examples:
+    """The labelled rows, with their targets."""
+    if not targets.labelled.all():
+        examples = examples.subset(targets.labelled)
+    examples.targets, examples.target_kind = targets.values, targets.kind
+    examples.labels = targets.labels
+    examples.findings = examples.findings + targets.findings
+    return examples
+
+
 def read_targets(
     column: Sequence[Any],
     what: str,
+    names: Sequence[str],
     kind: TargetKind | None = None,
     table: bool = False,
-    row_name: Callable[[int], str] = lambda row: f"row {row + 1}",
 ) -> Targets:
     """A column of labels to targets.
 
     column: (rows,) text, numbers, booleans, lists of labels, or None where there is no label.
-    what: the column in a message, e.g. "column 'label' of metadata.csv"; kind: if already known.
+    what: the column in a message, e.g. "column 'label' of metadata.csv"; names: of the rows there;
+    kind: if already known.
     Errors: no row has a label; a quantity was asked for and a cell is no number.
     """
     cells = _each(_cell, column)
@@ -58,26 +70,31 @@ def read_targets(
             f"{what} is empty in all {len(cells):,} rows, so there is nothing to learn from; "
             "fill it in, or name another column with --target"
         )
-    rows = np.flatnonzero(labelled)
-    filled = [cells[row] for row in rows]
+    unlabelled = take(names, np.flatnonzero(~labelled))
+    aside = about(
+        "unlabelled", "error", unlabelled, f"of {len(cells):,} rows have no target in {what}",
+        "they are set aside: label them, or remove them",
+    )  # fmt: skip
+    filled = [cell for cell in cells if cell is not None]
     separator = _separator(filled, what)
     kind = kind or _kind(filled, separator, table)
     if kind == "number":
-        targets = _numbers(filled, rows, labelled, what, row_name)
-    elif kind == "classes":
-        sets = [_several(cell, separator) for cell in filled]
-        targets = _sets(sets, labelled, separator)
-    else:
-        values, labels = class_targets(_each(_text, filled))
-        targets = Targets(values, "class", labels, labelled, f"{len(labels):,} classes")
-        targets.findings += _alike(labels)
-    targets.findings += _aside(labelled, what, row_name)
-    return targets
+        return _numbers(cells, labelled, what, names, aside)
+    if kind == "classes":
+        values, labels = _sets([_several(cell, separator) for cell in filled])
+        said = f"{len(labels):,} labels, any number of them per row"
+        said += f", separated by '{separator}'" if separator in ("|", ";", ",") else ""
+        return Targets(values, "classes", labels, labelled, said, aside)
+    values, labels = class_targets(_each(_text, filled))
+    said = f"{len(labels):,} classes"
+    return Targets(values, "class", labels, labelled, said, _alike(labels) + aside)
 
 
-def class_targets(names: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Class names (n,) to (n,) int64 and the labels in their natural order."""
-    labels = tuple(sorted(set(names), key=natural))
+def class_targets(
+    names: Sequence[str], known: Sequence[str] = ()
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Class names (n,) to (n,) int64 and the labels, `known` ones too, in their natural order."""
+    labels = tuple(sorted({*names, *known}, key=natural))
     place = {label: i for i, label in enumerate(labels)}
     return np.array([place[name] for name in names], np.int64), labels
 
@@ -101,13 +118,7 @@ def _cell(value: Any) -> Any:
     if isinstance(value, str):
         text = label_text(value)
         return None if text.lower() in UNLABELLED else text
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and math.isnan(value):
-        return None
-    if isinstance(value, tuple | np.ndarray):
-        return list(value)
-    return value
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _text(cell: Any) -> str:
@@ -121,10 +132,8 @@ def _text(cell: Any) -> str:
 
 
 def _number(cell: Any) -> float | None:
-    if isinstance(cell, list | bool):
-        return None
     try:
-        return float(cell)
+        return None if isinstance(cell, bool) else float(cell)
     except (TypeError, ValueError):
         return None
 
@@ -137,9 +146,8 @@ def _kind(cells: list[Any], separator: str, table: bool) -> TargetKind:
         return "class"
     if not all(math.isfinite(n) and n.is_integer() for n in numbers if n is not None):
         return "number"
-    n_values = len(numbers)
     most = MOST_WHOLE_CLASSES if table else max(MOST_WHOLE_CLASSES, len(cells) // 2)
-    return "class" if n_values <= most else "number"
+    return "class" if len(numbers) <= most else "number"
 
 
 def _separator(cells: list[Any], what: str) -> str:
@@ -149,119 +157,101 @@ def _separator(cells: list[Any], what: str) -> str:
     the parts recur so that there are fewer of them than of whole cells ("Smith, John" stays one).
     """
     texts = {cell for cell in cells if isinstance(cell, str)}
-    if any(text.startswith("[") and _json_list(text) is not None for text in texts):
+    if any(_json_list(text) is not None for text in texts):
         return "["
     if any("|" in text for text in texts):
         return "|"
     promised = any(f"'{name}'" in what.lower() for name in SEVERAL)
     for mark in (";", ","):
-        together = [text for text in texts if mark in text]
         parts = {part for text in texts for part in _several(text, mark)}
-        if together and (promised or len(parts) < len(texts)):
+        if any(mark in text for text in texts) and (promised or len(parts) < len(texts)):
             return mark
     return ""
 
 
 def _several(cell: Any, separator: str) -> list[str]:
-    if isinstance(cell, list):
-        parts = [_text(part) for part in cell if part is not None]
-    elif separator == "[":
-        read = _json_list(str(cell))
-        parts = [_text(part) for part in read] if read is not None else [_text(cell)]
+    read = cell if isinstance(cell, list) else _json_list(str(cell)) if separator == "[" else None
+    if read is not None:
+        parts = [_text(part) for part in read if part is not None]
     else:
-        parts = _text(cell).split(separator) if separator else [_text(cell)]
+        parts = _text(cell).split(separator) if separator not in ("", "[") else [_text(cell)]
     return [part.strip() for part in parts if part.strip()]
 
 
 def _json_list(text: str) -> list[Any] | None:
-    for quoted in (text, text.replace("'", '"')):
-        try:
-            read = json.loads(quoted)
-        except ValueError:
-            continue
-        if isinstance(read, list):
-            return read
+    if text.startswith("["):
+        for quoted in (text, text.replace("'", '"')):
+            try:
+                return list(json.loads(quoted))
+            except ValueError:
+                continue
     return None
 
 
-def _sets(sets: list[list[str]], labelled: np.ndarray, separator: str) -> Targets:
+def _sets(sets: list[list[str]]) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Sets of labels to (n, C) uint8 and the labels in their natural order."""
     labels = tuple(sorted({label for labels in sets for label in labels}, key=natural))
     place = {label: i for i, label in enumerate(labels)}
     values = np.zeros((len(sets), len(labels)), np.uint8)  # (n, C)
     for row, names in enumerate(sets):
         values[row, [place[name] for name in names]] = 1
-    how = f", separated by '{separator}'" if separator in ("|", ";", ",") and separator else ""
-    said = f"{len(labels):,} labels, any number of them per row{how}"
-    return Targets(values, "classes", labels, labelled, said)
+    return values, labels
 
 
 def _numbers(
-    cells: list[Any],
-    rows: np.ndarray,
-    labelled: np.ndarray,
-    what: str,
-    row_name: Callable[[int], str],
+    cells: list[Any], labelled: np.ndarray, what: str, names: Sequence[str], aside: list[Finding]
 ) -> Targets:
     numbers = [_number(cell) for cell in cells]
-    for row, number in zip(rows, numbers, strict=True):
-        if number is None:
-            raise DataError(
-                f"{what} should be a number in every row, but {row_name(int(row))} has "
-                f"{cells[int(np.searchsorted(rows, row))]!r}; mend the cell, or learn classes"
-            )
-    values = np.array(numbers, np.float64)
+    odd = [row for row, number in enumerate(numbers) if number is None and labelled[row]]
+    if odd:
+        raise DataError(
+            f"{what} should be a number in every row, but {names[odd[0]]} has {cells[odd[0]]!r}; "
+            "mend the cell, or learn classes"
+        )
+    values = np.array(numbers, np.float64)  # NaN where there is none
     finite = np.isfinite(values)
-    findings = []
-    if not finite.all():
-        names = tuple(row_name(int(row)) for row in rows[~finite])
-        labelled = labelled.copy()
-        labelled[rows[~finite]] = False
-        findings = [
-            Finding(
-                "infinite_target",
-                "error",
-                f"{what} is infinite in {len(names):,} rows (first: {names[0]}); they are set "
-                "aside",
-                names,
-                "mend the cells",
-            )
-        ]
-    values = values[finite]
-    if not len(values):
+    infinite = take(names, np.flatnonzero(labelled & ~finite))
+    cure = "they are set aside: mend the cells"
+    aside += about("infinite_target", "error", infinite, f"rows have an infinite {what}", cure)
+    if not finite.any():
         raise DataError(f"{what} has no finite number in any row; name another with --target")
+    values = values[finite]
     said = f"a number from {values.min():g} to {values.max():g}"
-    return Targets(values, "number", (), labelled, said, findings)
+    return Targets(values, "number", (), finite, said, aside)
 
 
 def _alike(labels: Sequence[str]) -> list[Finding]:
     """Labels that differ in nothing but case, which is mostly a slip."""
     counts = Counter(label.casefold() for label in labels)
     twice = [label for label in labels if counts[label.casefold()] > 1]
-    if not twice:
-        return []
-    return [
-        Finding(
-            "similar_labels",
-            "warning",
-            f"labels that differ only in case are taken as different: {some(twice, 6)}",
-            tuple(twice),
-            "rename them if they mean the same",
-        )
-    ]
+    what = "labels differ only in case and are taken as different"
+    return about("similar_labels", "warning", twice, what, "rename them if they mean the same")
 
 
-def _aside(labelled: np.ndarray, what: str, row_name: Callable[[int], str]) -> list[Finding]:
-    rows = np.flatnonzero(~labelled)
-    if not len(rows):
-        return []
-    names = tuple(row_name(int(row)) for row in rows)
-    return [
-        Finding(
-            "unlabelled",
-            "error",
-            f"{len(rows):,} of {len(labelled):,} rows have no target in {what} (first: {names[0]});"
-            " they are set aside",
-            names,
-            "label them, or remove them",
+def numbered_targets(y: np.ndarray, names: tuple[str, ...], source: str) -> Targets:
+    """Class numbers (n,) to targets; a negative number means no label, as Hugging Face writes -1.
+
+    names: of all classes in the order of their numbers, or () where the numbers are the names.
+    """
+    labelled = y >= 0
+    if not labelled.any():
+        raise DataError(f"{source}: no row has a label; there is nothing to learn from")
+    numbers = y[labelled].tolist()
+    names = enough_names(names, max(numbers) + 1, source)
+    values, labels = class_targets([names[i] if names else str(i) for i in numbers], names)
+    findings = []
+    if not labelled.all():
+        message = f"{int((~labelled).sum()):,} rows have no label (a negative number): set aside"
+        findings = [Finding("unlabelled", "error", message)]
+    said = f"{len(labels):,} classes"
+    return Targets(values, "class", labels, labelled, said, findings)
+
+
+def enough_names(names: tuple[str, ...], wanted: int, source: str) -> tuple[str, ...]:
+    """The names, where there is one for each class. Errors: there are fewer."""
+    if names and len(names) < wanted:
+        raise DataError(
+            f"{source}: the targets name class {wanted - 1} (counted from 0), but there are only "
+            f"{len(names)} class names; complete classes.txt, one name on each line"
         )
-    ]
+    return names

@@ -1,10 +1,7 @@
 """Where a network looks, and what its units answer to.
 
-Saliency of single images: integrated gradients (Sundararajan et al., arXiv:1703.01365), whose
-values add up to the change of the score, and SmoothGrad (Smilkov et al., arXiv:1706.03825). Both
-can be wrong, so `occlusion_check` hides the most salient part and compares with hiding a random
-part of the same size. Whether saliency depends on what was learned at all is tested by randomising
-the weights (Adebayo et al., arXiv:1810.03292).
+Saliency of single images: SmoothGrad (Smilkov et al., arXiv:1706.03825). Whether it depends on
+what was learned at all is tested by randomising the weights (Adebayo et al., arXiv:1810.03292).
 
 What excites a unit is shown by real rows: those on which it answers most, and where.
 
@@ -12,43 +9,17 @@ Legend: B rows, b c h w images and maps, U units.
 """
 
 from collections.abc import Iterable
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layerwise.data.examples import Batch
 from layerwise.errors import DataError
 from layerwise.runtime import evaluating, generator
 
-HIDDEN_SHARE = 0.1  # of the image that the occlusion check hides
-
-
 # ---- saliency ------------------------------------------------------------------------------------
-
-
-def integrated_gradients(
-    network: nn.Module,
-    inputs: Tensor,
-    targets: Tensor,
-    baseline: Tensor | None = None,
-    steps: int = 32,
-) -> Tensor:
-    """What each input value contributed to the score of its target, along the way from a baseline.
-
-    inputs: (B, ...) as the processor makes them; targets: (B,) output indices; baseline: one row
-    (...) or the mean of the batch's own values when left out (0 after standardising).
-    Returns (B, ...): summed over a row, the score of the input minus that of the baseline.
-    """
-    start = torch.zeros_like(inputs) if baseline is None else baseline.expand_as(inputs)
-    total = torch.zeros_like(inputs)
-    for i in range(steps):  # the middle of each of `steps` equal pieces of the way
-        total += gradient(network, start + (inputs - start) * ((i + 0.5) / steps), targets)
-    return total / steps * (inputs - start)
 
 
 def smooth_grad(
@@ -76,23 +47,10 @@ def smooth_grad(
 def gradient(network: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
     """d score[target] / d input, row by row, in evaluation mode: the shape of the inputs."""
     x = inputs.detach().clone().requires_grad_(True)
-    with still(network), torch.enable_grad():
+    with evaluating(network, gradients=True), torch.compiler.set_stance("force_eager"):
         scores = network(x).float().gather(1, targets[:, None])  # (B, 1)
         (found,) = torch.autograd.grad(scores.sum(), x)
     return found
-
-
-@contextmanager
-def still(network: nn.Module) -> Any:
-    """Evaluation mode with gradients; each part's own mode comes back after."""
-    modes = [(m, m.training) for m in network.modules()]
-    network.eval()
-    try:
-        with torch.compiler.set_stance("force_eager"):
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def heat(saliency: Tensor) -> Tensor:
@@ -100,78 +58,6 @@ def heat(saliency: Tensor) -> Tensor:
     maps = saliency.abs().sum(1)
     top = torch.quantile(maps.flatten(1).float(), 0.99, dim=1)
     return (maps / top.clamp_min(1e-12)[:, None, None]).clamp(0, 1)
-
-
-# ---- is it true? ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class OcclusionCheck:
-    """How much of the target's probability goes when a part of the image is hidden."""
-
-    salient: float  # mean drop when the most salient part is hidden
-    random: float  # mean drop when as large a random part is
-    share: float  # of the image hidden
-
-    @property
-    def faithful(self) -> bool:
-        return self.salient > self.random
-
-    def sentence(self) -> str:
-        verdict = "more than" if self.faithful else "no more than"
-        return (
-            f"hiding the {self.share:.0%} of the image marked as most important lowers the "
-            f"probability by {self.salient:.1%}, {verdict} hiding a random part of the same size "
-            f"({self.random:.1%})"
-        )
-
-
-def occlusion_check(
-    network: nn.Module, inputs: Tensor, targets: Tensor, saliency: Tensor, seed: int = 0
-) -> OcclusionCheck:
-    """Hide squares of the images: the most salient ones, and random ones. All images (b, c, h, w).
-
-    Squares of an eighth of the side; hidden means: set to the image's own mean colour.
-    """
-    side = max(1, inputs.shape[-1] // 8)
-    importance = F.avg_pool2d(saliency.abs().sum(1, keepdim=True), side).flatten(1)  # (b, squares)
-    n_hidden = max(1, round(HIDDEN_SHARE * importance.shape[1]))
-    chance = torch.rand(importance.shape, generator=generator(seed)).to(importance)
-    before = probability(network, inputs, targets)
-    drops = []
-    for order in (importance, chance):
-        mask = torch.zeros_like(order).scatter(1, order.topk(n_hidden, 1).indices, 1.0)
-        rows, columns = inputs.shape[-2] // side, inputs.shape[-1] // side
-        drops.append(
-            before - probability(network, hide(inputs, mask.view(-1, 1, rows, columns)), targets)
-        )
-    return OcclusionCheck(
-        float(drops[0].mean()), float(drops[1].mean()), n_hidden / importance.shape[1]
-    )
-
-
-def hide(images: Tensor, mask: Tensor) -> Tensor:
-    """Images with the squares where mask (b, 1, rows, columns) is 1 set to their mean colour."""
-    full = F.interpolate(mask, images.shape[-2:], mode="nearest")
-    return images * (1 - full) + images.mean((2, 3), keepdim=True) * full
-
-
-def probability(network: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-    with evaluating(network):
-        scores = network(inputs).float().softmax(1)
-    return scores.gather(1, targets[:, None])[:, 0]  # (B,)
-
-
-def occlusion(network: nn.Module, inputs: Tensor, targets: Tensor, squares: int = 8) -> Tensor:
-    """How much of the target's probability goes with each square: (b, squares, squares)."""
-    before = probability(network, inputs, targets)
-    out = torch.zeros(len(inputs), squares, squares)
-    for i in range(squares):
-        for j in range(squares):
-            mask = torch.zeros(len(inputs), 1, squares, squares, device=inputs.device)
-            mask[:, :, i, j] = 1.0
-            out[:, i, j] = (before - probability(network, hide(inputs, mask), targets)).cpu()
-    return out
 
 
 # ---- what excites a unit -------------------------------------------------------------------------

@@ -19,10 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layerwise.data.examples import Batch
+from layerwise.data.splits import stratified_folds as folds_of
 from layerwise.errors import DataError
 from layerwise.inspect.floors import DepthReport, LayerDepth
 from layerwise.inspect.probe import CrossFit, cka, effective_rank, one_hot, r_squared
-from layerwise.inspect.probe import stratified_folds as folds_of
 from layerwise.runtime import evaluating
 
 POOLED, WIDEST = (

@@ -79,14 +79,6 @@ class CrossFit:
         return out
 
 
-def stratified_folds(codes: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """(n,) fold of every row, the classes spread evenly over them; codes: (n,) class indices."""
-    order = np.random.default_rng(seed).permutation(len(codes))
-    out = np.empty(len(codes), int)
-    out[order[np.argsort(codes[order], kind="stable")]] = np.arange(len(codes)) % folds
-    return out
-
-
 def one_hot(classes: np.ndarray) -> np.ndarray:
     """(n,) class indices as (n, C) zeros and ones."""
     return np.eye(int(classes.max()) + 1)[classes]

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.data.examples import Batch
-from layerwise.inspect.probe import CrossFit, one_hot, stratified_folds
+from layerwise.data.splits import stratified_folds
+from layerwise.inspect.probe import CrossFit, one_hot
 from layerwise.runtime import evaluating
 
 FEW = 100  # rows below which nothing can be said

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from layerwise.runtime import evaluating
+
 COMBINE = (
     "AddBack",
     "MulBack",
@@ -32,7 +34,6 @@ class Structure:
     shortest: int  # and on the shortest: fewer where shortcuts skip some
     nonlinear: dict[str, int]  # {"relu": 29}
     norms: int
-    unreached: tuple[str, ...]  # parameters that no gradient of the output reaches
 
     @property
     def residual(self) -> bool:
@@ -51,21 +52,17 @@ def structure(network: nn.Module, inputs: Tensor) -> Structure:
     inputs: (B, ...) floating point; two rows are enough.
     """
     flags = [(p, p.requires_grad) for p in network.parameters()]
-    modes = [(m, m.training) for m in network.modules()]
-    network.eval()
     try:
         for p, _ in flags:
             p.requires_grad_(True)
         start = inputs.detach().clone().requires_grad_(True)
-        with torch.enable_grad(), torch.compiler.set_stance("force_eager"):
+        with evaluating(network, gradients=True), torch.compiler.set_stance("force_eager"):
             output = network(start)
         nodes = ordered(output.grad_fn)
-        return read(nodes, network, start)
+        return read(nodes, start)
     finally:
         for p, flag in flags:
             p.requires_grad_(flag)
-        for module, training in modes:
-            module.training = training
 
 
 def ordered(root: Any) -> list[Any]:
@@ -84,9 +81,8 @@ def ordered(root: Any) -> list[Any]:
     return done
 
 
-def read(nodes: list[Any], network: nn.Module, start: Tensor) -> Structure:
+def read(nodes: list[Any], start: Tensor) -> Structure:
     ways: dict[Any, tuple[int, int]] = {}  # node -> weights on the (longest, shortest) way down
-    leaves = {id(n.variable) for n in nodes if hasattr(n, "variable")}
     for node in nodes:
         if getattr(node, "variable", None) is start:
             ways[node] = (0, 0)
@@ -103,7 +99,6 @@ def read(nodes: list[Any], network: nn.Module, start: Tensor) -> Structure:
         shortest,
         {k.replace("clamp", "relu6").replace("hardtanh", "relu6"): c for k, c in counts.items()},
         sum(any(k in name for k in NORMS) for name in kinds),
-        tuple(n for n, p in network.named_parameters() if id(p) not in leaves),
     )
 
 

@@ -63,17 +63,9 @@ class Plan:
     trace: Trace = field(repr=False)
     request: Request = field(repr=False)
 
-    @property
-    def seconds_per_step(self) -> Estimate:
-        return self.seconds.scaled(1 / self.steps)
-
     def fits(self, available: float) -> bool:
         """Whether the expected peak stays within `available` bytes."""
         return self.memory["peak"].value <= available
-
-    def is_tight(self, available: float) -> bool:
-        """It is expected to fit, but the interval's upper end does not."""
-        return self.fits(available) and self.memory["peak"].high > available
 
     def suggest(self, available: float) -> list[Remedy]:
         """What would fit, each planned anew, the least intrusive first."""

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
+from layerwise.runtime import evaluating
+
 Unit = Literal["matmul", "conv", "depthwise", "attention", "memory"]
 Rule = Callable[[tuple[Any, ...], Any], int]
 
@@ -80,14 +82,8 @@ def flops_and_unit(func: Any, args: tuple[Any, ...], out: Any) -> tuple[int, Uni
 def forward_flops(network: nn.Module, inputs: Tensor) -> int:
     """FLOPs of one forward pass; with a network and inputs on the meta device it costs nothing."""
     counter = _Counter()
-    modes = [(m, m.training) for m in network.modules()]
-    network.eval()
-    try:
-        with torch.no_grad(), counter:
-            network(inputs)
-    finally:
-        for module, training in modes:
-            module.training = training
+    with evaluating(network, gradients=True), torch.no_grad(), counter:
+        network(inputs)
     return counter.flops
 
 

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from layerwise.console import duration
 from layerwise.plan.estimate import Estimate
 
 if TYPE_CHECKING:
@@ -77,14 +78,6 @@ def size(nbytes: float) -> str:
         if nbytes >= bound:
             return f"{nbytes / bound:.{0 if nbytes >= 100 * bound else 1}f} {unit}"
     return f"{nbytes:.0f} bytes"
-
-
-def duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    if seconds < 90 * 60:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
 
 
 def joules(value: float) -> str:

@@ -6,7 +6,6 @@ flushed to the disk (fsync), and renamed: whatever kills the process, every fold
 name is complete. Retention never drops the best, the last good one, or the newest.
 """
 
-import errno
 import json
 import os
 import pathlib
@@ -18,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from layerwise import storage
 from layerwise.errors import StorageError, WeightsError, unknown
 
 PREFIX = "step-"
@@ -55,11 +55,11 @@ def save_checkpoint(
             data = save({k: v.detach().contiguous() for k, v in part.items()})
             write_through(partial / f"{name}.safetensors", data)
         write_through(partial / "state.json", json.dumps(asdict(state), indent=1).encode())
-        sync_folder(partial)
+        storage.sync(partial)
         if final.exists():  # the same step again, after the guardian went back
             shutil.rmtree(final)
         os.replace(partial, final)
-        sync_folder(folder)
+        storage.sync(folder)
     except OSError as e:
         shutil.rmtree(partial, ignore_errors=True)
         raise storage_error(e, final) from e
@@ -67,35 +67,15 @@ def save_checkpoint(
 
 
 def storage_error(e: OSError, path: pathlib.Path) -> StorageError:
-    """The sentence for a disk that is full, a folder without permission, or another such error."""
-    kept = "Everything saved before it is kept"
-    if e.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StorageError(
-            f"the disk is full: {path} could not be written. {kept}; free some space, or choose "
-            "another folder with --output, then go on with `layerwise fit --resume RUN`"
-        )
-    if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return StorageError(
-            f"no permission to write {path}. {kept}; choose a folder of yours with --output"
-        )
-    return StorageError(f"{path} could not be written: {e.strerror or e}. {kept}")
+    """The sentence for what a run cannot write: full disk, no permission, or another such error."""
+    cure = "Free some space, or choose another folder with --output"
+    return storage.storage_error(e, path, f"{cure}; go on with `layerwise fit --resume RUN`")
 
 
 def write_through(path: pathlib.Path, data: bytes) -> None:
     """Write and wait until the bytes are on the disk."""
-    with open(path, "wb") as f:
-        f.write(data)
-        f.flush()
-        os.fsync(f.fileno())
-
-
-def sync_folder(folder: pathlib.Path) -> None:
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    path.write_bytes(data)
+    storage.sync(path)
 
 
 def complete(folder: pathlib.Path) -> list[pathlib.Path]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.errors import WeightsError
-from layerwise.weights.atomic import replacing
+from layerwise.storage import replacing
 from layerwise.weights.names import mismatch
 
 NESTED = ("state_dict", "model", "state_dict_ema", "model_ema")  # where checkpoints keep weights
@@ -101,15 +101,6 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         return safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, ValueError) as e:
         raise _damaged(path, e) from e
-
-
-def read_metadata(path: Path | str) -> dict[str, str]:
-    """The free text stored in the header of a `.safetensors` file."""
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            return dict(file.metadata() or {})
-    except safetensors.SafetensorError as e:
-        raise _damaged(Path(path), e) from e
 
 
 def _read_torch(path: Path, key: str | None) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from layerwise.errors import WeightsError
-from layerwise.weights.atomic import replacing
+from layerwise.storage import replacing
 from layerwise.weights.cards import Card, sha256_of
 
 CHUNK = 1 << 20  # bytes read at a time

@@ -167,16 +167,6 @@ def test_bytes_and_arrays_are_looked_at_alike():
     assert mixed.usable.all()
 
 
-def test_shrinking_takes_the_mean_of_the_area():
-    x = np.random.default_rng(0).integers(256, size=(2, 48, 64, 3), dtype=np.uint8)
-    expected = x.reshape(2, 16, 3, 16, 4, 3).mean((2, 4))
-    np.testing.assert_allclose(audit_images.shrink(x, 16), expected, rtol=1e-5)
-    np.testing.assert_allclose(audit_images.area_means(28, 32).sum(1), 1, rtol=1e-6)
-    np.testing.assert_allclose(
-        audit_images.area_means(3, 2), [[2 / 3, 1 / 3, 0], [0, 1 / 3, 2 / 3]]
-    )
-
-
 # ---- copies ----------------------------------------------------------------------------------
 
 
@@ -241,7 +231,7 @@ def test_uneven_rare_and_untested_classes_are_said():
     report = audit(examples_of(pixels, targets, given, ("cat", "dog", "emu")))
     uneven = found(report, "imbalance")
     assert uneven.names == ("emu",)
-    assert "115 rows of 'cat'" in uneven.message
+    assert "'cat' (115 train rows, 4 of 'emu'" in uneven.message
     assert "29 to 1" in uneven.message
     assert found(report, "few_rows").names == ("emu",)
     assert found(report, "untested_class").names == ("emu",)

@@ -7,7 +7,7 @@ import pytest
 
 from layerwise.data.audit import audit
 from layerwise.data.audit_tables import rank_correlation
-from layerwise.data.examples import Examples, Finding
+from layerwise.data.examples import Examples
 from layerwise.data.open import open_data
 from layerwise.data.table import Table
 
@@ -80,13 +80,6 @@ def test_columns_that_tell_the_class_are_suspected(columns, outcome):
     columns["name"] = [f"person {i}" for i in range(300)]
     report = audit(table_examples(columns, outcome))
     assert set(found(report, "giveaway").names) == {"closed_on", "reason"}
-
-
-def test_what_the_reader_already_said_is_not_repeated(columns, outcome):
-    columns["copy"] = [f"c{y}" for y in outcome]
-    examples = table_examples(columns, outcome)
-    examples.findings.append(Finding("giveaway", "warning", "", ("copy",)))
-    assert found(audit(examples), "giveaway") is None
 
 
 def test_columns_that_tell_the_number_are_suspected(columns):

@@ -135,8 +135,8 @@ def bad_files(folder):
         "cut.jpg": (whole[: len(whole) // 2], "damaged or truncated"),
         "cut.png": (png[: len(png) // 2], "damaged or truncated"),
         "header.png": (png[:30], "not an image"),
-        "float.tiff": (floats, "32-bit floats"),
-        "range.tiff": (wide_range, "do not fit 16 bits"),
+        "float.tiff": (floats, "no fixed white"),
+        "range.tiff": (wide_range, "no fixed white"),
     }
     for name, (content, reason) in contents.items():
         (folder / name).write_bytes(content)

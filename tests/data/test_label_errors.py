@@ -50,10 +50,10 @@ def test_many_classes_train_fold_by_fold_to_the_same_result(monkeypatch):
 
 def test_folds_are_stratified_seeded_and_keep_groups_together():
     y = np.repeat([0, 1], [90, 10])
-    fold = label_errors.stratified(y, 5, 0)
+    fold = label_errors.stratified_folds(y, 5, 0)
     assert np.bincount(fold[y == 1]).tolist() == [2] * 5
     assert np.bincount(fold[y == 0]).tolist() == [18] * 5
-    np.testing.assert_array_equal(fold, label_errors.stratified(y, 5, 0))
+    np.testing.assert_array_equal(fold, label_errors.stratified_folds(y, 5, 0))
     groups = np.arange(100) // 2
     fold = label_errors.stratified_groups(y, groups, 5, 0)
     assert (fold[::2] == fold[1::2]).all()

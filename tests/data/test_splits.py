@@ -1,7 +1,6 @@
 """Splits: by content, stratified, seeded, whatever the order of the rows."""
 
 import time
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,7 @@ import pytest
 
 from layerwise.data.examples import Examples
 from layerwise.data.open import open_data
-from layerwise.data.splits import content_hashes, folds, split
+from layerwise.data.splits import content_hashes, split
 from layerwise.data.table import Table
 from layerwise.errors import OptionError
 
@@ -87,8 +86,6 @@ def test_the_order_of_the_rows_does_not_matter(kind):
     parts, shuffled = split(examples), split(examples.subset(order))
     for name in parts:
         assert set(parts[name]) == set(order[shuffled[name]])
-    mixed = folds(examples.subset(order), 4)
-    assert [set(rows) for rows in folds(examples, 4)] == [set(order[rows]) for rows in mixed]
 
 
 def test_the_same_content_is_never_on_both_sides():
@@ -100,8 +97,6 @@ def test_the_same_content_is_never_on_both_sides():
         check_partition(parts, 400)
         sides = [set(same[rows]) for rows in parts.values()]
         assert sum(map(len, sides)) == len(set.union(*sides))
-        held = [set(same[rows]) for rows in folds(examples, 5, seed)]
-        assert sum(map(len, held)) == len(set.union(*held))
 
 
 def test_given_train_and_test_are_kept_and_val_comes_out_of_train():
@@ -132,25 +127,6 @@ def test_all_three_given_or_train_alone_or_rows_without_a_split():
     assert [len(parts[k]) for k in ("train", "val", "test")] == [81, 9, 10]
     parts = split(images(np.arange(10) % 2, given=["test"] * 10))
     assert [len(parts[k]) for k in ("train", "val", "test")] == [0, 0, 10]
-
-
-def test_leaks_between_given_splits_are_reported_and_not_moved():
-    same = [0, 1, 2, 3, 4, 5, 0, 7, 5, 9]
-    examples = images(np.arange(10) % 2, given=["train"] * 6 + ["test"] * 4, same=same)
-    parts = split(examples)
-    assert parts["test"].tolist() == [6, 7, 8, 9]
-    [leak] = [f for f in parts.findings if f.kind == "leak"]
-    assert leak.names == ("r6", "r8")
-    assert "2 of the given test rows are also in train" in leak.message
-
-
-def test_folds_are_even_and_stratified():
-    examples = images(np.repeat([0, 1], [90, 30]))
-    held = folds(examples, 3)
-    assert sorted(np.concatenate(held).tolist()) == list(range(120))
-    assert [Counter(examples.targets[rows].tolist()) for rows in held] == [{0: 30, 1: 10}] * 3
-    with pytest.raises(OptionError, match="1 folds"):
-        folds(examples, 1)
 
 
 def test_shares_that_leave_nothing_are_refused():

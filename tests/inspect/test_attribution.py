@@ -1,4 +1,4 @@
-"""Saliency is complete, finds what was planted, and depends on what was learned."""
+"""Saliency finds what was planted, and depends on what was learned."""
 
 import numpy as np
 import pytest
@@ -10,9 +10,6 @@ from layerwise.data.examples import Batch
 from layerwise.errors import DataError
 from layerwise.inspect.attribution import (
     heat,
-    integrated_gradients,
-    occlusion,
-    occlusion_check,
     smooth_grad,
     top_examples,
 )
@@ -72,21 +69,11 @@ def share_in_patch(maps: Tensor, corner: Tensor) -> float:
     return float(np.mean(shares))
 
 
-@pytest.mark.parametrize("method", [integrated_gradients, smooth_grad])
-def test_a_planted_patch_is_found(trained, method):
+def test_a_planted_patch_is_found(trained):
     x, y, corner = planted(40, seed=2)
     x, y, corner = x[1::2], y[1::2], corner[1::2]  # those with a patch
-    maps = method(trained, x, y).abs().sum(1)
+    maps = smooth_grad(trained, x, y).abs().sum(1)
     assert share_in_patch(maps, corner) > 0.4  # by area it would be 0.14
-
-
-def test_integrated_gradients_add_up_to_the_change_of_the_score(trained):
-    x, y, _ = planted(8, seed=3)
-    found = integrated_gradients(trained, x, y, steps=256).flatten(1).sum(1)
-    with torch.no_grad():
-        change = trained(x) - trained(torch.zeros_like(x))
-    wanted = change.gather(1, y[:, None])[:, 0]
-    assert torch.allclose(found, wanted, rtol=0.02, atol=0.02)
 
 
 def test_saliency_depends_on_what_was_learned(trained):
@@ -99,27 +86,6 @@ def test_saliency_depends_on_what_was_learned(trained):
     alike = [np.corrcoef(a, b)[0, 1] for a, b in zip(*ranks, strict=True)]
     assert np.mean(alike) < 0.7
     assert share_in_patch(learned, corner) > share_in_patch(random, corner) + 0.1
-
-
-def test_occlusion_check_tells_good_maps_from_bad(trained):
-    x, y, _ = planted(40, seed=5)
-    x, y = x[1::2], y[1::2]
-    good = occlusion_check(trained, x, y, integrated_gradients(trained, x, y))
-    assert good.faithful
-    assert good.salient > 2 * good.random
-    assert "more than hiding a random part" in good.sentence()
-    away = 1 / (integrated_gradients(trained, x, y).abs() + 1e-3)
-    assert occlusion_check(trained, x, y, away).salient < 0.3 * good.salient
-
-
-def test_occlusion_map_peaks_at_the_patch(trained):
-    x, y, corner = planted(20, seed=6)
-    x, y, corner = x[1::2], y[1::2], corner[1::2]
-    maps = occlusion(trained, x, y, squares=4)
-    peaks = maps.flatten(1).argmax(1)
-    centre = (corner + PATCH / 2) / SIDE * 4 - 0.5
-    off = (torch.stack([peaks // 4, peaks % 4], 1) - centre).abs().amax(1)
-    assert float((off <= 1).float().mean()) >= 0.8
 
 
 def test_attribution_leaves_the_network_as_it_was(trained):

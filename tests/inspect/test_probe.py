@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from sklearn.linear_model import RidgeCV
 
-from layerwise.inspect.probe import CrossFit, Ridge, cka, effective_rank, stratified_folds
+from layerwise.data.splits import stratified_folds
+from layerwise.inspect.probe import CrossFit, Ridge, cka, effective_rank
 
 
 @pytest.fixture

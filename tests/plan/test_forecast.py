@@ -31,7 +31,6 @@ def test_a_plan_says_everything_with_intervals(plan):
     assert plan.flops_total == pytest.approx(plan.flops_per_sample * 64 * 100)
     for estimate in (plan.memory["peak"], plan.seconds, plan.joules, plan.money):
         assert 0 < estimate.low < estimate.value < estimate.high
-    assert plan.seconds_per_step.value == pytest.approx(plan.seconds.value / 100)
     assert plan.timed_by == "roofline"
 
 
@@ -63,11 +62,9 @@ def test_a_real_network_is_measured_and_left_alone(dense, example, task):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_fits_and_is_tight(plan):
+def test_fits(plan):
     peak = plan.memory["peak"]
     assert plan.fits(peak.value + 1)
-    assert plan.is_tight(peak.value + 1)
-    assert not plan.is_tight(peak.high + 1)
     assert not plan.fits(peak.value - 1)
     assert plan.suggest(peak.value + 1) == []
 

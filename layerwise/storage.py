@@ -8,7 +8,6 @@ import contextlib
 import errno
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,11 +16,15 @@ from safetensors import SafetensorError
 
 from layerwise.errors import StorageError
 
+CURE = "Free some space, or save to another folder"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 @contextlib.contextmanager
-def replacing(path: Path | str) -> Iterator[Path]:
+def replacing(path: Path | str, cure: str = CURE) -> Iterator[Path]:
     """A temporary file beside `path` that takes its place once it is written and on the disk.
 
+    cure: what to do where that fails.
     Errors: StorageError, with the earlier file as it was and the temporary one gone.
     """
     path = Path(path)
@@ -33,11 +36,11 @@ def replacing(path: Path | str) -> Iterator[Path]:
         temporary = Path(name)
         yield temporary
         temporary.chmod(_usual_mode(path))
-        _sync(temporary)
+        sync(temporary)
         os.replace(temporary, path)
-        _sync(path.parent)
+        sync(path.parent)
     except (OSError, SafetensorError) as e:
-        raise _storage_error(path, e) from e
+        raise storage_error(e, path, cure) from e
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -52,7 +55,7 @@ def _usual_mode(path: Path) -> int:
     return 0o666 & ~mask
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Wait until a file or folder is on the disk; Windows cannot do that for folders."""
     if path.is_dir() and os.name == "nt":
         return
@@ -63,23 +66,13 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-def _storage_error(path: Path, e: Exception) -> StorageError:
+def storage_error(e: Exception, path: Path, cure: str) -> StorageError:
+    """The sentence for a disk that is full, a folder without permission, or another such error."""
     found = re.search(r"os error (\d+)", str(e))  # safetensors keeps the system's number in words
     number = getattr(e, "errno", None) or (int(found[1]) if found else 0)
-    kept = "; the earlier file is untouched" if path.exists() else ""
+    why = f"cannot be written ({os.strerror(number) if number else e})"
     if number in FULL:
-        free = shutil.disk_usage(path.parent).free / 2**20
-        return StorageError(
-            f"{path}: the disk is full ({free:,.0f} MiB free, or a limit on the size of files)"
-            f"{kept}. Free some space or save to another folder."
-        )
+        why = "the disk is full, or a limit on the size of files is reached"
     if number in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return StorageError(
-            f"{path}: no permission to write to {path.parent}{kept}. "
-            f"Change its permissions or save to another folder."
-        )
-    reason = os.strerror(number) if number else str(e)
-    return StorageError(f"{path}: cannot be written ({reason}){kept}. Save to another folder.")
+        why = f"no permission to write to {path.parent}"
+    return StorageError(f"{path}: {why}. {cure}. Everything saved before it is untouched")

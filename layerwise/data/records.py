@@ -1,0 +1,185 @@
+"""Table files of any format read as one: their columns, and the split and the name of each row.
+
+Tables, tables that name image files, and Parquet that holds images all begin here: which column
+says the split, which is to be learned, and which tables of a folder belong together.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import parquet
+
+from layerwise.data.delimited import RawTable, read_delimited, read_json_lines
+from layerwise.data.examples import Finding, TargetKind
+from layerwise.data.listing import split_named, split_within
+from layerwise.data.words import reason, shown, some
+from layerwise.errors import DataError, nearest
+
+_SUFFIXES = ".csv .tsv .tab .data .test .txt .parquet .pq .jsonl .ndjson"
+SUFFIXES = frozenset(_SUFFIXES.split())
+TARGET_CURE = "Name the column to learn with --target NAME"
+SPLIT_NAMES = ("split", "subset", "partition", "set")
+
+
+@dataclass
+class Reading:
+    """How the caller wants columns read."""
+
+    target: str | None = None
+    target_kind: TargetKind | None = None
+    split_column: str | None = None
+    learn: bool = True  # False: to predict or evaluate; a target is welcome but not needed
+
+
+@dataclass
+class Records:
+    """One or several files read as one table."""
+
+    data: pa.Table
+    names: list[str]  # "metadata.csv row 17"
+    given: np.ndarray  # (n,) the split of each row, "" where none is given
+    files: str  # in words
+    findings: list[Finding]
+
+    def cells(self, column: str) -> list[Any]:
+        return self.data.column(column).to_pylist()
+
+    def keep(self, rows: np.ndarray) -> "Records":
+        """The rows of this boolean mask."""
+        if rows.all():
+            return self
+        names = [self.names[i] for i in np.flatnonzero(rows)]
+        data = self.data.filter(pa.array(rows))
+        return replace(self, data=data, names=names, given=self.given[rows])
+
+
+def is_table(path: Path) -> bool:
+    """By its suffix, below .gz too."""
+    return Path(path.name.lower().removesuffix(".gz")).suffix in SUFFIXES
+
+
+def is_parquet(path: Path) -> bool:
+    return path.suffix.lower() in (".parquet", ".pq")
+
+
+def read_table(path: Path) -> RawTable:
+    """One file as columns. Errors name the file and the row."""
+    if is_parquet(path):
+        return _read_parquet(path)
+    if {".jsonl", ".ndjson"} & {suffix.lower() for suffix in path.suffixes}:
+        return read_json_lines(path)
+    return read_delimited(path)
+
+
+def _read_parquet(path: Path) -> RawTable:
+    """Errors: damaged, no rows, a column name twice."""
+    file = shown(path.name)
+    try:
+        data = parquet.ParquetFile(path).read()
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as e:
+        raise DataError(
+            f"'{file}' cannot be read as Parquet ({reason(e)}); it may be cut off: copy it again"
+        ) from e
+    if not data.num_rows or len(set(data.column_names)) < data.num_columns:
+        raise DataError(f"'{file}' should have rows, and columns that each have their own name")
+    return RawTable(data, file)
+
+
+def together(raw: Sequence[RawTable], splits: Sequence[str], reading: Reading) -> Records:
+    """Tables below each other; a column of splits comes before the split of a file.
+
+    Errors: columns of one name and different kinds; a split that is none.
+    """
+    files = " and ".join(part.file for part in raw[:3])
+    try:
+        data = pa.concat_tables([part.data for part in raw], promote_options="permissive")
+    except pa.ArrowException as e:
+        raise DataError(f"{files} do not fit together ({reason(e)}); name one of them") from e
+    lengths = [part.data.num_rows for part in raw]
+    given = np.repeat(np.array(splits, "U5"), lengths)
+    names = [name for part in raw for name in part.row_names()]
+    notes = [finding for part in raw for finding in part.findings]
+    records = Records(data, names, given, files, notes)
+    column = _split_column(records, reading.split_column)
+    if column:
+        values = records.cells(column)
+        said = [split_named(str(v)) for v in values]
+        odd = [i for i, v in enumerate(values) if not said[i] and v is not None and str(v).strip()]
+        if odd:
+            raise DataError(
+                f"column '{column}' should say train, val or test, but {names[odd[0]]} has "
+                f"{values[odd[0]]!r}"
+            )
+        records.given = np.array(said, "U5")
+        records.data = data.drop_columns([column])
+    return records
+
+
+def _split_column(records: Records, asked: str | None) -> str:
+    """The column that says the split: the one named, else one called `split` with such words."""
+    columns = records.data.column_names
+    if asked is not None:
+        return asked if asked in columns else no_column(records, asked, "Name the split column")
+    for name in columns:
+        if name.lower() in SPLIT_NAMES:
+            filled = [str(v) for v in records.cells(name) if v not in (None, "")]
+            if 2 * sum(bool(split_named(v)) for v in filled) > len(filled):
+                return name
+    return ""
+
+
+def first_named(columns: Iterable[str], known: Sequence[str]) -> str:
+    """The first of these columns that has a known name, in any case; '' where none has."""
+    lower = {name.lower(): name for name in reversed(list(columns))}
+    return next((lower[name] for name in known if name in lower), "")
+
+
+def no_column(records: Records, wanted: str, cure: str) -> NoReturn:
+    """Errors: always, with the nearest name and the columns there are."""
+    columns = records.data.column_names
+    raise DataError(
+        f"'{records.files}' has no column '{wanted}'{nearest(wanted, columns) or ';'} it has "
+        f"{some(columns, 12)}. {cure}"
+    )
+
+
+def target_column(
+    records: Records, columns: list[str], known: Sequence[str], reading: Reading
+) -> str:
+    """The column asked for, else the first with a known name; '' where there is none.
+
+    Errors: to learn, a column was asked for that is not there.
+    """
+    if reading.target is None:
+        return first_named(columns, known)
+    if reading.target not in columns and reading.learn:
+        no_column(records, reading.target, TARGET_CURE)
+    return reading.target if reading.target in columns else ""
+
+
+def pair_files(paths: Sequence[Path]) -> list[tuple[Path, str]]:
+    """The tables of a folder that belong together, with their splits: adult.data and adult.test.
+
+    Error: several tables of which no pair can be made.
+    """
+    paths = [p for p in paths if "sample_submission" not in p.name.lower()] or list(paths)
+    if len(paths) == 1:
+        return [(paths[0], "")]
+    splits = [split_within(path.name) for path in paths]
+    if all(splits) and len({_stem(path.name) for path in paths}) == 1 and "train" in splits:
+        return list(zip(paths, splits, strict=True))
+    raise DataError(
+        f"{len(paths)} tables that do not belong together: {some([shown(p.name) for p in paths])}; "
+        "name one file, or put one table, or train and test, in a folder of their own"
+    )
+
+
+def _stem(name: str) -> str:
+    """A file name without the words for its split, its numbering and its suffixes."""
+    words = [w for w in re.split(r"[^a-z0-9]+", name.lower().split(".")[0]) if w]
+    return " ".join(w for w in words if not split_named(w) and not w.isdigit() and w != "of")
