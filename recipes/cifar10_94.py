@@ -3,7 +3,7 @@
 Command    python recipes/cifar10_94.py CIFAR [--seeds 3] [--epochs 9]
            CIFAR: anything `layerwise fit` opens as CIFAR-10 with its own test split (.npz,
            class folders, the published archives)
-Hardware   2 CPU cores with AVX512-bf16, 2.5 GB
+Hardware   2 CPU cores with AVX512-bf16, 3.5 GB
 Aim        94.0% on the 10,000 test images, mean of 3 seeds, in at most 20 minutes each
 Result     of each machine and day in docs/benchmarks.md (`python bench/cifar10.py CIFAR`)
 

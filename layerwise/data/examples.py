@@ -14,6 +14,9 @@ TargetKind = Literal["class", "classes", "number", "none"]
 Severity = Literal["error", "warning", "note"]
 
 
+CONTEXT = ("mask", "documents", "token_types")  # tensors that networks take by these names
+
+
 @dataclass(frozen=True)
 class Finding:
     """One thing the audit or the reader has to say about the data."""
@@ -85,6 +88,11 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def context(self) -> dict[str, Tensor]:
+        """What a network takes by name beside its inputs: padding, documents, token types."""
+        return {name: t for name, t in self.tensors.items() if name in CONTEXT}
 
     def split(self, parts: int) -> "list[Batch]":
         """`parts` micro-batches of equal size (the last may be smaller), in order."""

@@ -19,16 +19,12 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from layerwise import runtime
 from layerwise.data.augment import Augment, augment_named
-from layerwise.data.cache import PixelCache, make_decoder
 from layerwise.data.examples import Batch, Examples
-from layerwise.data.threads import parallel, single_threaded_pool
+from layerwise.data.sources import Draw, Source, source_of
+from layerwise.data.threads import single_threaded_pool
 from layerwise.errors import DataError, OptionError
-
-MARGIN = 1.15  # photographs are stored with this many times the short side that a crop needs
 
 
 class Indexed(Protocol):
@@ -38,7 +34,7 @@ class Indexed(Protocol):
 
 
 class Batches:
-    """Training batches of images or table rows: `batches[step]` for any step from 0 up.
+    """Training batches of any kind of rows: `batches[step]` for any step from 0 up.
 
     augment: an `Augment`, a preset's name, or None; images only.
     batch_size: B, no more than there are rows.
@@ -62,79 +58,52 @@ class Batches:
     ):
         if not len(examples):
             raise DataError(f"no rows to train on in {examples.source or 'the data'}")
-        if batch_size < 1:
-            raise OptionError(f"a batch of at least 1 row was expected, batch_size is {batch_size}")
-        self.processor, self.seed, self.dtype = processor, seed, dtype
-        self.augment = augment_named(augment) if isinstance(augment, str) else augment or Augment()
-        self.n = len(examples)
-        self.batch_size = min(batch_size, self.n)
-        self.targets = target_tensor(examples)
-        self.n_classes = len(examples.labels)
-        self.each = parallel(threads)
-        self.table: Tensor | None = None
-        self.cache: PixelCache | None = None
+        check_batch_size(batch_size)
+        self.seed, self.batch_size = seed, min(batch_size, len(examples))
+        augment = augment_named(augment) if isinstance(augment, str) else augment or Augment()
+        self.source = source_of(
+            examples,
+            processor,
+            augment,
+            dtype,
+            cache_dir=cache_dir,
+            threads=threads,
+            progress=progress,
+        )
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
-        if examples.kind == "table":
-            self.table = processor(examples.inputs).to(dtype)  # (n, n_in)
-        else:
-            short = self.augment.resizes(processor.size) * round(MARGIN * min(processor.size))
-            self.cache = PixelCache(
-                examples,
-                processor,
-                cache_dir,
-                short_side=short,
-                threads=threads,
-                progress=progress,
-            )
 
     @property
     def steps_per_epoch(self) -> int:
-        return self.n // self.batch_size
+        return self.source.n // self.batch_size
 
     def rows(self, step: int) -> np.ndarray:
         """The rows of this step's batch: (B,) indices into the examples."""
         epoch, place = divmod(step, self.steps_per_epoch)
         known, order = self._order
         if known != epoch:
-            order = np.random.default_rng([self.seed, epoch]).permutation(self.n)
+            order = self.source.order(self.seed, epoch, self.batch_size)
             self._order = (epoch, order)  # one assignment: threads see the old pair or the new
         return order[place * self.batch_size : (place + 1) * self.batch_size]
 
     def __getitem__(self, step: int) -> Batch:
         rows = self.rows(step)
-        targets = None if self.targets is None else self.targets[rows]
-        if self.table is not None:
-            return make_batch(self.table[torch.from_numpy(rows)], targets, rows)
-        assert self.cache is not None
-        pixels, targets = self.augment(
-            self.cache.gather(rows),
-            targets,
-            runtime.generator(self.seed, step),
-            size=self.processor.size,
-            rows=rows,
-            epoch=step // self.steps_per_epoch,
-            n_classes=self.n_classes,
-            each=self.each,
-        )
-        return make_batch(self.processor.normalise(pixels, self.dtype), targets, rows)
+        draw = Draw(self.seed, step, step // self.steps_per_epoch)
+        return Batch(self.source.learn(rows, draw), rows)
 
 
 @dataclass
 class InOrder:
     """Every row once, in order, as evaluation sees it: `batches[i]` for i below `len(batches)`."""
 
-    inputs: Callable[[np.ndarray], Tensor]  # of rows
-    targets: Tensor | None
-    n: int
+    source: Source
     batch_size: int
 
     def __len__(self) -> int:
-        return -(-self.n // self.batch_size)
+        return -(-self.source.n // self.batch_size)
 
     def __getitem__(self, step: int) -> Batch:
-        rows = np.arange(self.n)[step * self.batch_size :][: self.batch_size]
-        targets = None if self.targets is None else self.targets[rows]
-        return make_batch(self.inputs(rows), targets, rows)
+        rows = np.arange(self.source.n)[step * self.batch_size :][: self.batch_size]
+        return Batch(self.source.look(rows), rows)
 
 
 def in_order(
@@ -152,21 +121,17 @@ def in_order(
     cached: keep decoded images for the next evaluation; False to look at images once (prediction).
     Errors: DataError naming an unreadable row; StorageError for a disk that is full.
     """
-    if batch_size < 1:
-        raise OptionError(f"a batch of at least 1 row was expected, batch_size is {batch_size}")
-    if examples.kind == "table":
-        inputs = lambda rows: processor(examples.subset(rows).inputs).to(dtype)  # noqa: E731
-    elif cached and len(examples):
-        cache = PixelCache(examples, processor, cache_dir, threads=threads, progress=progress)
-        inputs = lambda rows: processor.normalise(cache.gather(rows), dtype)  # noqa: E731
-    else:
-        each, decode = parallel(threads), make_decoder(examples, processor, short_side=0)
-        look = lambda rows: torch.from_numpy(np.stack(list(each(decode, rows))))  # noqa: E731
-        inputs = lambda rows: processor.normalise(look(rows.tolist()), dtype)  # noqa: E731
-    batches = InOrder(inputs, target_tensor(examples), len(examples), batch_size)
+    check_batch_size(batch_size)
+    images = {"cache_dir": cache_dir, "threads": threads, "cached": cached, "progress": progress}
+    batches = InOrder(source_of(examples, processor, None, dtype, **images), batch_size)
     with Prefetch(batches, stop=len(batches)) as ahead:
         for i in range(len(batches)):
             yield ahead[i]
+
+
+def check_batch_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise OptionError(f"a batch of at least 1 row was expected, batch_size is {batch_size}")
 
 
 class Prefetch:
@@ -212,16 +177,3 @@ class Prefetch:
 
     def __exit__(self, *error: object) -> None:
         self.close()
-
-
-def make_batch(inputs: Tensor, targets: Tensor | None, rows: np.ndarray) -> Batch:
-    tensors = {"inputs": inputs} | ({} if targets is None else {"targets": targets})
-    return Batch(tensors, rows)
-
-
-def target_tensor(examples: Examples) -> Tensor | None:
-    """(n,) int64 classes, (n, C) float32 for several labels, (n,) float32 numbers, or None."""
-    if examples.targets is None or examples.target_kind == "none":
-        return None
-    kind = np.int64 if examples.target_kind == "class" else np.float32
-    return torch.from_numpy(np.array(examples.targets, dtype=kind))
