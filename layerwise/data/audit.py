@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from layerwise.data import audit_images, audit_tables
+from layerwise.data import audit_images, audit_tables, audit_text
 from layerwise.data.duplicates import groups_of, near_duplicates
 from layerwise.data.examples import Examples, Finding
 from layerwise.data.label_errors import (
@@ -27,6 +27,7 @@ from layerwise.errors import DataError
 
 IMBALANCE = 10  # largest class over smallest, from which on it is said
 FOLDS = 5  # for predictions of rows that were not learned from
+NEARLY = {"image": "show the same picture as another", "text": "say nearly the same as another"}
 FEW = 10  # training rows of a class, below which it is said
 
 
@@ -71,6 +72,10 @@ def audit(examples: Examples, splits: Mapping[str, np.ndarray] | None = None) ->
         pairs = first[near_duplicates(looks.grey[first], looks.colour[first])]
         copies = np.stack([exact, np.arange(n)], 1)
         groups = groups_of(n, np.concatenate([pairs, copies]))
+    elif examples.kind == "text":
+        read = audit_text.look_at_texts(examples)
+        keep, exact, groups, findings = read.keep, read.exact, read.groups, read.findings
+        require_some(keep, findings, examples.source)
     else:
         keep, findings = np.ones(n, bool), audit_tables.audit_columns(examples)
         groups = exact = exact_groups(content_hashes(examples))
@@ -154,7 +159,7 @@ def audit_copies(
     near = [s for s in sets if len(np.unique(exact[s])) > 1]
     found = [
         *describe("duplicate", same, examples, "have exactly the same content as another"),
-        *describe("near_duplicate", near, examples, "show the same picture as another"),
+        *describe("near_duplicate", near, examples, NEARLY.get(examples.kind, "")),
         *leaks(examples, groups, part),
     ]
     return found + conflicts(examples, sets)

@@ -5,11 +5,9 @@ Rows are counted as in a spreadsheet: where there is a header it is row 1.
 """
 
 import csv
-import gzip
 import io
 import json
 import re
-import zlib
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +18,7 @@ from pyarrow import csv as arrow_csv
 
 from layerwise.data.examples import Finding
 from layerwise.data.listing import reason, shown
+from layerwise.data.text_files import blocks, lines
 from layerwise.errors import DataError
 
 NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*")
@@ -54,7 +53,12 @@ def read_delimited(path: Path) -> RawTable:
     delimiter, text = _delimiter(text, path)
     sample = list(csv.reader(_first_lines(text), delimiter=delimiter, skipinitialspace=True))
     header = _has_header([row for row in sample if row])
-    raw = _parse(text, delimiter, header, file)
+    if delimiter == "\t" and not _quoted(text):
+        text, cut = _trimmed(text, file)
+        findings = findings + cut
+        raw = _parse(text, delimiter, header, file, quotes=False)
+    else:
+        raw = _parse(text, delimiter, header, file)
     raw.findings = findings + raw.findings
     return raw
 
@@ -62,9 +66,8 @@ def read_delimited(path: Path) -> RawTable:
 def read_json_lines(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
     """The rows of a .jsonl file and the line each is on. Errors name the file and the line."""
     file = shown(path.name)
-    text, _ = _decoded(read_bytes(path), file)
-    rows, lines = [], []
-    for number, line in enumerate(text.splitlines(), 1):
+    rows, numbers = [], []
+    for number, line in lines(path):
         if not line.strip():
             continue
         try:
@@ -79,10 +82,10 @@ def read_json_lines(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
                 f"{file} line {number} should be an object with named fields, not {line[:60]!r}"
             )
         rows.append(row)
-        lines.append(number)
+        numbers.append(number)
     if not rows:
         raise DataError(f"'{file}' has no rows; expected one JSON object per line")
-    return rows, lines
+    return rows, numbers
 
 
 def columns_of(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
@@ -92,17 +95,8 @@ def columns_of(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
 
 
 def read_bytes(path: Path) -> bytes:
-    """A file's bytes, decompressed where its first two say gzip. Errors: it is cut off."""
-    content = path.read_bytes()
-    if content[:2] != b"\x1f\x8b":
-        return content
-    try:
-        return gzip.decompress(content)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as e:
-        raise DataError(
-            f"'{shown(path.name)}' is a damaged gzip file ({reason(e)}): it ends early or was "
-            "changed on its way; download or copy it again"
-        ) from e
+    """A file's bytes, decompressed where the first ones say so. Errors: it is cut off."""
+    return b"".join(blocks(path))
 
 
 def _decoded(content: bytes, file: str) -> tuple[str, list[Finding]]:
@@ -169,7 +163,8 @@ def _has_header(rows: list[list[str]]) -> bool:
     """Whether the first row names the columns.
 
     It does not where it holds a number, unless those count 0, 1, 2 ... (as pandas numbers columns)
-    or name pixels after a first word. All text: it does not where most of its cells recur below.
+    or name pixels after a first word. All text: it does not where most of its cells recur below, or
+    one is a sentence above sentences.
     """
     first, body = rows[0], rows[1:]
     is_number = [bool(NUMBER.fullmatch(cell)) for cell in first]
@@ -182,15 +177,47 @@ def _has_header(rows: list[list[str]]) -> bool:
     columns = [[row[i] for row in body if i < len(row)] for i in range(len(first))]
     if any(c and any(map(NUMBER.fullmatch, c)) for c in columns):
         return True
+    sentences = [len(name.split()) > 6 for name in first]
+    if any(s and sum(len(c.split()) for c in column) > 6 * len(column)
+           for s, column in zip(sentences, columns, strict=True)):  # fmt: skip
+        return False
     recurs = [name in column for name, column in zip(first, columns, strict=True)]
     return sum(recurs) * 2 < len(first)
 
 
-def _parse(text: str, delimiter: str, header: bool, file: str) -> RawTable:
-    if re.search(re.escape(delimiter) + ' +"', text[: 1 << 18]):
+def _quoted(text: str) -> bool:
+    """Whether quotes around the cells of a TSV are quotation marks of the format.
+
+    They are where every cell that begins with one also ends with one, its inner ones doubled.
+    """
+    begun = len(re.findall(r'(?:^|\t)"', text, re.MULTILINE))
+    whole = re.findall(r'(?:^|\t)"(?:[^"]|"")*"(?=\t|\n|\Z)', text, re.MULTILINE)
+    return begun > 0 and len(whole) == begun
+
+
+def _trimmed(text: str, file: str) -> tuple[str, list[Finding]]:
+    """Without the cells that some rows of a TSV without quotes have beyond all others (as STS-B's).
+
+    Only where the short rows are by far the most, and nothing is shorter.
+    """
+    rows = text.split("\n")
+    widths = [row.count("\t") for row in rows if row]
+    least, most = min(widths), max(widths)
+    longer = sum(width > least for width in widths)
+    if least == most or not least or longer > 0.5 * len(widths):
+        return text, []
+    rows = ["\t".join(row.split("\t")[: least + 1]) for row in rows]
+    message = f"{longer:,} rows of '{file}' have more than {least + 1} cells; the rest was left out"
+    return "\n".join(rows), [Finding("ragged", "note", message, (file,))]
+
+
+def _parse(text: str, delimiter: str, header: bool, file: str, quotes: bool = True) -> RawTable:
+    if quotes and re.search(re.escape(delimiter) + ' +"', text[: 1 << 18]):
         text = _unspaced(text, delimiter)  # a blank before a quote hides the quote
-    first_row, newlines = text.partition("\n")[0], '"' in text
-    names = next(csv.reader([first_row], delimiter=delimiter, skipinitialspace=True))
+    first_row, newlines = text.partition("\n")[0], quotes and '"' in text
+    quoting = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
+    reader = csv.reader([first_row], delimiter=delimiter, skipinitialspace=True, quoting=quoting)
+    names = next(reader)
     names = [name.strip() for name in names]
     if header:
         _refuse_twice(names, file)
@@ -211,7 +238,10 @@ def _parse(text: str, delimiter: str, header: bool, file: str) -> RawTable:
                 block_size=1 << 26,
             ),
             arrow_csv.ParseOptions(
-                delimiter=delimiter, newlines_in_values=newlines, invalid_row_handler=note
+                delimiter=delimiter,
+                quote_char='"' if quotes else False,
+                newlines_in_values=newlines,
+                invalid_row_handler=note,
             ),
             arrow_csv.ConvertOptions(
                 column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False

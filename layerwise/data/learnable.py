@@ -97,4 +97,4 @@ def _note_few(examples: Examples, counts: Counter, trained: set[int]) -> None:
 
 
 def _what(examples: Examples) -> str:
-    return "images" if examples.kind == "image" else "rows"
+    return {"image": "images", "text": "texts"}.get(examples.kind, "rows")

@@ -1,23 +1,27 @@
 """Open data of any kind without being told what it is, and say in one line what was understood.
 
 Tried in this order: a single file by its suffix or first bytes; of a folder its metadata table,
-MNIST idx files, CIFAR batches, `.npz`, Parquet, images, tables. What cannot be learned from (one
-class, one image per class, no labels, classes that only the test has) is an error here, before
-any time is spent.
+MNIST idx files, CIFAR batches, `.npz`, Parquet, images, text, tables. What cannot be learned from
+(one class, one image per class, no labels, classes that only the test has) is an error here,
+before any time is spent.
 """
 
 import errno
+import json
 import os
 import re
+from itertools import islice
 from pathlib import Path
 
 from layerwise.data.arrays import open_arrays
 from layerwise.data.cifar import cifar_members, is_tar, read_cifar
+from layerwise.data.delimited import columns_of
 from layerwise.data.examples import Examples, Finding, TargetKind
 from layerwise.data.folders import find_images, one_image, open_folder
 from layerwise.data.formats import Arrays, looks_like_idx, read_idx_files, read_npz
 from layerwise.data.learnable import check_learnable
 from layerwise.data.listing import (
+    IMAGE_SUFFIXES,
     Listing,
     is_image,
     nearest_path,
@@ -29,16 +33,18 @@ from layerwise.data.listing import (
 )
 from layerwise.data.metadata import file_column, metadata_files, open_metadata
 from layerwise.data.parquet_images import has_images, open_image_parquet
-from layerwise.data.raw_tables import is_table, pair_files, read_table
+from layerwise.data.raw_tables import is_table, pair_files
 from layerwise.data.table_files import Reading, open_tables
+from layerwise.data.text import open_text_file, open_text_folder
+from layerwise.data.text_files import CODE, PROSE, TABLES, bare, lines, sniff
 from layerwise.errors import DataError, unknown
 
-KINDS = ("image", "table")
+KINDS = ("image", "table", "text")
 TARGET_KINDS = ("class", "classes", "number")
 ARCHIVES = (".zip", ".7z", ".rar")
 ACCEPTED = (
     "class folders, a folder of images with metadata.csv, Parquet, .npz, MNIST idx, CIFAR batches, "
-    "or a CSV/TSV/Parquet table"
+    "a CSV/TSV/Parquet table, or text (.txt, source code, JSON, JSONL, CSV, TSV, Parquet, CoNLL)"
 )
 
 
@@ -53,10 +59,10 @@ def open_data(
 ) -> Examples:
     """Rows of raw data from a file or folder, in a fixed order.
 
-    target: the column to learn, where there are columns. kind: "image" or "table", to overrule
-    what is recognised. target_kind: "class", "classes" or "number", likewise. split_column: the
-    column that says train, val or test. learn=False: to predict or evaluate; then labels may be
-    absent and what cannot be learned from is no error.
+    target: the column to learn, where there are columns. kind: "image", "table" or "text", to
+    overrule what is recognised. target_kind: "class", "classes" or "number", likewise.
+    split_column: the column that says train, val or test. learn=False: to predict or evaluate;
+    then labels may be absent and what cannot be learned from is no error.
 
     Returns Examples; `.understood` says in a line what was found, `.findings` what is odd.
     Errors: DataError, one sentence with the file and row, and what to do.
@@ -111,14 +117,25 @@ def _open_file(path: Path, kind: str | None, reading: Reading) -> Examples:
         members = cifar_members(path)
         if members:
             return _arrays(read_cifar(members, reading.target), path.parent, kind, reading)
+    if kind == "text":
+        return open_text_file(path, reading, asked=True) or _refuse_file(path, suffix)
     if is_table(path):
         if kind != "table" and suffix in (".parquet", ".pq") and has_images(path):
             return open_image_parquet([(path, "")], reading)
-        if kind != "table" and _names_images(path):
+        prose = kind is None and bare(path).suffix.lower() not in TABLES
+        document = prose and sniff(path) in ("document", "tagged")
+        if kind != "table" and not document and _names_images(path, reading):
             return open_metadata([path], walk(path.parent), reading)
-        return open_tables([(path, "")], reading)
+        text = open_text_file(path, reading) if kind is None else None
+        return text or open_tables([(path, "")], reading)
     if is_image(path):
         return one_image(path)
+    archive = suffix in ARCHIVES or is_tar(path)
+    text = open_text_file(path, reading) if kind is None and not archive else None
+    return text or _refuse_file(path, suffix)
+
+
+def _refuse_file(path: Path, suffix: str) -> Examples:
     raise DataError(
         f"'{shown(path)}' is of no kind that is read here; expected {ACCEPTED}"
         + (". Unpack the archive first" if suffix in ARCHIVES or is_tar(path) else "")
@@ -141,18 +158,19 @@ def _with_labels(path: Path) -> list[Path]:
     return [path]
 
 
-def _names_images(path: Path) -> bool:
+def _names_images(path: Path, reading: Reading) -> bool:
     """Whether a table names files that lie beside it."""
     if path.name.lower().startswith("metadata."):
         return True
     try:
-        raw = read_table(path)
-    except DataError:
+        if sniff(path) == "json":  # whose rows may be long texts: only the first are read
+            columns = columns_of([json.loads(line) for _, line in islice(lines(path), 20) if line])
+        else:
+            columns = reading.table(path).data.slice(0, 20).to_pydict()
+    except (DataError, ValueError, AttributeError):
         return False  # reading it as a table will say what is wrong
-    column = file_column(raw.data.column_names)
-    if column is None:
-        return False
-    first = [str(name) for name in raw.data.column(column)[:20].to_pylist() if name]
+    column = file_column(list(columns))
+    first = [str(name) for name in columns[column] if name] if column else []
     return any((path.parent / name).is_file() for name in first)
 
 
@@ -161,8 +179,12 @@ def _open_folder(folder: Path, kind: str | None, reading: Reading) -> Examples:
     if not listing.files:
         _refuse_empty(listing)
     here = [folder / parts[0] for parts in listing.files if len(parts) == 1]
-    if kind != "table":
+    if kind in (None, "image") and not (kind is None and _mostly_text(listing)):
         opened = _open_images(listing, here, kind, reading)
+        if opened is not None:
+            return opened
+    if kind in (None, "text"):
+        opened = open_text_folder(listing, reading, kind == "text")
         if opened is not None:
             return opened
     parquet = [parts for parts in listing.files if parts[-1].lower().endswith((".parquet", ".pq"))]
@@ -205,10 +227,17 @@ def _open_images(
     images = find_images(listing)
     if not images:
         return None
-    naming = [p for p in here if is_table(p) and _names_images(p)]
+    naming = [p for p in here if is_table(p) and _names_images(p, reading)]
     if len(naming) == 1:
         return open_metadata(naming, listing, reading)
     return open_folder(listing, images, reading.learn)
+
+
+def _mostly_text(listing: Listing) -> bool:
+    """Documents or source code with a few pictures among them."""
+    suffixes = [bare(Path(parts[-1])).suffix.lower() for parts in listing.files]
+    pictures = sum(suffix in IMAGE_SUFFIXES for suffix in suffixes)
+    return 0 < 10 * pictures < sum(suffix in PROSE | CODE for suffix in suffixes)
 
 
 def _refuse_empty(listing: Listing) -> None:

@@ -10,6 +10,7 @@ from pyarrow import parquet
 from layerwise.data.cells import as_array
 from layerwise.data.delimited import RawTable, columns_of, read_delimited, read_json_lines
 from layerwise.data.listing import reason, shown, some, split_named, split_within
+from layerwise.data.text_files import bare, open_stream
 from layerwise.errors import DataError
 
 _SUFFIXES = ".csv .tsv .tab .data .test .txt .parquet .pq .jsonl .ndjson"
@@ -17,8 +18,8 @@ SUFFIXES = frozenset(_SUFFIXES.split())
 
 
 def is_table(path: Path) -> bool:
-    """By its suffix, below .gz too."""
-    return Path(path.name.lower().removesuffix(".gz")).suffix in SUFFIXES
+    """By its suffix, below that of a compression too."""
+    return bare(path).suffix.lower() in SUFFIXES
 
 
 def read_table(path: Path) -> RawTable:
@@ -38,7 +39,8 @@ def read_parquet(path: Path) -> pa.Table:
     """Errors: damaged, no rows, a column name twice."""
     file = shown(path.name)
     try:
-        data = parquet.ParquetFile(path).read()
+        source = path if bare(path) == path else pa.BufferReader(open_stream(path).read())
+        data = parquet.ParquetFile(source).read()
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as e:
         raise DataError(
             f"'{file}' cannot be read as Parquet ({reason(e)}); it may be cut off: copy it again"

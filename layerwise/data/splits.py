@@ -8,6 +8,7 @@ Legend: n rows, g groups of rows with the same content.
 """
 
 import hashlib
+import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -64,6 +65,8 @@ def _hash(value: Any) -> bytes:
         shape = str(value.shape).encode()[:16]  # equal bytes of another shape are another picture
         pixels = np.ascontiguousarray(value).data
         return hashlib.blake2b(pixels, digest_size=DIGEST, person=shape).digest()
+    if isinstance(value, dict):
+        value = json.dumps(value, sort_keys=True).encode()
     return hashlib.blake2b(value, digest_size=DIGEST).digest()
 
 

@@ -37,6 +37,13 @@ class Reading:
     target_kind: TargetKind | None = None
     split_column: str | None = None
     learn: bool = True  # False: to predict or evaluate; a target is welcome but not needed
+    read: dict[Path, RawTable] = field(default_factory=dict)  # tables that were read already
+
+    def table(self, path: Path) -> RawTable:
+        """A file's table, read once while it is found out what it is."""
+        if path not in self.read:
+            self.read[path] = read_table(path)
+        return self.read[path]
 
 
 @dataclass
@@ -102,7 +109,7 @@ def open_tables(files: Sequence[tuple[Path, str]], reading: Reading) -> Examples
 
 def _read_parts(files: Sequence[tuple[Path, str]], reading: Reading) -> _Parts:
     files = sorted(files, key=lambda file: file[1] != "train")  # the others must be like train
-    raw = [read_table(path) for path, _ in files]
+    raw = [reading.table(path) for path, _ in files]
     parts = _Parts(raw, np.zeros(0), [f for r in raw for f in r.findings])
     splits = [split for _, split in files]
     first = raw[0]
