@@ -23,6 +23,8 @@ from layerwise.adapt.fuse import fused
 from layerwise.data.examples import Examples
 from layerwise.data.image import ImageProcessor
 from layerwise.data.table import TableProcessor
+from layerwise.data.text_processor import TextProcessor
+from layerwise.data.tokens import Tokenizer
 from layerwise.errors import StorageError, WeightsError, unknown
 from layerwise.tasks import task_from_dict
 from layerwise.tasks.calibration import conformal_quantile
@@ -32,11 +34,12 @@ from layerwise.train.checkpoint import storage_error
 from layerwise.train.run import predict_rows
 from layerwise.weights import files, names, published
 from layerwise.weights.cards import CARDS
+from layerwise.weights.config_text import write_config
 
 WORTH_FUSING = 256  # rows from which preparing the fused network pays
 CERTIFIED = 8  # rows on which it must say the same first
 BATCH = 256
-PROCESSORS = {"image": ImageProcessor, "table": TableProcessor}
+PROCESSORS = {"image": ImageProcessor, "table": TableProcessor, "text": TextProcessor}
 OURS = "layerwise"
 
 
@@ -88,7 +91,7 @@ class Model:
 
     def outputs(self, rows: Examples, machine: runtime.Runtime | None = None, **options: Any):
         """Raw outputs (n, n_outputs), as numpy, divided by the calibrated temperature."""
-        if rows.kind != self.kind:
+        if rows.kind != self.kind and (self.kind, rows.kind) != ("text", "tokens"):
             raise WeightsError(
                 f"this model reads {self.kind}s, but {rows.source or 'the data'} holds {rows.kind}s"
             )
@@ -187,7 +190,10 @@ class Model:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             files.save_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
-            write_json(folder / "preprocessor_config.json", self.processor.to_dict())
+            if self.kind == "text":
+                self.processor.tokenizer.save(folder)
+            else:
+                write_json(folder / "preprocessor_config.json", self.processor.to_dict())
             write_json(folder / "config.json", self.config_json(form))
             write_json(folder / "layerwise.json", self.own_json(form))
         except StorageError:
@@ -197,8 +203,10 @@ class Model:
         return folder
 
     def saved_format(self) -> str:
-        """ "timm" when timm has this very network, else our own names."""
+        """What opens it elsewhere: "timm", "huggingface" for text, else our own names."""
         module = models.family(self.family)
+        if self.kind == "text":
+            return "huggingface"
         known = module.VARIANTS.get(self.variant)
         config: Any = self.network.config
         own = None if known is None else dataclasses.replace(known, n_classes=config.n_classes)
@@ -210,6 +218,13 @@ class Model:
         if form == OURS:
             config = dataclasses.asdict(self.network.config)  # type: ignore[call-overload]
             return {"model_type": f"layerwise-{self.family}", **config}
+        if form == "huggingface":
+            ids = self.processor.tokenizer
+            return write_config(self.family, self.network.config) | {
+                "bos_token_id": ids.bos_id,
+                "eos_token_id": ids.eos_id,
+                "pad_token_id": ids.pad_id,
+            }
         p = self.processor.to_dict()
         size = p.get("crop_size", p["size"])
         return {
@@ -236,12 +251,13 @@ class Model:
             "temperature": self.temperature,
             "conformal": list(self.conformal),
             "card": self.card,
+            **({"processor": self.processor.to_dict()} if self.kind == "text" else {}),
         }
 
 
 KEYS = {
     "version", "family", "variant", "format", "config", "kind", "task", "temperature", "conformal",
-    "card",
+    "card", "processor",
 }  # fmt: skip
 
 
@@ -281,7 +297,11 @@ def load_saved(folder: pathlib.Path) -> Model:
         wanted = {k: tuple(v.shape) for k, v in network.state_dict().items()}
         tensors = names.rename(tensors, module.PUBLISHED[own["format"]], wanted)
     files.load_into(network, tensors)
-    processor = PROCESSORS[own["kind"]].from_dict(read_json(folder / "preprocessor_config.json"))
+    if own["kind"] == "text":
+        processor = TextProcessor(Tokenizer.load(folder), **own["processor"])
+    else:
+        saved = read_json(folder / "preprocessor_config.json")
+        processor = PROCESSORS[own["kind"]].from_dict(saved)
     return Model(
         network.eval(),
         own["family"],

@@ -130,6 +130,7 @@ def plan_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--grad-accum-steps", type=int, default=1, help="micro-batches per step [1]")
     p.add_argument("--epochs", type=float, default=10.0, help="passes over the rows [10]")
     p.add_argument("--image-size", type=int, default=0, help="side in pixels [the model's own]")
+    p.add_argument("--max-seq-len", type=int, default=0, help="tokens of a text [512]")
     p.add_argument("--classes", type=int, default=0, help="number of classes [the model's own]")
     p.add_argument("--optimizer", default="adamw", help="adamw, sgd or muon [adamw]")
     p.add_argument("--dtype", default="auto", help="fp32, bf16 or auto [auto]")

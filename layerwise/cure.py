@@ -34,7 +34,7 @@ def metrics_of(job: Job, contender: Contender) -> list[dict[str, Any]]:
 
 def diagnoses(job: Job, contender: Contender) -> list[Diagnosis]:
     """What was wrong with a training, root cause first; each is said."""
-    if contender.outcome is None or not contender.outcome.history:
+    if contender.outcome is None or not contender.outcome.history or job.train.kind == "tokens":
         return []
     processor = contender.choice.processor
     seen, unseen = (job.task.batch(some_rows(r, PROBED), processor) for r in (job.train, job.val))

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from layerwise import runtime
+from layerwise import language, runtime
 from layerwise.bundle import Model, load, read_json, write_json
 from layerwise.choose import choose_scratch, mirror_safe
 from layerwise.console import Console, duration
@@ -54,9 +54,15 @@ def fit(
     machine = runtime.start(chosen.device, chosen.dtype, chosen.threads)
     console.head(f"layerwise fit {data}")
     examples = open_chosen(data, chosen)
+    plain = examples.form == "plain"
+    if plain:
+        examples = language.in_stretches(examples, chosen)
     console.say(examples.understood)
     base = find_base(chosen, examples.kind, console)
     rows = prepare_rows(examples, chosen, console, base, machine)
+    reader = None
+    if plain:
+        rows, reader = language.as_tokens(rows, chosen, console)
     smoothing = 0.1 if chosen.label_smoothing < 0 else chosen.label_smoothing
     smooth = {"label_smoothing": smoothing} if examples.target_kind == "class" else {}
     task = task_for(rows.train, **smooth)
@@ -75,7 +81,12 @@ def fit(
         deadline=started + 0.85 * budget,  # the rest is for scoring, probing and the report
         on_plan=lambda plan, way: note_plan(plan, way, console),
     )
-    winner, rungs = climb(job, base, lambda: choose_scratch(rows.train, task, chosen))
+    if reader is None:
+        scratch = lambda: choose_scratch(rows.train, task, chosen)  # noqa: E731
+    else:
+        flops = language.affordable(budget, machine)
+        scratch = lambda: language.choose_decoder(rows.train, reader, chosen, flops)  # noqa: E731
+    winner, rungs = climb(job, base, scratch)
     found = diagnoses(job, winner)
     if found and chosen.cure and base is None:
         winner = apply_cure(job, winner, found, rungs)
@@ -170,7 +181,7 @@ def prepare_rows(
     machine: runtime.Runtime,
 ) -> Rows:
     """Audit and split; rows that cannot be used are set aside, and said."""
-    if examples.targets is None:
+    if examples.targets is None and examples.form != "plain":
         raise DataError(
             f"{examples.source} holds {len(examples)} {examples.kind}s but no labels to learn: put "
             "the images of each class in a folder of its own, or add metadata.csv with the columns "
@@ -196,8 +207,8 @@ def prepare_rows(
             )
     sizes = ", ".join(f"{len(rows):,} {name}" for name, rows in parts.items())
     console.say(f"rows: {sizes}")
-    subsets = [examples.subset(parts[n]) for n in ("train", "val", "test")]
-    return Rows(*subsets, found, clean, features)
+    train, val, test = (examples.subset(parts[n]) for n in ("train", "val", "test"))
+    return Rows(train, val, test, found, clean, features)
 
 
 def judge_labels(

@@ -308,6 +308,8 @@ def start(job: Job, way: str, base: Model | None, scratch: Callable[[], Choice])
 
 def style_of(kind: str, choice: Choice) -> str:
     """Which starting recipe fits a training from scratch."""
+    if kind == "tokens":
+        return "text"
     if kind == "table" or choice.family == "airbench":
         return "table" if kind == "table" else "airbench"
     return "small" if choice.processor.size[0] <= SMALL_SIDE else "scratch"
@@ -380,6 +382,7 @@ def score_of(contender: Contender) -> float:
 def go(job: Job, contender: Contender, share: float) -> None:
     """Train one contender for at most `share` seconds, and score it."""
     started = time.monotonic()
+    runtime.forget_peak()
     folder = job.folder / "rungs" / f"{contender.way}-{contender.rounds}"
     folder.mkdir(parents=True, exist_ok=True)
     recipe = kept_steps(folder, within(contender, share))

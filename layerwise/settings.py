@@ -46,8 +46,9 @@ class Settings:
     augment: str = option(
         "auto", "image augmentation", ("auto", "none", "light", "flip_crop", "full")
     )
+    max_seq_len: int = option(0, "tokens of a text or window (0: chosen)")
     image_size: int = option(0, "side in pixels that images are brought to (0: chosen)")
-    kind: str = option("auto", "what the rows are", ("auto", "image", "table"))
+    kind: str = option("auto", "what the rows are", ("auto", "image", "table", "text"))
     target: str = option("", "column to learn, for tables and metadata files")
     target_kind: str = option(
         "auto", "one class, several labels, or a number", ("auto", "class", "classes", "number")

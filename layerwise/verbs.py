@@ -1,6 +1,8 @@
 """The verbs that need no file of their own: plan, inspect, audit, models, demo."""
 
+import importlib.util
 import pathlib
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,9 +15,11 @@ from layerwise.data.examples import Batch, Examples
 from layerwise.errors import OptionError
 from layerwise.settings import settings
 from layerwise.tasks import task_for
+from layerwise.tasks.causal import Causal
 from layerwise.tasks.classify import Classify
 
 DEFAULT_SIDE = 224
+TEXT_LENGTH = 512  # tokens of a text, where none is given
 DEMO_STEPS = 150
 
 
@@ -27,6 +31,7 @@ def plan(
     grad_accum_steps: int = 1,
     epochs: float = 10.0,
     image_size: int = 0,
+    max_seq_len: int = 0,
     classes: int = 0,
     optimizer: str = "adamw",
     dtype: str = "auto",
@@ -43,12 +48,17 @@ def plan(
 
     machine = runtime.start()
     family, config = models.resolve(model)
-    task: Any = Classify([str(i) for i in range(classes or config.n_classes)])
-    if data:
+    reads_text = hasattr(config, "vocab_size")
+    if reads_text and family == "bert":
+        raise OptionError(f"{model} is planned by `fit` on labelled texts, not by name yet")
+    n_classes = classes or getattr(config, "n_classes", 0)
+    task: Any = Causal() if reads_text else Classify([str(i) for i in range(n_classes)])
+    if data and not reads_text:
         task, rows = task_of_data(data)
     if batch % grad_accum_steps:
         raise OptionError(f"--batch {batch} does not divide into {grad_accum_steps} micro-batches")
-    config = models.replace_fields(config, {"n_classes": task.n_outputs})
+    if not reads_text:
+        config = models.replace_fields(config, {"n_classes": task.n_outputs})
     chosen = runtime.choose_dtype("cuda" if hardware != "cpu" else machine.device, dtype)[0]
     if hardware != "cpu" and dtype == "auto":
         chosen = torch.bfloat16
@@ -58,7 +68,7 @@ def plan(
     steps = max(1, round(epochs * max(rows, batch) / batch))
     return make_plan(
         network,
-        sample_batch(family, config, model, image_size, micro, task),
+        sample_batch(family, config, model, image_size or max_seq_len, micro, task),
         task,
         optimizer=optimizer,
         dtype=chosen,
@@ -78,7 +88,13 @@ def task_of_data(data: str) -> tuple[Any, int]:
 
 
 def sample_batch(family: str, config: Any, variant: str, side: int, rows: int, task: Any) -> Batch:
-    """A batch of the shapes that the network takes, on the meta device."""
+    """A batch of the shapes that the network takes, on the meta device; side: or tokens."""
+    if hasattr(config, "vocab_size"):
+        tokens = torch.zeros(rows, side or TEXT_LENGTH, dtype=torch.int64, device="meta")
+        tensors = {"inputs": tokens}
+        if task.name == "causal":
+            tensors["targets"] = tokens
+        return Batch(tensors, np.zeros(rows, np.int64))
     side = side or natural_side(family, variant)
     shape = (rows, config.n_in) if family == "mlp" else (rows, 3, side, side)
     targets = {
@@ -105,7 +121,6 @@ def natural_side(family: str, variant: str) -> int:
 
 def list_models(family: str = "") -> list[dict[str, Any]]:
     """Every named size with its parameters, FLOPs per sample, and where weights are published."""
-    from layerwise.plan import forward_flops
     from layerwise.weights.cards import CARDS
 
     wanted = [family] if family else list(models.FAMILIES)
@@ -113,20 +128,40 @@ def list_models(family: str = "") -> list[dict[str, Any]]:
     for name in wanted:
         module = models.family(name)
         for variant, config in module.VARIANTS.items():
-            with torch.device("meta"):
-                network = module.Model(config)
-            batch = sample_batch(name, config, variant, 0, 1, Classify(["a"]))
+            params, flops = sizes_of(name, config, variant)
             out.append(
                 {
                     "name": variant,
                     "family": name,
-                    "params": sum(p.numel() for p in network.parameters()),
-                    "flops": forward_flops(network, batch["inputs"]),
+                    "params": params,
+                    "flops": flops,
                     "formats": list(module.PUBLISHED),
                     "weights": [c.name for c in CARDS.values() if c.variant == variant],
                 }
             )
     return out
+
+
+def sizes_of(family: str, config: Any, variant: str) -> tuple[int, int]:
+    """Parameters and FLOPs per sample, from the network itself on the meta device.
+
+    Of deep stacks of equal layers two are built, and the rest follows: a text of TEXT_LENGTH.
+    """
+    from layerwise.plan import forward_flops
+
+    def measured(config: Any) -> np.ndarray:
+        with torch.device("meta"):
+            network = models.build(family, config)
+        batch = sample_batch(family, config, variant, 0, 1, Classify(["a"]))
+        n_params = sum(p.numel() for p in network.parameters())
+        return np.array([n_params, forward_flops(network, batch["inputs"])], np.int64)
+
+    if not hasattr(config, "vocab_size"):
+        found = measured(config)
+    else:
+        one, two = (measured(replace(config, n_layers=n)) for n in (1, 2))
+        found = one + (config.n_layers - 1) * (two - one)
+    return int(found[0]), int(found[1])
 
 
 def inspect(model: Any, data: Any, rows: int = 1500, seed: int = 0) -> Any:
@@ -168,28 +203,38 @@ def audit(data: Any, base: str = "auto", seed: int = 0, **options: Any) -> tuple
 
 def demo(console: Console | None = None, output: str = "") -> dict[str, Any]:
     """The whole way on scikit-learn's 1,797 scanned digits: the same path that user data takes."""
-    from sklearn.datasets import load_digits
-
     from layerwise.fit import fit
 
     console = console or Console()
-    digits: Any = load_digits()
-    images = np.round(digits.images * (255 / 16)).astype(np.uint8)  # (1797, 8, 8)
+    images, targets = bundled_digits()
     folder = pathlib.Path(output).parent if output else pathlib.Path("runs")
     folder.mkdir(parents=True, exist_ok=True)
     path, one = folder / "digits.npz", folder / "scan.png"
-    np.savez(path, images=images, labels=digits.target)
+    np.savez(path, images=images, labels=targets)
     Image.fromarray(images[42]).save(one)
     options = {"output": output} if output else {}
     result = fit(path, console=console, base="none", steps=DEMO_STEPS, threads=1, **options)
     console.head("one prediction")
     said = result.model.predict(one)[0]
     console.say(
-        f"  {one}: {said.label} with probability {said.probability:.3f}; "
-        f"it is a {digits.target[42]}"
+        f"  {one}: {said.label} with probability {said.probability:.3f}; it is a {targets[42]}"
     )
     console.head("next")
     for line in result.details["next"]:
         console.say(f"  {line['what']}\n    {line['command']}")
     console.say("  the same, on your own data\n    layerwise fit YOUR_FOLDER")
     return result.to_dict()
+
+
+def bundled_digits() -> tuple[np.ndarray, np.ndarray]:
+    """scikit-learn's scanned digits, uint8 (1797, 8, 8), and what they are (1797,).
+
+    Read where they lie: importing scikit-learn takes longer than the demo's first steps.
+    """
+    found = importlib.util.find_spec("sklearn")
+    assert found is not None, "scikit-learn is a dependency"
+    assert found.submodule_search_locations is not None
+    file = pathlib.Path(found.submodule_search_locations[0]) / "datasets/data/digits.csv.gz"
+    rows = np.loadtxt(file, delimiter=",")  # 64 shades of 0 to 16, then the digit
+    images = np.round(rows[:, :-1] * (255 / 16)).astype(np.uint8)
+    return images.reshape(-1, 8, 8), rows[:, -1].astype(np.int64)

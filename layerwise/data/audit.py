@@ -7,13 +7,13 @@ was trained on tells nothing, so the score is also given without them (`clean_te
 Legend: n rows, C classes, g groups of copies.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from layerwise.data import audit_images, audit_tables
-from layerwise.data.duplicates import groups_of, near_duplicates
+from layerwise.data import audit_images, audit_tables, audit_text
+from layerwise.data.duplicates import first_alike, groups_of, near_duplicates
 from layerwise.data.examples import Examples, Finding, Severity
 from layerwise.data.label_errors import (
     out_of_fold,
@@ -21,7 +21,7 @@ from layerwise.data.label_errors import (
     stratified_groups,
     suspect_labels,
 )
-from layerwise.data.splits import DIGEST, content_hashes
+from layerwise.data.splits import content_hashes
 from layerwise.data.words import about
 from layerwise.errors import DataError
 
@@ -67,14 +67,18 @@ def audit(examples: Examples, splits: Mapping[str, np.ndarray] | None = None) ->
         looks = audit_images.look_at_all(examples.inputs, examples.names)
         keep, findings = looks.usable, looks.findings
         require_some(keep, findings, examples.source)
-        exact = exact_groups(looks.digests)
+        exact = first_alike(looks.digests)
         first = np.flatnonzero(keep & (exact == np.arange(n)))  # one of each content
         pairs = first[near_duplicates(looks.grey[first], looks.colour[first])]
         copies = np.stack([exact, np.arange(n)], 1)
         groups = groups_of(n, np.concatenate([pairs, copies]))
+    elif examples.kind == "text":
+        exact = first_alike(content_hashes(examples))
+        keep, groups, findings = audit_text.look_at_texts(examples, exact)
+        require_some(keep, findings, examples.source)
     else:
         keep, findings = np.ones(n, bool), audit_tables.audit_columns(examples)
-        groups = exact = exact_groups(content_hashes(examples))
+        groups = exact = first_alike(content_hashes(examples))
     findings = (
         findings + audit_copies(examples, exact, groups, part) + balance(examples, keep, part)
     )
@@ -139,13 +143,6 @@ def require_some(keep: np.ndarray, findings: list[Finding], source: str) -> None
 # ---- copies ----------------------------------------------------------------------------------
 
 
-def exact_groups(digests: Sequence[bytes]) -> np.ndarray:
-    """The first row with the same content, for each row: (n,)."""
-    content = np.frombuffer(b"".join(digests), f"S{DIGEST}")
-    _, first, of = np.unique(content, return_index=True, return_inverse=True)
-    return first[of]
-
-
 def clean_rows(groups: np.ndarray, part: np.ndarray) -> np.ndarray:
     """Test rows whose group has no row in train or val, ascending."""
     tainted = np.isin(groups, groups[np.isin(part, ("train", "val"))])
@@ -162,10 +159,12 @@ def audit_copies(
     table = examples.kind == "table"  # equal rows of a table can be different cases
     severity = "note" if table else "warning"
     cure = "look whether they are separate cases" if table else "keep one of each"
+    nearly = {"text": "say nearly the same as another"}
+    near = nearly.get(examples.kind, "show the same picture as another")
     found: list[Finding] = []
     for kind, same, what in (
         ("duplicate", True, "have exactly the same content as another"),
-        ("near_duplicate", False, "show the same picture as another"),
+        ("near_duplicate", False, near),
     ):
         chosen = [s for s in sets if (len(np.unique(exact[s])) == 1) == same]
         names = [str(examples.names[i]) for s in chosen for i in s.tolist()]

@@ -1,17 +1,15 @@
-"""Text files of rows and columns (CSV, TSV, UCI .data, JSON lines; also .gz) to columns of text.
+"""Text files of rows and columns (CSV, TSV, UCI .data; also compressed) to columns of text.
 
 Found out from the file itself: encoding, delimiter, whether the first row names the columns.
 Rows are counted as in a spreadsheet: where there is a header it is row 1.
 """
 
 import csv
-import gzip
 import io
-import json
 import re
-import zlib
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from pyarrow import csv as arrow_csv
 
 from layerwise.data.cells import as_array
 from layerwise.data.examples import Finding
+from layerwise.data.text_files import blocks
 from layerwise.data.words import reason, shown
 from layerwise.errors import DataError
 
@@ -28,25 +27,58 @@ DELIMITERS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
 SAMPLE = 1 << 18  # characters that tell the form of a file
 
 
+Row = dict[str, Any]
+
+
 @dataclass
 class RawTable:
-    """Columns as a file has them, before anything is made of their cells."""
+    """Rows as a file has them, before anything is made of their cells: columns, or objects."""
 
-    data: pa.Table
+    held: Any  # pa.Table or list[Row]
     file: str  # its name, for messages
     first_row: int = 0  # the number in the file of the first row of data
-    header: bool = True
+    header: bool = True  # False: the names of the columns were made up
     delimiter: str = ""
     findings: list[Finding] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)  # of the rows, where they are not counted
+    given: list[str] = field(default_factory=list)  # the split of each row, where the file says it
+    what: str = ""  # a form known from the file alone: "CoNLL", "SQuAD"
+
+    def __len__(self) -> int:
+        return len(self.held)
 
     def row_names(self) -> list[str]:
-        return [f"{self.file} row {self.first_row + i}" for i in range(self.data.num_rows)]
+        return self.names or [f"{self.file} row {self.first_row + i}" for i in range(len(self))]
+
+    @cached_property
+    def data(self) -> pa.Table:
+        """The columns."""
+        if isinstance(self.held, pa.Table):
+            return self.held
+        names = dict.fromkeys(name for row in self.held for name in row)
+        return pa.table({name: as_array([row.get(name) for row in self.held]) for name in names})
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        return self.held.to_pylist() if isinstance(self.held, pa.Table) else self.held
+
+    def cells(self, name: str) -> list[Any]:
+        if isinstance(self.held, pa.Table):
+            return self.held.column(name).to_pylist()
+        return [row.get(name) for row in self.held]
+
+    def sample(self, most: int) -> list[Row]:
+        """Rows from all over the file."""
+        places = range(0, len(self), max(1, len(self) // most))
+        if isinstance(self.held, pa.Table):
+            return self.held.take(pa.array(places)).to_pylist()
+        return [self.held[i] for i in places]
 
 
 def read_delimited(path: Path) -> RawTable:
     """A CSV, TSV, `.data` or `.test` file; every cell is text.
 
-    Errors: a damaged .gz, no rows, a row with too many or too few cells, a column name twice.
+    Errors: a damaged archive, no rows, a row with too many or too few cells, a column name twice.
     """
     file = shown(path.name)
     text, findings = _decoded(read_bytes(path), file)
@@ -55,7 +87,13 @@ def read_delimited(path: Path) -> RawTable:
     if not text.strip():
         raise DataError(f"'{file}' has no rows; expected a table with one row per example")
     delimiter, text = _delimiter(text, path)
-    sample = list(csv.reader(_first_lines(text), delimiter=delimiter, skipinitialspace=True))
+    quotes = delimiter != "\t" or _quoted(text)
+    quoting = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
+    if not quotes:
+        text = _trimmed(text, file, findings)
+    sample = list(csv.reader(
+        _first_lines(text), delimiter=delimiter, skipinitialspace=True, quoting=quoting
+    ))  # fmt: skip
     header = _has_header(sample)
     names = [name.strip() for name in sample[0]]
     names = [name if header and name else f"column_{i}" for i, name in enumerate(names, 1)]
@@ -66,44 +104,13 @@ def read_delimited(path: Path) -> RawTable:
             f"'{file}' has {names.count(twice[0])} columns named '{twice[0]}' (columns {places}); "
             "give each its own name"
         )
-    data = _parse(text, delimiter, header, names, file)
+    data = _parse(text, delimiter, header, names, file, quotes)
     return RawTable(data, file, 1 + header, header, delimiter, findings)
 
 
-def read_json_lines(path: Path) -> RawTable:
-    """The rows of a .jsonl file. Errors name the file and the line."""
-    file = shown(path.name)
-    rows: list[dict[str, Any]] = []
-    for number, line in enumerate(_decoded(read_bytes(path), file)[0].splitlines(), 1):
-        try:
-            row = json.loads(line) if line.strip() else {}
-        except ValueError:
-            row = None
-        if not isinstance(row, dict):
-            raise DataError(
-                f"{file} line {number} is no JSON object: {line[:50]!r}; each line should be one "
-                'such as {"file_name": "a.jpg", "label": "cat"}'
-            )
-        rows += [row] if row else []
-    if not rows:
-        raise DataError(f"'{file}' has no rows; expected one JSON object per line")
-    names = dict.fromkeys(name for row in rows for name in row)
-    columns = {name: as_array([row.get(name) for row in rows]) for name in names}
-    return RawTable(pa.table(columns), file, 1)
-
-
 def read_bytes(path: Path) -> bytes:
-    """A file's bytes, decompressed where its first two say gzip. Errors: it is cut off."""
-    content = path.read_bytes()
-    if content[:2] != b"\x1f\x8b":
-        return content
-    try:
-        return gzip.decompress(content)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as e:
-        raise DataError(
-            f"'{shown(path.name)}' is a damaged gzip file ({reason(e)}): it ends early or was "
-            "changed on its way; download or copy it again"
-        ) from e
+    """A file's bytes, decompressed where the first ones say so. Errors: it is cut off."""
+    return b"".join(blocks(path))
 
 
 def _decoded(content: bytes, file: str) -> tuple[str, list[Finding]]:
@@ -157,7 +164,8 @@ def _has_header(rows: list[list[str]]) -> bool:
     """Whether the first row names the columns.
 
     It does not where it holds a number, unless those count 0, 1, 2 ... (as pandas numbers columns)
-    or name pixels after a first word. All text: it does not where most of its cells recur below.
+    or name pixels after a first word. All text: it does not where most of its cells recur below, or
+    one is a sentence above sentences.
     """
     first, body = rows[0], rows[1:]
     counted = [float(cell) for cell in first if NUMBER.fullmatch(cell)]
@@ -167,11 +175,42 @@ def _has_header(rows: list[list[str]]) -> bool:
     columns = [[row[i] for row in body if i < len(row)] for i in range(len(first))]
     if not body or any(c and any(map(NUMBER.fullmatch, c)) for c in columns):
         return True
+    for name, column in zip(first, columns, strict=True):
+        if len(name.split()) > 6 and sum(len(c.split()) for c in column) > 6 * len(column):
+            return False
     recurs = [name in column for name, column in zip(first, columns, strict=True)]
     return sum(recurs) * 2 < len(first)
 
 
-def _parse(text: str, delimiter: str, header: bool, names: list[str], file: str) -> pa.Table:
+def _quoted(text: str) -> bool:
+    """Whether quotes around the cells of a TSV are quotation marks of the format.
+
+    They are where every cell that begins with one also ends with one, its inner ones doubled.
+    """
+    begun = len(re.findall(r'(?:^|\t)"', text, re.MULTILINE))
+    whole = re.findall(r'(?:^|\t)"(?:[^"]|"")*"(?=\t|\n|\Z)', text, re.MULTILINE)
+    return len(whole) == begun > 0
+
+
+def _trimmed(text: str, file: str, findings: list[Finding]) -> str:
+    """Without the cells that some rows of a TSV without quotes have beyond all others (as STS-B's).
+
+    Only where the short rows are by far the most, and nothing is shorter.
+    """
+    rows = text.split("\n")
+    widths = [row.count("\t") for row in rows if row]
+    least = min(widths)
+    longer = len(widths) - widths.count(least)
+    if not least or not 0 < longer <= 0.5 * len(widths):
+        return text
+    message = f"{longer:,} rows of '{file}' have more than {least + 1} cells; the rest was left out"
+    findings.append(Finding("ragged", "note", message, (file,)))
+    return "\n".join("\t".join(row.split("\t")[: least + 1]) for row in rows)
+
+
+def _parse(
+    text: str, delimiter: str, header: bool, names: list[str], file: str, quotes: bool
+) -> pa.Table:
     ragged: list[Any] = []
 
     def note(row: Any) -> str:
@@ -185,7 +224,10 @@ def _parse(text: str, delimiter: str, header: bool, names: list[str], file: str)
                 use_threads=False, block_size=1 << 26, skip_rows=int(header), column_names=names
             ),
             arrow_csv.ParseOptions(
-                delimiter=delimiter, newlines_in_values='"' in text, invalid_row_handler=note
+                delimiter=delimiter,
+                quote_char='"' if quotes else False,
+                newlines_in_values=quotes and '"' in text,
+                invalid_row_handler=note,
             ),
             arrow_csv.ConvertOptions(
                 column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False

@@ -17,7 +17,7 @@ pair of different photographs was claimed.
 Legend: n pictures, m pairs.
 """
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterable, Iterator
 
 import numpy as np
 
@@ -166,6 +166,12 @@ def pieces(rows: np.ndarray) -> Iterator[np.ndarray]:
 
 
 # ---- groups ----------------------------------------------------------------------------------
+
+
+def first_alike(keys: Iterable[Hashable]) -> np.ndarray:
+    """The first row with the same key, for each row: (n,)."""
+    first: dict[Hashable, int] = {}
+    return np.array([first.setdefault(key, i) for i, key in enumerate(keys)], np.int64)
 
 
 def groups_of(n: int, pairs: np.ndarray) -> np.ndarray:

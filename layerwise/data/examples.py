@@ -32,7 +32,8 @@ class Finding:
 class Examples:
     """Raw rows: inputs are decoded only when a processor asks for them.
 
-    kind: modality of `inputs`: "image" (each a Path, bytes, or uint8 array (h, w[, c])) or "table".
+    kind: modality of `inputs`: "image" (each a Path, bytes, or uint8 array (h, w[, c])), "table",
+    or "text" (each a dict of the fields of `form`, see `text_forms`).
     targets: (n,) int64 for "class", (n, C) uint8 for "classes", (n,) float64 for "number", or None.
     labels: the class names, in their natural order; the index in `targets` is the place here.
     names: what to call each row in a message: a relative path, or "file.csv row 17".
@@ -50,6 +51,7 @@ class Examples:
     source: str = ""
     target_name: str = ""  # of the column that was the target, for tables
     findings: list[Finding] = field(default_factory=list)
+    form: str = ""  # of text: "plain", "labelled", "tagged", "pairs" ...
 
     def __len__(self) -> int:
         return len(self.names)

@@ -12,6 +12,7 @@ encoded bytes; class names come from the schema's own metadata (ClassLabel).
 # (pyarrow.compute makes its functions on import, where no type checker sees them)
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,6 @@ from layerwise.data.records import (
     Records,
     first_named,
     no_column,
-    read_table,
     target_column,
     together,
 )
@@ -62,9 +62,10 @@ def metadata_files(folder: Path) -> list[Path]:
 
 def names_images(raw: RawTable, folder: Path) -> bool:
     """Whether a table names files that lie beside it."""
-    column = first_named(raw.data.column_names, FILE_NAMES)
-    first = raw.data.column(column)[:20].to_pylist() if column else []
-    return any(isinstance(name, str) and (folder / name).is_file() for name in first if name)
+    rows = raw.sample(20)
+    column = first_named(rows[0], FILE_NAMES)
+    first = [row.get(column) for row in rows] if column else []
+    return any(isinstance(name, str) and os.path.isfile(folder / name) for name in first if name)
 
 
 def open_metadata(tables: Sequence[Path], listing: Listing, reading: Reading) -> Examples:
@@ -74,11 +75,13 @@ def open_metadata(tables: Sequence[Path], listing: Listing, reading: Reading) ->
     most files do not exist, no labels at all.
     """
     root = listing.root
-    raw = [read_table(path) for path in tables]
+    raw = [reading.table(path) for path in tables]
     splits = [split_named(p.parent.name) if p.parent != root else "" for p in tables]
     records = together(raw, splits, reading)
     column = first_named(records.data.column_names, FILE_NAMES)
-    column = column or no_column(records, "file_name", "Rename the column of files")
+    column = column or no_column(
+        records.files, records.data.column_names, "file_name", "Rename the column of files"
+    )
     folders = [p.parent for p, r in zip(tables, raw, strict=True) for _ in range(r.data.num_rows)]
     paths = []
     for row, name in enumerate(records.cells(column)):
@@ -150,6 +153,8 @@ class EncodedImages(Sequence[bytes]):
 
 def image_column(raw: RawTable) -> str:
     """The column of encoded images; '' where there is none."""
+    if not isinstance(raw.held, pa.Table):
+        return ""
     features = _features(raw.data.schema)
     for field in raw.data.schema:
         struct = pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0
@@ -218,7 +223,7 @@ def _labelled(
     columns = [name for name in records.data.column_names if name != held]
     column = target_column(records, columns, LABEL_NAMES, reading)
     if not column and reading.learn:
-        no_column(records, "label", TARGET_CURE)
+        no_column(records.files, records.data.column_names, "label", TARGET_CURE)
     if column and (reading.learn or any(cell not in (None, "") for cell in records.cells(column))):
         targets = _targets(records, column, reading)
         examples = with_targets(examples, targets)

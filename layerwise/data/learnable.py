@@ -44,7 +44,7 @@ def check_learnable(examples: Examples) -> None:
 
 def _check_classes(examples: Examples, training: np.ndarray) -> None:
     name, labels = f"'{examples.source}'", np.array(examples.labels)
-    what = "images" if examples.kind == "image" else "rows"
+    what = {"image": "images", "text": "texts"}.get(examples.kind, "rows")
     counts = np.bincount(examples.targets, minlength=len(labels))  # type: ignore[arg-type]
     trained = np.bincount(examples.targets[training], minlength=len(labels))  # type: ignore[index]
     occurs = np.flatnonzero(counts)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from layerwise.data.examples import Finding
+from layerwise.data.text_files import bare
 from layerwise.data.words import about, shown
 
 _SUFFIXES = """.jpg .jpeg .jpe .jfif .png .gif .bmp .dib .tif .tiff .webp .avif .ppm .pgm .pbm .pnm
@@ -111,12 +112,19 @@ def split_named(name: str) -> str:
 
 
 def split_within(name: str) -> str:
-    """As `split_named`, for a word within a name: train-00000-of-00002, adult.data, t10k-images."""
+    """As `split_named`, for a word within a name: train-00000-of-00002, train10k, adult.data."""
     words = re.split(r"[^a-z0-9]+", name.lower())
     found = [SPLITS[w] for w in words if w in SPLITS]
+    found = found or [SPLITS[w] for w in re.split(r"[^a-z]+", name.lower()) if w in SPLITS]
     if found:
         return found[0]
     return "test" if "t10k" in words else "train" if words[-1] == "data" else ""
+
+
+def split_of(parts: Parts) -> str:
+    """The split that a file's folder or name tells: data/train-00000-of-00002.parquet."""
+    folders = [split_named(part) for part in parts[:-1]]
+    return next((s for s in folders if s), "") or split_within(bare(Path(parts[-1])).stem)
 
 
 def natural(text: str) -> tuple:

@@ -1,9 +1,9 @@
 """Open data of any kind without being told what it is, and say in one line what was understood.
 
 Tried in this order: a single file by its suffix or first bytes; of a folder its metadata table,
-MNIST idx files, CIFAR batches, `.npz`, Parquet, images, tables. What cannot be learned from (one
-class, one image per class, no labels, classes that only the test has) is an error here, before
-any time is spent.
+MNIST idx files, CIFAR batches, `.npz`, images, Parquet, text, tables. What cannot be learned from
+(one class, one image per class, no labels, classes that only the test has) is an error here,
+before any time is spent.
 """
 
 import errno
@@ -30,25 +30,26 @@ from layerwise.data.image_tables import (
 )
 from layerwise.data.learnable import check_learnable
 from layerwise.data.listing import (
+    IMAGE_SUFFIXES,
     Listing,
-    Parts,
     ignored,
     is_image,
-    split_named,
-    split_within,
+    split_of,
     walk,
 )
-from layerwise.data.records import Reading, is_parquet, is_table, pair_files, read_table
+from layerwise.data.records import Reading, is_parquet, is_table, pair_files
 from layerwise.data.table_files import open_tables
+from layerwise.data.text import open_text_file, open_text_folder
+from layerwise.data.text_files import CODE, PROSE, bare, sniff
 from layerwise.data.words import about, shown, some
 from layerwise.errors import DataError, nearest, unknown
 
-KINDS = ("image", "table")
+KINDS = ("image", "table", "text")
 TARGET_KINDS = ("class", "classes", "number")
 ARCHIVES = (".zip", ".7z", ".rar", ".tar", ".gz", ".tgz")
 ACCEPTED = (
     "class folders, a folder of images with metadata.csv, Parquet, .npz, MNIST idx, CIFAR batches, "
-    "or a CSV/TSV/Parquet table"
+    "a CSV/TSV/Parquet table, or text (.txt, source code, JSON, JSONL, CSV, TSV, Parquet, CoNLL)"
 )
 
 
@@ -63,10 +64,10 @@ def open_data(
 ) -> Examples:
     """Rows of raw data from a file or folder, in a fixed order.
 
-    target: the column to learn, where there are columns. kind: "image" or "table", to overrule
-    what is recognised. target_kind: "class", "classes" or "number", likewise. split_column: the
-    column that says train, val or test. learn=False: to predict or evaluate; then labels may be
-    absent and what cannot be learned from is no error.
+    target: the column to learn, where there are columns. kind: "image", "table" or "text", to
+    overrule what is recognised. target_kind: "class", "classes" or "number", likewise.
+    split_column: the column that says train, val or test. learn=False: to predict or evaluate;
+    then labels may be absent and what cannot be learned from is no error.
 
     Returns Examples; `.understood` says in a line what was found, `.findings` what is odd.
     Errors: DataError, one sentence with the file and row, and what to do.
@@ -117,18 +118,29 @@ def _open_file(path: Path, kind: str | None, reading: Reading) -> Examples:
     arrays = _read_arrays(beside, [[path]] if batch else [], reading)
     if arrays is not None:
         return open_arrays(arrays, path.parent, kind, reading.target_kind)
-    if is_table(path):
-        raw = read_table(path)
-        if kind != "table" and image_column(raw):
-            return open_image_parquet([raw], [""], reading)
-        metadata = path.name.lower().startswith("metadata.") or names_images(raw, path.parent)
-        if kind != "table" and metadata:
-            return open_metadata([path], walk(path.parent), reading)
-        return open_tables([raw], [""], reading)
-    if is_image(path):
+    if is_image(path) and kind != "text":
         return one_image(path)
-    unpack = ". Unpack the archive first" if suffix in ARCHIVES else ""
-    raise DataError(f"'{name}' is of no kind that is read here; expected {ACCEPTED}{unpack}")
+    if is_table(path) and (kind == "image" or (kind is None and sniff(path) != "document")):
+        opened = _images_of_table(path, reading)
+        if opened is not None:
+            return opened
+    opened = open_text_file(path, reading, kind == "text") if kind in (None, "text") else None
+    if opened is None and is_table(path):
+        opened = open_tables([reading.table(path)], [""], reading)
+    if opened is None:
+        unpack = ". Unpack the archive first" if suffix in ARCHIVES else ""
+        raise DataError(f"'{name}' is of no kind that is read here; expected {ACCEPTED}{unpack}")
+    return opened
+
+
+def _images_of_table(path: Path, reading: Reading) -> Examples | None:
+    """The images that a table holds or names; None where it does neither."""
+    raw = reading.table(path)
+    if image_column(raw):
+        return open_image_parquet([raw], [""], reading)
+    if path.name.lower().startswith("metadata.") or names_images(raw, path.parent):
+        return open_metadata([path], walk(path.parent), reading)
+    return None
 
 
 def _open_folder(folder: Path, kind: str | None, reading: Reading) -> Examples:
@@ -136,18 +148,39 @@ def _open_folder(folder: Path, kind: str | None, reading: Reading) -> Examples:
     if not listing.files:
         raise DataError(f"'{shown(folder)}' is empty{_inside(listing)}; expected {ACCEPTED}")
     here = [folder / parts[0] for parts in listing.files if len(parts) == 1]
-    opened = _open_images(listing, here, kind, reading) if kind != "table" else None
-    opened = opened or _open_parquet(listing, kind, reading)
-    if opened is not None:
-        return opened
-    tables = [p for p in here if is_table(p)]
-    if not tables:
+    opened = None
+    if kind == "image" or (kind is None and not _mostly_text(listing)):
+        opened = _open_images(listing, here, kind, reading)
+    if opened is None and kind in (None, "text"):
+        opened = open_text_folder(listing, reading, kind == "text")
+    if opened is None and kind != "text":
+        opened = _open_tables(listing, here, reading)
+    if opened is None:
         raise DataError(
             f"'{shown(folder)}' holds {len(listing.files):,} files but nothing that is read here "
             f"(such as {some(map(shown, listing.files))}); expected {ACCEPTED}"
         )
+    return opened
+
+
+def _mostly_text(listing: Listing) -> bool:
+    """Documents or source code with a few pictures among them."""
+    suffixes = [bare(Path(parts[-1])).suffix.lower() for parts in listing.files]
+    pictures = sum(suffix in IMAGE_SUFFIXES for suffix in suffixes)
+    return 0 < 10 * pictures < sum(suffix in PROSE | CODE for suffix in suffixes)
+
+
+def _open_tables(listing: Listing, here: list[Path], reading: Reading) -> Examples | None:
+    """All Parquet files of a folder, else the tables that lie in it; None where it has none."""
+    parquet = [parts for parts in listing.files if is_parquet(Path(parts[-1]))]
+    if parquet:
+        raw, splits = [reading.table(listing.path(p)) for p in parquet], map(split_of, parquet)
+        return open_tables(raw, list(splits), reading)
+    tables = [p for p in here if is_table(p)]
+    if not tables:
+        return None
     pairs = pair_files(tables)
-    opened = open_tables([read_table(p) for p, _ in pairs], [split for _, split in pairs], reading)
+    opened = open_tables([reading.table(p) for p, _ in pairs], [s for _, s in pairs], reading)
     others = [shown(p.name) for p in here if p not in tables]
     opened.findings = opened.findings + about("unused", "note", others, "files were left out")
     return opened
@@ -177,28 +210,26 @@ def _open_images(
         return open_arrays(arrays, folder, kind, reading.target_kind)
     images = [parts for parts in listing.files if is_image(listing.path(parts))]
     if not images:
-        return None
-    naming = [p for p in here if is_table(p) and names_images(read_table(p), folder)]
+        return _open_image_parquet(listing, reading)
+    naming = [p for p in here if is_table(p) and _names_images(p, reading)]
     if len(naming) == 1:
         return open_metadata(naming, listing, reading)
     return open_folder(listing, images, reading.learn)
 
 
-def _open_parquet(listing: Listing, kind: str | None, reading: Reading) -> Examples | None:
-    """All Parquet files of a folder, with images in them or none; None where there are none."""
+def _open_image_parquet(listing: Listing, reading: Reading) -> Examples | None:
     files = [parts for parts in listing.files if is_parquet(Path(parts[-1]))]
-    if not files:
+    if not files or not image_column(reading.table(listing.path(files[0]))):
         return None
-    raw, splits = [read_table(listing.path(p)) for p in files], [_split_of(p) for p in files]
-    if kind != "table" and image_column(raw[0]):
-        return open_image_parquet(raw, splits, reading)
-    return open_tables(raw, splits, reading)
+    raw = [reading.table(listing.path(parts)) for parts in files]
+    return open_image_parquet(raw, list(map(split_of, files)), reading)
 
 
-def _split_of(parts: Parts) -> str:
-    """The split that a file's folder or name tells: data/train-00000-of-00002.parquet."""
-    folders = [split_named(part) for part in parts[:-1]]
-    return next((s for s in folders if s), "") or split_within(parts[-1].split(".")[0])
+def _names_images(path: Path, reading: Reading) -> bool:
+    try:
+        return names_images(reading.table(path), path.parent)
+    except DataError:
+        return False  # some notes beside the images
 
 
 def _read_arrays(files: list[Path], cifar: list[list[Path]], reading: Reading) -> Arrays | None:

@@ -1,12 +1,12 @@
-"""Table files of any format read as one: their columns, and the split and the name of each row.
+"""Files of rows of any format, read as one: their columns, and the split and name of each row.
 
-Tables, tables that name image files, and Parquet that holds images all begin here: which column
-says the split, which is to be learned, and which tables of a folder belong together.
+Tables, tables that name image files, Parquet that holds images, and rows of text all begin here:
+which column says the split, which is to be learned, which tables of a folder belong together.
 """
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,9 +14,11 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
-from layerwise.data.delimited import RawTable, read_delimited, read_json_lines
+from layerwise.data.delimited import RawTable, read_delimited
 from layerwise.data.examples import Finding, TargetKind
 from layerwise.data.listing import split_named, split_within
+from layerwise.data.text_files import bare, blocks, sniff
+from layerwise.data.text_rows import read_json, read_tagged
 from layerwise.data.words import reason, shown, some
 from layerwise.errors import DataError, nearest
 
@@ -34,6 +36,13 @@ class Reading:
     target_kind: TargetKind | None = None
     split_column: str | None = None
     learn: bool = True  # False: to predict or evaluate; a target is welcome but not needed
+    read: dict[Path, RawTable] = field(default_factory=dict)  # files that were read already
+
+    def table(self, path: Path) -> RawTable:
+        """A file's rows, read once while it is found out what they are."""
+        if path not in self.read:
+            self.read[path] = read_table(path)
+        return self.read[path]
 
 
 @dataclass
@@ -59,28 +68,26 @@ class Records:
 
 
 def is_table(path: Path) -> bool:
-    """By its suffix, below .gz too."""
-    return Path(path.name.lower().removesuffix(".gz")).suffix in SUFFIXES
+    """By its suffix, below that of a compression too."""
+    return bare(path).suffix.lower() in SUFFIXES
 
 
 def is_parquet(path: Path) -> bool:
-    return path.suffix.lower() in (".parquet", ".pq")
+    return bare(path).suffix.lower() in (".parquet", ".pq")
 
 
 def read_table(path: Path) -> RawTable:
-    """One file as columns. Errors name the file and the row."""
-    if is_parquet(path):
-        return _read_parquet(path)
-    if {".jsonl", ".ndjson"} & {suffix.lower() for suffix in path.suffixes}:
-        return read_json_lines(path)
-    return read_delimited(path)
+    """The rows of one file. Errors name the file and the row."""
+    readers = {"parquet": _read_parquet, "json": read_json, "tagged": read_tagged}
+    return readers.get(sniff(path), read_delimited)(path)
 
 
 def _read_parquet(path: Path) -> RawTable:
     """Errors: damaged, no rows, a column name twice."""
     file = shown(path.name)
     try:
-        data = parquet.ParquetFile(path).read()
+        source = path if bare(path) == path else pa.BufferReader(b"".join(blocks(path)))
+        data = parquet.ParquetFile(source).read()
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as e:
         raise DataError(
             f"'{file}' cannot be read as Parquet ({reason(e)}); it may be cut off: copy it again"
@@ -105,32 +112,39 @@ def together(raw: Sequence[RawTable], splits: Sequence[str], reading: Reading) -
     names = [name for part in raw for name in part.row_names()]
     notes = [finding for part in raw for finding in part.findings]
     records = Records(data, names, given, files, notes)
-    column = _split_column(records, reading.split_column)
+    column, said = read_splits(data.column_names, records.cells, names, files, reading.split_column)
     if column:
-        values = records.cells(column)
-        said = [split_named(str(v)) for v in values]
-        odd = [i for i, v in enumerate(values) if not said[i] and v is not None and str(v).strip()]
-        if odd:
-            raise DataError(
-                f"column '{column}' should say train, val or test, but {names[odd[0]]} has "
-                f"{values[odd[0]]!r}"
-            )
         records.given = np.array(said, "U5")
         records.data = data.drop_columns([column])
     return records
 
 
-def _split_column(records: Records, asked: str | None) -> str:
-    """The column that says the split: the one named, else one called `split` with such words."""
-    columns = records.data.column_names
-    if asked is not None:
-        return asked if asked in columns else no_column(records, asked, "Name the split column")
-    for name in columns:
-        if name.lower() in SPLIT_NAMES:
-            filled = [str(v) for v in records.cells(name) if v not in (None, "")]
-            if 2 * sum(bool(split_named(v)) for v in filled) > len(filled):
-                return name
-    return ""
+def read_splits(
+    columns: Sequence[str],
+    cells: Callable[[str], list[Any]],
+    names: Sequence[str],
+    files: str,
+    asked: str | None,
+) -> tuple[str, list[str]]:
+    """The column that says the split, and what it says; ('', []) where there is none.
+
+    It is the one asked for, else one called `split` whose cells are such words for the most part.
+    names: of the rows. Errors: there is no such column; a cell is no split.
+    """
+    if asked is not None and asked not in columns:
+        no_column(files, columns, asked, "Name the split column")
+    for column in [asked] if asked else [c for c in columns if c.lower() in SPLIT_NAMES]:
+        values = ["" if v is None else str(v) for v in cells(column)]
+        said = [split_named(v) for v in values]
+        odd = [i for i, v in enumerate(values) if v.strip() and not said[i]]
+        if odd and (asked or len(odd) < sum(map(bool, said))):
+            raise DataError(
+                f"column '{column}' should say train, val or test, but {names[odd[0]]} has "
+                f"{values[odd[0]]!r}"
+            )
+        if asked or (any(said) and not odd):
+            return column, said
+    return "", []
 
 
 def first_named(columns: Iterable[str], known: Sequence[str]) -> str:
@@ -139,11 +153,10 @@ def first_named(columns: Iterable[str], known: Sequence[str]) -> str:
     return next((lower[name] for name in known if name in lower), "")
 
 
-def no_column(records: Records, wanted: str, cure: str) -> NoReturn:
+def no_column(files: str, columns: Sequence[str], wanted: str, cure: str) -> NoReturn:
     """Errors: always, with the nearest name and the columns there are."""
-    columns = records.data.column_names
     raise DataError(
-        f"'{records.files}' has no column '{wanted}'{nearest(wanted, columns) or ';'} it has "
+        f"'{files}' has no column '{wanted}'{nearest(wanted, columns) or ';'} it has "
         f"{some(columns, 12)}. {cure}"
     )
 
@@ -158,7 +171,7 @@ def target_column(
     if reading.target is None:
         return first_named(columns, known)
     if reading.target not in columns and reading.learn:
-        no_column(records, reading.target, TARGET_CURE)
+        no_column(records.files, records.data.column_names, reading.target, TARGET_CURE)
     return reading.target if reading.target in columns else ""
 
 

@@ -8,6 +8,7 @@ Legend: n rows, g groups of rows with the same content.
 """
 
 import hashlib
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,6 +61,8 @@ def content_hash(value: Any) -> bytes:
         shape = str(value.shape).encode()[:16]  # equal bytes of another shape are another picture
         pixels = np.ascontiguousarray(value).data
         return hashlib.blake2b(pixels, digest_size=DIGEST, person=shape).digest()
+    if isinstance(value, dict):
+        value = json.dumps(value, sort_keys=True).encode()
     return hashlib.blake2b(value, digest_size=DIGEST).digest()
 
 
@@ -77,7 +80,7 @@ def _cell_bits(cells: pa.Array) -> np.ndarray:
         numbers = cells.to_numpy(zero_copy_only=False).astype(np.float64) + 0.0  # -0 is 0
         return np.where(np.isnan(numbers), np.nan, numbers).view(np.int64)
     known = cells.is_valid().to_numpy(zero_copy_only=False)
-    codes = cells.cast(pa.string()).dictionary_encode()
+    codes = cells.cast(pa.large_string()).dictionary_encode()  # texts of over 2 GiB, too
     words = [str(word).encode() for word in codes.dictionary.to_pylist()]
     hashed = b"".join(hashlib.blake2b(word, digest_size=8).digest() for word in words)
     of_word = np.frombuffer(hashed or bytes(8), np.int64)

@@ -20,7 +20,13 @@ from layerwise.data.delimited import RawTable
 from layerwise.data.examples import Examples, Finding
 from layerwise.data.records import Reading, Records, first_named, target_column, together
 from layerwise.data.table import Table
-from layerwise.data.targets import Targets, label_text, read_targets, with_targets
+from layerwise.data.targets import (
+    Targets,
+    check_few_classes,
+    label_text,
+    read_targets,
+    with_targets,
+)
 from layerwise.data.words import about, some
 from layerwise.errors import DataError
 
@@ -104,12 +110,7 @@ def _targets(records: Records, column: str, reading: Reading) -> Targets:
         values = _without_test_dots([label_text(v) if v else v for v in values], records)
     what = f"column '{column}' of {records.files}"
     targets = read_targets(values, what, records.names, reading.target_kind, table=True)
-    if targets.kind == "class" and len(targets.labels) > max(20, len(targets.values) // 2):
-        raise DataError(
-            f"{what} has {len(targets.labels):,} different values in {len(targets.values):,} rows "
-            f"(such as {some(targets.labels)}), so it is no class to learn; name the column to "
-            "learn with --target"
-        )
+    check_few_classes(targets, what)
     return targets
 
 

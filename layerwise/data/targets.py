@@ -19,7 +19,7 @@ import numpy as np
 
 from layerwise.data.examples import Examples, Finding, TargetKind, take
 from layerwise.data.listing import natural
-from layerwise.data.words import about
+from layerwise.data.words import about, some
 from layerwise.errors import DataError
 
 UNLABELLED = frozenset({"", "?", "nan", "na", "n/a", "#n/a", "null"})  # "none" may be a class
@@ -88,6 +88,16 @@ def read_targets(
     values, labels = class_targets(_each(_text, filled))
     said = f"{len(labels):,} classes"
     return Targets(values, "class", labels, labelled, said, _alike(labels) + aside)
+
+
+def check_few_classes(targets: Targets, what: str) -> None:
+    """Errors: nearly every row has a class of its own, so it is a name or an id."""
+    labels, n = targets.labels, len(targets.values)
+    if targets.kind == "class" and len(labels) > max(20, n // 2):
+        raise DataError(
+            f"{what} has {len(labels):,} different values in {n:,} rows (such as {some(labels)}), "
+            "so it is no class to learn; name the column to learn with --target"
+        )
 
 
 def class_targets(

@@ -53,30 +53,33 @@ def signal(network: nn.Module, probe: Batch, held_out: Batch | None) -> Signal:
     trained on, the network may have learned the labels by heart.
     """
     tried: list[str] = []
-    n_most = 0
-    if held_out is not None and usable(held_out):
+    if held_out is not None and names_classes(held_out):  # few rows can show it, not disprove it
         score = network_score(network, held_out)
         tried.append(sentence("the network", score, held_out))
-        n_most = len(held_out)
         if above(score, held_out):
             return Signal(True, tried[-1])
     for batch in (probe, held_out):
         if batch is None or not usable(batch):
             continue
-        n_most = max(n_most, len(batch))
         for name, features in views(network if batch is held_out else None, batch):
             score = ridge_score(features, batch["targets"].cpu().numpy())
             tried.append(sentence(f"a linear probe on {name}", score, batch))
             if above(score, batch):
                 return Signal(True, tried[-1])
-    if n_most < FEW:
-        return Signal(None, f"only {n_most} rows: too few to tell whether labels can be foretold")
+    unseen = probe if held_out is None else held_out
+    if not usable(unseen):
+        few = f"only {len(unseen)} rows: too few to tell whether labels can be foretold"
+        return Signal(None, few)
     return Signal(False, "; ".join(tried))
 
 
-def usable(batch: Batch) -> bool:
+def names_classes(batch: Batch) -> bool:
     targets = batch["targets"]
-    return len(batch) >= FEW and targets.ndim == 1 and not targets.is_floating_point()
+    return len(batch) > 0 and targets.ndim == 1 and not targets.is_floating_point()
+
+
+def usable(batch: Batch) -> bool:
+    return len(batch) >= FEW and names_classes(batch)
 
 
 def views(network: nn.Module | None, batch: Batch) -> list[tuple[str, np.ndarray]]:

@@ -22,6 +22,7 @@ def attention(
     causal: bool = False,
     scale: float | None = None,
     dropout: float = 0.0,
+    softcap: float = 0.0,
 ) -> Tensor:
     """What each query position reads from the key positions it may see, by the fastest exact way.
 
@@ -29,11 +30,15 @@ def attention(
     mask: broadcast to (B, H, T, S): bool, True where attending is allowed, or float, added.
     causal: position t sees keys up to S - T + t (the last query sees all); not together with mask.
     scale: of the products, 1 / sqrt(Dh) unless given. dropout: of the weights, 0 outside training.
+    softcap: scores s become softcap * tanh(s / softcap) before masking (Gemma 2); without dropout.
     Returns (B, H, T, Dh). Every query must be allowed at least one key.
     """
     assert mask is None or not causal, "a causal mask and an explicit one: combine them first"
-    if mask is None and not causal and not dropout and short_on_cpu(q, k):
-        return short_attention(q, k, v, scale)
+    if softcap:
+        assert not dropout, "attention with a softcap has no dropout"
+        return plain_attention(q, k, v, mask, causal, scale, softcap)
+    if not causal and short_on_cpu(q, k):
+        return short_attention(q, k, v, mask, scale, dropout)
     if causal and q.shape[-2] != k.shape[-2]:
         # the fused kernels align the triangle with the first key; a cache needs the last
         mask, causal = causal_mask(q.shape[-2], k.shape[-2], q.device), False
@@ -61,10 +66,23 @@ def short_on_cpu(q: Tensor, k: Tensor) -> bool:
     return q.shape[-2] * k.shape[-2] <= (256 if q.dtype == torch.bfloat16 else 64) ** 2
 
 
-def short_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
-    """Full attention by two matrix products, the scores in the precision of the inputs."""
+def short_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    scale: float | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Attention by two matrix products, the scores in the precision of the inputs."""
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    return ((q * scale) @ k.transpose(-2, -1)).softmax(dim=-1) @ v  # (B, H, T, Dh)
+    scores = (q * scale) @ k.transpose(-2, -1)  # (B, H, T, S)
+    if mask is not None and mask.dtype == torch.bool:
+        scores = scores.masked_fill(~mask, -math.inf)
+    elif mask is not None:
+        scores = scores + mask.to(scores.dtype)
+    weights = scores.softmax(dim=-1)
+    return (F.dropout(weights, dropout) if dropout else weights) @ v  # (B, H, T, Dh)
 
 
 def plain_attention(
@@ -74,9 +92,10 @@ def plain_attention(
     mask: Tensor | None = None,
     causal: bool = False,
     scale: float | None = None,
+    softcap: float = 0.0,
 ) -> Tensor:
     """`attention` written out, without dropout: the reference for the fused kernels."""
-    weights = attention_weights(q, k, mask, causal, scale)  # (B, H, T, S)
+    weights = attention_weights(q, k, mask, causal, scale, softcap)  # (B, H, T, S)
     return weights.to(v.dtype) @ v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
 
 
@@ -86,6 +105,7 @@ def attention_weights(
     mask: Tensor | None = None,
     causal: bool = False,
     scale: float | None = None,
+    softcap: float = 0.0,
 ) -> Tensor:
     """How much each query position reads from each key position: (B, H, T, S), rows sum to 1.
 
@@ -95,6 +115,8 @@ def attention_weights(
     k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)  # (B, H, S, Dh)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     scores = (q @ k.transpose(-2, -1)).float() * scale  # (B, H, T, S)
+    if softcap:
+        scores = softcap * torch.tanh(scores / softcap)
     if causal:
         mask = causal_mask(q.shape[-2], k.shape[-2], q.device)
     if mask is not None and mask.dtype == torch.bool:

@@ -24,6 +24,11 @@ FAMILIES = {
     "mobilenetv3": "layerwise.models.mobilenetv3",
     "squeezenet": "layerwise.models.squeezenet",
     "airbench": "layerwise.models.airbench",
+    "gpt": "layerwise.models.gpt",
+    "llama": "layerwise.models.llama",
+    "moe": "layerwise.models.moe",
+    "gemma": "layerwise.models.gemma",
+    "bert": "layerwise.models.bert",
 }
 
 

@@ -19,6 +19,7 @@ from layerwise.data.examples import Examples
 from layerwise.data.label_errors import suspect_labels
 from layerwise.evaluate import evaluation_of
 from layerwise.ladder import Contender, Job, Rung
+from layerwise.language import unigram_bits
 from layerwise.report.inside import look_inside
 from layerwise.report.thumbnails import picture
 from layerwise.result import Result, Rows
@@ -180,6 +181,9 @@ def score_model(job: Job, rows: Rows, model: Model) -> dict[str, Any]:
 def baseline(job: Job, rows: Rows) -> dict[str, Any]:
     """What always giving the commonest class (or the mean) would score: the floor to beat."""
     train, test = np.asarray(rows.train.targets), np.asarray(rows.test.targets)
+    if job.task.name == "causal":
+        bits = unigram_bits(rows.train, rows.test)
+        return {"what": "tokens by their frequency alone", "value": bits}
     if job.task.name == "classify":
         common = np.bincount(train).argmax()
         return {

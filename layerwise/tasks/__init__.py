@@ -16,16 +16,17 @@ from typing import Any
 
 from layerwise.errors import unknown
 
-TASKS = ("classify", "tag", "regress")
+TASKS = ("classify", "tag", "regress", "causal")
 
 
 def task_from_dict(values: dict[str, Any]) -> Any:
     """A task from what its `to_dict` gave."""
+    from layerwise.tasks.causal import Causal
     from layerwise.tasks.classify import Classify
     from layerwise.tasks.regress import Regress
     from layerwise.tasks.tag import Tag
 
-    classes = {"classify": Classify, "tag": Tag, "regress": Regress}
+    classes = {"classify": Classify, "tag": Tag, "regress": Regress, "causal": Causal}
     values = dict(values)
     name = values.pop("name")
     if name not in classes:
@@ -34,11 +35,14 @@ def task_from_dict(values: dict[str, Any]) -> Any:
 
 
 def task_for(examples: Any, **options: Any) -> Any:
-    """The task that these examples ask for: one class, several labels, or a number."""
+    """The task that these examples ask for: one class, several labels, a number, or more text."""
+    from layerwise.tasks.causal import Causal
     from layerwise.tasks.classify import Classify
     from layerwise.tasks.regress import Regress
     from layerwise.tasks.tag import Tag
 
+    if examples.kind == "tokens":
+        return Causal()
     if examples.target_kind == "class":
         return Classify(examples.labels, **options)
     if examples.target_kind == "classes":

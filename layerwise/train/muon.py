@@ -16,6 +16,7 @@ from torch import Tensor
 
 from layerwise import runtime
 from layerwise.errors import OptionError, unknown
+from layerwise.train.optim import fused_adamw
 
 QUINTIC = (3.4445, -4.7750, 2.0315)  # steep at 0: small singular values grow by 3.4 per step
 
@@ -115,7 +116,7 @@ class Muon(torch.optim.Optimizer):
 
     def orthogonalised(self, p: Tensor, name: str) -> bool:
         """Two axes or more, more than one row and column once flattened, and not the head's."""
-        in_head = id(p) in self.head or name.split(".")[0] == "head"
+        in_head = id(p) in self.head or name.split(".")[0] in ("head", "token_embed", "pos_embed")
         return p.ndim >= 2 and len(p) > 1 and p.numel() > len(p) and not in_head
 
     @torch.no_grad()
@@ -159,30 +160,7 @@ class Muon(torch.optim.Optimizer):
             p.add_(update, alpha=-0.2 * group["lr"] * max(flat.shape) ** 0.5)
 
     def adamw(self, params: list[Tensor], group: dict[str, Any]) -> None:
-        """AdamW's update of vectors and head, fused over the group."""
-        for p in params:
-            if not self.state[p]:
-                self.state[p]["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
-                self.state[p]["exp_avg"] = torch.zeros_like(p)
-                self.state[p]["exp_avg_sq"] = torch.zeros_like(p)
-        states = [self.state[p] for p in params]
-        for state in states:
-            state["step"] += 1
-        torch._fused_adamw_(
-            params,
-            [p.grad for p in params if p.grad is not None],
-            [s["exp_avg"] for s in states],
-            [s["exp_avg_sq"] for s in states],
-            [],
-            [s["step"] for s in states],
-            lr=group["lr"],
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            amsgrad=False,
-            maximize=False,
-        )
+        fused_adamw(self.state, params, group)
 
     def sgd(self, params: list[Tensor], group: dict[str, Any]) -> None:
         """Nesterov's update of vectors and head, weight decay as part of the gradient."""

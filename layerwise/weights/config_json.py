@@ -11,34 +11,43 @@ from typing import Any
 from layerwise.data.image import IMAGENET_MEAN, IMAGENET_STD, ImageProcessor
 from layerwise.errors import WeightsError
 from layerwise.models import resolve
+from layerwise.weights import config_text
 from layerwise.weights.cards import Card
 
 
 def card_of_folder(folder: Path, source: str) -> Card:
     """From `config.json`: timm says "architecture", Hugging Face "model_type"."""
+    from layerwise.weights import config_encoders  # which reads JSON by this module
+
     path = folder / "config.json"
     if not path.is_file():
         raise WeightsError(f"{folder}: no config.json, so it is unknown which network this holds")
     config = read_json(path)
     if "architecture" in config:
         return timm_card(config, source, path)
+    if config.get("model_type") in config_encoders.STYLES:
+        return config_encoders.encoder_card(config, source, folder)
+    if config.get("model_type") in (*config_text.DIALECTS, "gemma3"):
+        return config_text.decoder_card(config, source)
     reader = HUGGINGFACE.get(config.get("model_type", ""))
     if reader is None:
         raise WeightsError(
             f"{path}: model_type {config.get('model_type')!r} is not one that layerwise reads "
-            f"({', '.join(HUGGINGFACE)})"
+            f"({', '.join([*HUGGINGFACE, *config_encoders.STYLES, *config_text.DIALECTS])})"
         )
     return huggingface_card(config, source, folder, reader)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that holds a table of keys. Errors: WeightsError naming the file."""
+def read_json(path: Path, kind: type = dict) -> Any:
+    """A JSON file that holds a table of keys, or a list. Errors: WeightsError naming the file."""
     try:
         values = json.loads(path.read_text("utf-8"))
     except (ValueError, OSError) as e:
         raise WeightsError(f"{path}: not readable JSON ({e}); fetch it again") from e
-    if not isinstance(values, dict):
-        raise WeightsError(f"{path}: a {type(values).__name__} came, a table of keys was expected")
+    if not isinstance(values, kind):
+        raise WeightsError(
+            f"{path}: a {type(values).__name__} came, a {kind.__name__} was expected"
+        )
     return values
 
 

@@ -6,17 +6,23 @@ A family says in `PUBLISHED[format]`, as pure data, where each of its tensors co
      "blocks.{}.q_proj": "layer.{}.attn.qkv[0/3]",
      "blocks.{}.fc1": "layer.{}.mlp.c_fc | transpose",
      "(prefix)": "module.",
-     "(drop)": "*.position_ids teacher.*"}
+     "(drop)": "*.position_ids teacher.*",
+     "(alias)": ".gamma=.weight encoder.=bert.encoder."}
 
 - Both sides are prefixes that end at a dot (or at the end) of the name; what follows is the same on
   both. The longest prefix of ours wins; of two equally long, the one with fewer placeholders. The
   empty prefix stands for everything.
-- `{}` is a whole number; several keep their order. `{+1}` on their side counts from one.
+- `{}` is a whole number; several keep their order, also as the i of a part (below). `{+1}` on
+  their side counts from one.
 - `name[i/n]` is part i of n equal parts along the first axis: split on the way in, joined on the
-  way out.
-- `| transform` names an entry of TRANSFORMS, from left to right on the way in.
+  way out. `name[:, i/n]` is the same along the last axis.
+- `| transform` names an entry of TRANSFORMS, from left to right on the way in; where it takes a
+  number, that stands in parentheses: `| permute_rope(64)`.
 - "(prefix)" is at the front of every source tensor; "(drop)" lists globs of source tensors (without
-  the prefix) that are left out on purpose, in both directions.
+  the prefix) that are left out on purpose, in both directions. "(copy)" lists name=other: a file
+  may hold `name`, equal to `other`, where our network has it once.
+- "(alias)" lists older spellings, old=new, that are read but not written: of the end of a name if
+  they begin with a dot, of its front otherwise.
 
 Everything else is an error that lists both sides. One exception, which is torch's own: the batch
 counters of BatchNorm are missing from files of before 2018 and then start at zero.
@@ -50,11 +56,23 @@ def _with_1x1(x: Tensor) -> Tensor:
     return x[:, :, None, None] if x.ndim == 2 else x
 
 
-TRANSFORMS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+def permute_rope(x: Tensor, head_dim: int) -> Tensor:
+    """Rows of a query or key from rotary pairs (2i, 2i+1) to pairs (i, i + Dh/2)."""
+    return x.unflatten(0, (-1, head_dim // 2, 2)).transpose(1, 2).reshape(x.shape)
+
+
+def unpermute_rope(x: Tensor, head_dim: int) -> Tensor:
+    return x.unflatten(0, (-1, 2, head_dim // 2)).transpose(1, 2).reshape(x.shape)
+
+
+TRANSFORMS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
     # name: (theirs to ours, ours to theirs); vectors such as biases pass through all of them
     "transpose": (_transpose, _transpose),  # (in, out), as in TensorFlow: (out, in)
     "squeeze": (_without_1x1, _with_1x1),  # their 1x1 convolution is our linear layer
     "reshape_conv": (_with_1x1, _without_1x1),  # their linear layer is our 1x1 convolution
+    "permute_rope": (permute_rope, unpermute_rope),  # Meta's and GGUF's pairs to ours
+    "unstack": (lambda x: x[0], lambda x: x[None]),  # of a part: one of several stacked matrices
+    "minus_one": (lambda x: x - 1, lambda x: x + 1),  # a norm's scale, kept as what it adds to 1
 }
 
 
@@ -66,6 +84,7 @@ class Source:
     name: str
     part: int = 0
     parts: int = 1
+    axis: int = 0  # along which the parts lie
     transforms: tuple[str, ...] = ()
 
 
@@ -89,29 +108,43 @@ def _match(pattern: str, name: str) -> re.Match | None:
 
 
 THEIRS = re.compile(
-    r"(?P<name>[^\[\]|]*?)\s*(\[(?P<part>\d+)/(?P<parts>\d+)\])?\s*(?P<transforms>(\|\s*\w+\s*)*)"
+    r"(?P<name>[^\[\]|]*?)\s*(\[(?P<last>:,)?\s*(?P<part>\d+)/(?P<parts>\d+)\])?\s*"
+    r"(?P<transforms>(\|\s*\w+(\(\d+\))?\s*)*)"
 )
 
 
 def _source(theirs: str, rest: str, numbers: tuple[str, ...]) -> Source:
     """The right side of a rule with its numbers filled in and the rest of the name appended."""
-    found = THEIRS.fullmatch(theirs)
-    assert found, f"right side of a PUBLISHED rule that does not parse: {theirs!r}"
     left = iter(numbers)
 
     def number(place: re.Match) -> str:
         return str(int(next(left)) + int(place[1] or 0))
 
-    prefix = re.sub(r"\{(\+\d+)?\}", number, found["name"])
+    found = THEIRS.fullmatch(re.sub(r"\{(\+\d+)?\}", number, theirs))
+    assert found, f"right side of a PUBLISHED rule that does not parse: {theirs!r}"
+    prefix = found["name"]
     transforms = tuple(t.strip() for t in found["transforms"].split("|") if t.strip())
-    assert all(t in TRANSFORMS for t in transforms), f"unknown transform in {theirs!r}"
+    known = all(t.split("(")[0] in TRANSFORMS for t in transforms)
+    assert known, f"unknown transform in {theirs!r}"
     name = f"{prefix}.{rest}" if prefix and rest else prefix or rest
-    return Source(name, int(found["part"] or 0), int(found["parts"] or 1), transforms)
+    part, parts = int(found["part"] or 0), int(found["parts"] or 1)
+    return Source(name, part, parts, -1 if found["last"] else 0, transforms)
 
 
 def dropped(name: str, rules: Rules) -> bool:
     """Whether the format leaves out this published tensor on purpose."""
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in rules.get("(drop)", "").split())
+
+
+def respelled(name: str, rules: Rules) -> str:
+    """A published name in the spelling that the rules know."""
+    for alias in rules.get("(alias)", "").split():
+        old, new = alias.split("=")
+        if old.startswith(".") and name.endswith(old):
+            name = name.removesuffix(old) + new
+        elif not old.startswith(".") and name.startswith(old):
+            name = new + name.removeprefix(old)
+    return name
 
 
 # ---- published to ours -------------------------------------------------------------------------
@@ -129,6 +162,7 @@ def rename(
     """
     prefix = rules.get("(prefix)", "")
     given = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+    given = {respelled(n, rules): t for n, t in given.items()}
     given = {n: t for n, t in given.items() if not dropped(n, rules)}
     unused = [(n, t) for n, t in tensors.items() if not n.startswith(prefix)]
 
@@ -148,21 +182,33 @@ def rename(
         if tuple(ours[name].shape) != shape:
             misshapen.append(_misshapen(name, shape, source, given[source.name], prefix))
 
-    unused += [(prefix + n, t) for n, t in given.items() if n not in used]
+    left = [n for n in given if n not in used and not _is_copy(n, given, rules)]
+    unused += [(prefix + n, given[n]) for n in left]
     if unused or unfilled or misshapen:
         raise mismatch(what, [f"{n} {_size(t)}" for n, t in unused], unfilled, misshapen)
     return ours
 
 
+def _is_copy(name: str, given: Mapping[str, Tensor], rules: Rules) -> bool:
+    """Whether a source tensor only repeats another, as in some files of tied heads."""
+    original = dict(pair.split("=") for pair in rules.get("(copy)", "").split()).get(name, "")
+    return original in given and torch.equal(given[name], given[original])
+
+
 def _take(tensor: Tensor, source: Source) -> Tensor:
     if source.parts > 1:
-        if not tensor.ndim or tensor.shape[0] % source.parts:
+        if not tensor.ndim or tensor.shape[source.axis] % source.parts:
             return tensor  # reported as misshapen
         # a copy, so that a parameter does not hold on to the memory of its siblings
-        tensor = tensor.chunk(source.parts)[source.part].clone()
+        tensor = tensor.chunk(source.parts, dim=source.axis)[source.part].clone()
     for transform in source.transforms:
-        tensor = TRANSFORMS[transform][0](tensor)
+        tensor = _transformed(tensor, transform, 0)
     return tensor
+
+
+def _transformed(tensor: Tensor, transform: str, way: int) -> Tensor:
+    name, _, number = transform.rstrip(")").partition("(")
+    return TRANSFORMS[name][way](tensor, *([int(number)] if number else []))
 
 
 def _size(tensor: Tensor) -> str:
@@ -243,7 +289,7 @@ def publish(
 
 def _give(tensor: Tensor, source: Source) -> Tensor:
     for transform in reversed(source.transforms):
-        tensor = TRANSFORMS[transform][1](tensor)
+        tensor = _transformed(tensor, transform, 1)
     return tensor
 
 
@@ -261,4 +307,5 @@ def _join(name: str, pieces: list[tuple[str, Source, Tensor]]) -> Tensor:
     if len(slots) != parts:
         lacking = sorted(set(range(parts)) - set(slots))
         raise WeightsError(f"{name} joins {parts} of our tensors; parts {lacking} are missing")
-    return slots[0] if parts == 1 else torch.cat([slots[i] for i in range(parts)])
+    axis = pieces[0][1].axis
+    return slots[0] if parts == 1 else torch.cat([slots[i] for i in range(parts)], dim=axis)

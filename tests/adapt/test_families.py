@@ -12,9 +12,11 @@ EVERY = pytest.mark.parametrize("name", FAMILIES)
 
 
 def build(name):
-    """The family's first size, without memory for its weights."""
+    """The family's first size with a head for a new task, without memory for its weights."""
     with torch.device("meta"):
-        return family(name).Model(next(iter(family(name).VARIANTS.values())))
+        network = family(name).Model(next(iter(family(name).VARIANTS.values())))
+        network.reset_head(3)
+    return network
 
 
 @EVERY

@@ -308,5 +308,5 @@ def test_real_photographs_end_to_end(shared_data, tmp_path):
     batches = Batches(examples, ImageProcessor(), "light", 8, cache_dir=tmp_path)
     with Prefetch(batches) as ahead:
         assert same(ahead[1], batches[1])
-    assert batches.cache is not None
-    assert 0 < batches.cache.bytes < len(paths) * 260 * 600 * 3
+    assert batches.source.cache is not None
+    assert 0 < batches.source.cache.bytes < len(paths) * 260 * 600 * 3

@@ -92,6 +92,32 @@ def test_there_and_back_bit_for_bit():
     assert all(torch.equal(back[n], t) and back[n].dtype == t.dtype for n, t in source.items())
 
 
+def test_parts_may_lie_along_the_last_axis():
+    """As in GPT-2: query, key and value side by side in a matrix that lies transposed."""
+    rules = {f"{n}_proj": f"qkv[:, {i}/3] | transpose" for i, n in enumerate("qkv")}
+    theirs = {"qkv.weight": torch.randn(4, 12), "qkv.bias": torch.randn(12)}
+    wanted = {f"{n}_proj.{leaf}": shape for n in "qkv" for leaf, shape in SIDE_BY_SIDE.items()}
+    ours = rename(theirs, rules, wanted)
+    assert torch.equal(ours["k_proj.weight"], theirs["qkv.weight"][:, 4:8].T)
+    assert torch.equal(ours["v_proj.bias"], theirs["qkv.bias"][8:])
+    again = publish(ours, rules)
+    assert all(torch.equal(again[name], theirs[name]) for name in theirs)
+
+
+SIDE_BY_SIDE = {"weight": (4, 4), "bias": (4,)}
+
+
+def test_an_equal_copy_is_left_out_and_another_tensor_is_not():
+    rules = {"embed": "wte", "(copy)": "lm_head.weight=wte.weight"}
+    theirs = {"wte.weight": torch.randn(3, 2)}
+    theirs["lm_head.weight"] = theirs["wte.weight"].clone()
+    wanted = {"embed.weight": (3, 2)}
+    assert rename(theirs, rules, wanted).keys() == wanted.keys()
+    theirs["lm_head.weight"][0] += 1
+    with pytest.raises(WeightsError, match=r"lm_head\.weight"):
+        rename(theirs, rules, wanted)
+
+
 def test_parts_own_their_memory():
     ours = rename(published(), RULES, WANTED)
     q, k = ours["blocks.0.q_proj.weight"], ours["blocks.0.k_proj.weight"]

@@ -232,7 +232,7 @@ def folder_with(folder: Path, config: object) -> Path:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"model_type": "llama"}, "model_type 'llama' is not one that layerwise reads"),
+        ({"model_type": "t5"}, "model_type 't5' is not one that layerwise reads"),
         ({"architecture": "resnet81"}, "unknown model 'resnet81'; did you mean"),
         ({"architecture": "resnet18", "model_args": {"stem_width": 9}}, "stem_width"),
         ({"architecture": "resnet18", "model_args": {"in_chans": 1}}, "in_chans = 1 changes"),

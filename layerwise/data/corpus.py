@@ -1,0 +1,182 @@
+"""A corpus as tokens in one memory-mapped file: tokenised once, read as windows of equal length.
+
+Documents follow each other, each closed by the end-of-text token. A window may hold several; they
+are told apart by `documents`, so that attention stays within one, and no token is asked to predict
+the first token of the next document.
+
+Shapes: n tokens in all, N windows, B windows of a batch, T positions of a window.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from layerwise.data.cache import cache_folder
+from layerwise.errors import DataError
+
+PIECE = 1 << 20  # characters of a document that are tokenised at a time
+AT_ONCE = 1 << 23  # characters handed to the tokenizer's threads at a time
+NO_LOSS = -100  # target of a position that carries no loss
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """tokens: (n,) uint16 or uint32. starts: (documents + 1,) first token of each."""
+
+    tokens: np.ndarray
+    starts: np.ndarray
+    n_bytes: int  # of the text, in UTF-8
+
+    @property
+    def bytes_per_token(self) -> float:
+        return self.n_bytes / max(1, len(self.tokens))
+
+
+def tokenise(
+    texts: Iterable[str],
+    tokenizer: Any,
+    folder: str | Path | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Corpus:
+    """All texts as one corpus, kept in `folder` and found there again by content and tokenizer.
+
+    texts: read twice where they are not kept yet, so an iterable that can be started anew.
+    progress: called with the number of characters done.
+    Errors: DataError when there is no text at all; StorageError is the caller's to make of OSError.
+    """
+    folder = cache_folder(folder)
+    digest = hashlib.blake2b(tokenizer.fingerprint.encode(), digest_size=12)
+    for text in texts:
+        digest.update(len(text).to_bytes(8, "little") + text.encode("utf-8", "surrogatepass"))
+    path = folder / f"{digest.hexdigest()}.tokens"
+    if not path.with_suffix(".json").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_tokens(path, texts, tokenizer, progress)
+    return read_tokens(path)
+
+
+def write_tokens(
+    path: Path, texts: Iterable[str], tokenizer: Any, progress: Callable[[int], None] | None
+) -> None:
+    """The token file, then its index, each renamed into place when whole."""
+    dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
+    starts, n_bytes, done, total = [0], 0, 0, 0
+    end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with partial.open("wb") as file:
+        for group in grouped(texts):
+            pieces = [piece for text in group for piece in in_pieces(text)]
+            encoded = iter(tokenizer.encode_batch(pieces, special=False))
+            for text in group:
+                ids = [i for _ in in_pieces(text) for i in next(encoded)] + end
+                file.write(np.asarray(ids, dtype).tobytes())
+                total += len(ids)
+                starts.append(total)
+                n_bytes += len(text.encode("utf-8", "surrogatepass"))
+                done += len(text)
+            if progress:
+                progress(done)
+        file.flush()
+        os.fsync(file.fileno())
+    index = {"dtype": np.dtype(dtype).name, "starts": starts, "n_bytes": n_bytes}
+    os.replace(partial, path)
+    partial.write_text(json.dumps(index))
+    os.replace(partial, path.with_suffix(".json"))
+
+
+def grouped(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Texts in groups of about AT_ONCE characters."""
+    group, size = [], 0
+    for text in texts:
+        group.append(text)
+        size += len(text)
+        if size >= AT_ONCE:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def in_pieces(text: str) -> Iterator[str]:
+    """A long text cut behind line ends, or after PIECE characters where there is none."""
+    start = 0
+    while len(text) - start > PIECE:
+        cut = text.rfind("\n", start, start + PIECE) + 1
+        cut = cut if cut > start else start + PIECE
+        yield text[start:cut]
+        start = cut
+    yield text[start:]
+
+
+def read_tokens(path: Path) -> Corpus:
+    index = json.loads(path.with_suffix(".json").read_text())
+    starts = np.asarray(index["starts"], np.int64)
+    if starts[-1] == 0:
+        raise DataError("the corpus holds no text: not one token came out of it")
+    tokens = np.memmap(path, np.dtype(index["dtype"]), "r", shape=(int(starts[-1]),))
+    return Corpus(tokens, starts, index["n_bytes"])
+
+
+class Windows:
+    """Rows of a corpus: stretches of T + 1 tokens that overlap by the one that is only predicted.
+
+    A sequence for `Examples.inputs` of kind "tokens": `len`, `take(rows)`, and `tensors(rows)`.
+    """
+
+    def __init__(self, corpus: Corpus, length: int, rows: np.ndarray | None = None):
+        n = -(-(len(corpus.tokens) - 1) // length)
+        if n < 1:
+            raise DataError(
+                f"the text has {len(corpus.tokens)} tokens; at least 2 are needed to predict one"
+            )
+        self.corpus, self.length = corpus, length
+        self.rows = np.arange(n) if rows is None else rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def n_windows(self) -> int:
+        """Of the whole corpus."""
+        return -(-(len(self.corpus.tokens) - 1) // self.length)
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        start = int(self.rows[i]) * self.length
+        return np.asarray(self.corpus.tokens[start : start + self.length + 1])
+
+    def take(self, rows: np.ndarray) -> "Windows":
+        return Windows(self.corpus, self.length, self.rows[rows])
+
+    def tensors(self, rows: np.ndarray, shift: int = 0) -> dict[str, Tensor]:
+        """inputs, targets (B, T) int64, n_bytes (B,); documents (B, T) where a window has several.
+
+        shift: tokens by which all windows are moved, so that every epoch cuts elsewhere; the last
+        window of the corpus is moved back instead of running out.
+        """
+        T, tokens = self.length, self.corpus.tokens
+        inputs = np.zeros((len(rows), T), np.int64)
+        targets = np.full((len(rows), T), NO_LOSS, np.int64)
+        documents = np.zeros((len(rows), T), np.int64)
+        for b, start in enumerate((self.rows[rows] * T + shift).tolist()):
+            if shift:
+                start = max(0, min(start, len(tokens) - T - 1))
+            piece = tokens[start : start + T + 1].astype(np.int64)
+            n = len(piece) - 1
+            inputs[b, : n + 1] = piece[:T]
+            place = np.searchsorted(self.corpus.starts, start + np.arange(n + 1), side="right")
+            targets[b, :n] = np.where(place[1:] == place[:-1], piece[1:], NO_LOSS)
+            documents[b, : n + 1] = (place - place[0])[:T]
+            documents[b, n + 1 :] = T  # padding: a document of its own
+        out = {"inputs": torch.from_numpy(inputs), "targets": torch.from_numpy(targets)}
+        if documents.any():
+            out["documents"] = torch.from_numpy(documents)
+        carried = torch.from_numpy((targets != NO_LOSS).sum(1))
+        return out | {"n_bytes": carried * self.corpus.bytes_per_token}

@@ -1,0 +1,231 @@
+"""Open text of any kind without being told what it is: documents, rows of tables and of JSON.
+
+A folder of text files or source code is a set of documents, unless all of it lies in folders of
+classes; files of rows (JSON, CSV, TSV, Parquet, CoNLL) are read by what their fields hold, see
+`text_forms`. Rows that cannot be used are set aside and listed. Legend: n rows.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from layerwise.data.delimited import RawTable, Row
+from layerwise.data.examples import Examples
+from layerwise.data.folders import splits_said
+from layerwise.data.listing import Listing, Parts, is_image, natural, split_named, split_of
+from layerwise.data.records import SPLIT_NAMES, TARGET_CURE, Reading, no_column, read_splits
+from layerwise.data.targets import check_few_classes, class_targets, read_targets, with_targets
+from layerwise.data.text_columns import Layout
+from layerwise.data.text_dialogue import Aside
+from layerwise.data.text_documents import (
+    aside_findings,
+    class_folders,
+    labelled_files,
+    open_documents,
+    plain_said,
+    suffix_of,
+    text_examples,
+    with_others,
+)
+from layerwise.data.text_files import CODE, read_text, sniff
+from layerwise.data.text_forms import recognise, tagged_row
+from layerwise.data.words import shown, some
+from layerwise.errors import DataError
+
+SAMPLE = 1000  # rows that are looked at to tell their form
+BESIDE = re.compile(r"(readme|licen[cs]e|copying|notice|changelog|citation|authors?)\b", re.I)
+SAYS = {
+    "labelled": "texts with a target",
+    "tagged": "sentences with a tag for each word",
+    "pairs": "pairs of texts",
+    "scored_pairs": "pairs of texts with a score",
+    "triples": "triples of a text, one like it and one unlike it",
+    "spans": "questions with answers in their contexts",
+    "messages": "conversations",
+    "prompt_completion": "prompts with completions",
+    "preference": "prompts with a chosen and a rejected answer",
+}
+
+
+def open_text_file(path: Path, reading: Reading, asked: bool = False) -> Examples | None:
+    """One file of text as Examples of the kind "text"; None where it is no text but a table.
+
+    asked: the caller said that it is text. Errors: DataError naming the file and the line or row.
+    """
+    kind = sniff(path)
+    if kind == "binary" and asked:
+        raise DataError(f"'{shown(path.name)}' is no text: most of its bytes are no characters")
+    if kind == "document":
+        return open_documents([(path, shown(path.name), "")])
+    return None if kind == "binary" else open_rows([(path, "")], reading, asked)
+
+
+def open_text_folder(listing: Listing, reading: Reading, asked: bool = False) -> Examples | None:
+    """The text files of a folder; None where it holds tables, or nothing to read.
+
+    Errors: files of rows that do not belong together.
+    """
+    readable = [p for p in listing.files if "." not in p[-1] or not is_image(Path(p[-1]))]
+    kinds = {parts: sniff(listing.path(parts)) for parts in readable}
+    documents = [parts for parts, kind in kinds.items() if kind == "document"]
+    rows = [parts for parts, kind in kinds.items() if kind not in ("document", "binary")]
+    prose = [p for p in documents if not BESIDE.match(p[-1])]
+    if sum(suffix_of(p) in CODE for p in documents) > len(rows):
+        documents, rows = sorted(documents + rows, key=lambda p: [natural(x) for x in p]), []
+    opened = _rows_of_folder(listing, rows, reading, asked) if rows else None
+    if rows and opened is None and not (prose and asked):
+        return None
+    if opened is not None and (opened.form != "plain" or not prose):
+        return with_others(opened, listing, rows)
+    classes = class_folders(documents) if opened is None and reading.learn else None
+    if classes:
+        return labelled_files(listing, *classes)
+    files = prose if rows else documents
+    if not files:
+        return None
+    found = open_documents([(listing.path(p), shown(p), split_of(p)) for p in files])
+    found = _together([opened, found]) if opened is not None else found
+    return with_others(found, listing, documents + rows)
+
+
+def _together(parts: list[Examples]) -> Examples:
+    """Plain text from files of rows and from files of text."""
+    rows = [row for part in parts for row in part.inputs]
+    names = [name for part in parts for name in part.names]
+    out = text_examples("plain", rows, names, np.concatenate([part.given for part in parts]))
+    findings = [f for part in parts for f in part.findings]
+    return replace(out, understood=plain_said(out), findings=findings)
+
+
+# ---- rows ----------------------------------------------------------------------------------------
+def _rows_of_folder(
+    listing: Listing, files: list[Parts], reading: Reading, asked: bool
+) -> Examples | None:
+    chosen = [p for p in files if len(p) == 1] or files
+    folders = {p[:-1] for p in chosen if not any(split_named(part) for part in p[:-1])}
+    if len(folders) < 2:
+        return open_rows([(listing.path(p), split_of(p)) for p in chosen], reading, asked)
+    if open_rows([(listing.path(chosen[0]), "")], reading, asked) is None:
+        return None
+    raise DataError(
+        f"'{shown(listing.root)}' holds {len(folders)} folders of rows "
+        f"({some(sorted(map(shown, folders)))}); name one of them"
+    )
+
+
+def open_rows(
+    files: Sequence[tuple[Path, str]], reading: Reading, asked: bool = False
+) -> Examples | None:
+    """Files of rows of one form as Examples; None where they are tables, not text."""
+    read: list[tuple[RawTable, Layout, list[str]]] = []
+    for path, split in sorted(files, key=lambda file: file[1] not in ("train", "")):
+        raw = reading.table(path)
+        layout, given = _layout(raw, reading, asked)
+        if layout is None:
+            continue
+        if any(f.kind == "encoding" and "UTF-8" in f.message for f in raw.findings):
+            read_text(path)  # a table may be of another encoding; of a text it is an error
+        read.append((raw, layout, [own or split * (len(files) > 1) for own in given]))
+    if not read:
+        return None
+    if len({layout.form for _, layout, _ in read}) > 1:
+        each = ", ".join(f"'{raw.file}' ({layout.form})" for raw, layout, _ in read[:4])
+        raise DataError(f"{len(read)} files of different forms: {each}; name one of them")
+    return _made(read, reading)
+
+
+def _layout(raw: RawTable, reading: Reading, asked: bool) -> tuple[Layout | None, list[str]]:
+    """What the fields of the rows are, or None for a table; and the split of each row."""
+    given = raw.given or [""] * len(raw)
+    if raw.what == "CoNLL":
+        return Layout("tagged", lambda row: tagged_row(row, "tokens", "tags"), "CoNLL"), given
+    sample, asked_for = raw.sample(SAMPLE), reading.split_column
+    columns = list(dict.fromkeys(name for row in sample for name in row))
+    names = [c for c in columns if c != asked_for and c.lower() not in SPLIT_NAMES]
+    layout = recognise(sample, names, raw.header, reading.target, asked, reading.learn)
+    if layout is None:
+        return None, given
+    if reading.learn and reading.target is not None and reading.target not in columns:
+        no_column(raw.file, columns, reading.target, TARGET_CURE)
+    _, said = read_splits(columns, raw.cells, raw.row_names(), raw.file, asked_for)
+    return replace(layout, said=raw.what or layout.said), said or given
+
+
+def _made(read: list[tuple[RawTable, Layout, list[str]]], reading: Reading) -> Examples:
+    """Rows of one form, those that cannot be used set aside; then their targets."""
+    rows: list[Row] = []
+    names: list[str] = []
+    splits: list[str] = []
+    cells: list[Any] = []
+    aside: list[tuple[str, Aside]] = []
+    for raw, layout, given in read:
+        for row, name, split in zip(raw.rows, raw.row_names(), given, strict=True):
+            try:
+                rows.append(layout.make(row))
+            except Aside as e:
+                aside.append((name, e))
+                continue
+            names.append(name)
+            splits.append(split)
+            cells.append(_cell(row, layout))
+    if not rows:
+        name, first = aside[0]
+        raise DataError(
+            f"{name}: {first.reason}; and none of the other {len(aside) - 1:,} rows can be used"
+        )
+    layout = read[0][1]
+    out = text_examples(layout.form, rows, names, splits)
+    out.findings = [f for raw, _, _ in read for f in raw.findings]
+    out.findings += aside_findings(aside, len(rows) + len(aside))
+    said = ""
+    if layout.label or layout.labels:
+        out, said = _with_targets(out, cells, layout, reading, read[0][0].file)
+    out.understood = _understood(out, layout, said, [raw.file for raw, _, _ in read])
+    return out
+
+
+def _cell(row: Row, layout: Layout) -> Any:
+    """The target of a row as it stands there; "-" and -1 mean that annotators did not agree."""
+    if layout.labels:
+        return [name for name in layout.labels if str(row.get(name)) == "1"]
+    cell = row.get(layout.label) if layout.label else None
+    return None if layout.form == "pairs" and cell in ("-", -1, "-1") else cell
+
+
+def _with_targets(
+    out: Examples, cells: list[Any], layout: Layout, reading: Reading, file: str
+) -> tuple[Examples, str]:
+    kind = "classes" if layout.labels else reading.target_kind
+    kind = "number" if layout.form == "scored_pairs" else kind
+    what = f"column '{layout.label}' of {file}"
+    targets = read_targets(cells, what, out.names, kind, table=True)
+    check_few_classes(targets, what)
+    out = with_targets(out, targets)
+    out.target_name = layout.label
+    return out, targets.said
+
+
+def _understood(out: Examples, layout: Layout, said: str, files: list[str]) -> str:
+    """In one line: how many of what, from which file and fields, with which targets."""
+    text, rows = f"{len(out):,} {SAYS.get(layout.form, '')}", out.inputs
+    if layout.form == "plain":
+        return f"{plain_said(out)} ({some(files)}; {layout.said})"
+    if layout.form == "pairs" and said:
+        text += " with a label"
+    if layout.form == "tagged":
+        out.labels = class_targets([t for row in rows for t in row["tags"]])[1]
+        said = f"{len(out.labels)} tags"
+    if layout.form == "spans":
+        text += f" ({len({row['context'] for row in rows}):,} contexts)"
+    if layout.form == "messages":
+        text += f" of {np.mean([len(row['messages']) for row in rows]):.1f} messages on average"
+    extra = []
+    if layout.form in ("messages", "prompt_completion"):
+        besides = {"tools": "tools", "label": "a verdict, good or bad,"}
+        extra = [word for key, word in besides.items() if any(key in row for row in rows)]
+    text += f", {' and '.join(extra)} with them" if extra else ""
+    return f"{text} ({some(files)}; {layout.said}){': ' * bool(said)}{said}{splits_said(out.given)}"

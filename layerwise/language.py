@@ -1,0 +1,180 @@
+"""Plain text for `fit`: tokenised once, cut into windows, and a decoder of the right size for it.
+
+What is trained is a standard architecture (Qwen3's: rotary positions, RMSNorm, norms of query and
+key, gated mlp, tied head), so the result opens in other tools.
+
+Legend: n documents, T tokens of a window, N parameters that multiply, D tokens trained on.
+"""
+
+import time
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from layerwise import models
+from layerwise.choose import Choice
+from layerwise.console import Console
+from layerwise.data.corpus import Corpus, Windows, tokenise
+from layerwise.data.examples import Examples
+from layerwise.data.text_documents import texts_of
+from layerwise.data.text_processor import TextProcessor
+from layerwise.data.train_tokenizer import train_bpe
+from layerwise.errors import DataError
+from layerwise.result import Rows
+from layerwise.runtime import Runtime
+from layerwise.settings import Settings
+
+FEW_DOCUMENTS = 20  # below which documents are split within, not among each other
+LEAST_VOCABULARY, MOST_VOCABULARY = 512, 32_768
+HEAD_DIM = 64
+LENGTHS = (128, 256, 512)  # windows, for a corpus from small to large
+EFFICIENCY = 0.3  # of the rate of large products that small networks reach, validation included
+TOKENS_PER_PARAM = 20  # compute-optimal, Hoffmann et al., arXiv:2203.15556
+
+
+def in_stretches(examples: Examples, chosen: Settings) -> Examples:
+    """A few long documents as stretches for training, choosing and scoring, the last ones held out.
+
+    Unchanged where the data brings splits of its own, or documents enough to divide.
+    """
+    if len(examples) >= FEW_DOCUMENTS or any(examples.given):
+        return examples
+    test = min(chosen.test, 0.1)
+    shares = {"train": 1 - chosen.val - test, "val": chosen.val, "test": test}
+    rows, names, given = [], [], []
+    for name, text in zip(examples.names, texts_of(examples), strict=True):
+        start = 0
+        for i, (split, share) in enumerate(shares.items()):
+            end = len(text) if i == len(shares) - 1 else start + round(share * len(text))
+            end = text.rfind("\n", start, end) + 1 or end  # behind a line, where there is one
+            rows.append({"text": text[start:end]})
+            names.append(f"{name} ({split})")
+            given.append(split)
+            start = end
+    said = f"{examples.understood}; the end of each document is held out"
+    out = replace(examples, inputs=rows, names=names, understood=said)
+    return replace(out, given=np.array(given, "U5"))
+
+
+def as_tokens(rows: Rows, chosen: Settings, console: Console) -> tuple[Rows, TextProcessor]:
+    """The documents of each split as windows of tokens, by a tokenizer learned on train.
+
+    Errors: DataError where a split has too little text for a single prediction.
+    """
+    parts = {name: getattr(rows, name) for name in ("train", "val", "test")}
+    texts = {name: texts_of(part) for name, part in parts.items()}
+    n_bytes = sum(len(t.encode("utf-8", "surrogatepass")) for t in texts["train"])
+    tokenizer = train_bpe(texts["train"], vocabulary_for(n_bytes))
+    corpora = {name: tokenise(part, tokenizer) for name, part in texts.items()}
+    length = chosen.max_seq_len or length_for(len(corpora["train"].tokens))
+    said = ", ".join(f"{len(c.tokens):,} {name}" for name, c in corpora.items())
+    console.say(
+        f"tokens: {said}; a vocabulary of {tokenizer.vocab_size:,}, "
+        f"{corpora['train'].bytes_per_token:.2f} bytes per token, windows of {length}"
+    )
+    cut = {name: windows_of(parts[name], c, length) for name, c in corpora.items()}
+    out = replace(rows, train=cut["train"], val=cut["val"], test=cut["test"], clean_test=None)
+    return out, TextProcessor(tokenizer, length)
+
+
+def windows_of(examples: Examples, corpus: Corpus, length: int) -> Examples:
+    windows = Windows(corpus, length)
+    return Examples(
+        kind="tokens",
+        inputs=windows,  # type: ignore[arg-type]
+        targets=np.zeros(len(windows)),
+        target_kind="none",
+        labels=(),
+        names=[f"window {i} of {examples.source}" for i in range(len(windows))],
+        given=np.full(len(windows), "", "U5"),
+        understood=examples.understood,
+        source=examples.source,
+    )
+
+
+def vocabulary_for(n_bytes: int) -> int:
+    """A power of two, about the root of the text: 1,024 for a megabyte, 32,768 for 1 GB."""
+    wanted = 1024 * (n_bytes / 1e6) ** 0.5
+    return int(np.clip(2 ** round(np.log2(max(wanted, 1))), LEAST_VOCABULARY, MOST_VOCABULARY))
+
+
+def length_for(n_tokens: int) -> int:
+    return LENGTHS[0] if n_tokens < 100_000 else LENGTHS[1] if n_tokens < 5e7 else LENGTHS[2]
+
+
+def choose_decoder(
+    train: Examples, processor: TextProcessor, chosen: Settings, flops: float
+) -> Choice:
+    """A decoder with fresh weights: as named, or of the size that the compute and the text allow.
+
+    flops: what the budget pays for; infinite without one.
+    """
+    V, T = processor.tokenizer.vocab_size, processor.max_seq_len
+    if chosen.model != "auto":
+        family, config = models.resolve(chosen.model)
+        if not hasattr(config, "vocab_size") or family == "bert":
+            raise DataError(
+                f"{chosen.model} does not continue text; name a decoder such as gpt2, or leave "
+                "--model out"
+            )
+        longer = max(T, config.max_seq_len)
+        config = replace(config, vocab_size=V, max_seq_len=longer)
+        return Choice(chosen.model, family, config, processor, "as asked")
+    assert isinstance(train.inputs, Windows)
+    n_tokens = len(train.inputs.corpus.tokens)
+    wanted = min(float(n_tokens), (flops / (6 * TOKENS_PER_PARAM)) ** 0.5)
+    config = decoder_of(wanted, V, T)
+    why = f"{config.n_layers} layers of {config.dim} for {n_tokens:,} tokens" + (
+        f" and {flops:.1e} operations" if np.isfinite(flops) else ""
+    )
+    return Choice(f"qwen3_{config.dim}x{config.n_layers}", "llama", config, processor, why)
+
+
+def decoder_of(n_params: float, vocab_size: int, length: int) -> Any:
+    """The decoder whose blocks come nearest to N parameters: 12 L D^2 with L = D / 64."""
+    from layerwise.models.llama import Config
+
+    widths = [HEAD_DIM * k for k in range(1, 33)]
+    sizes = [12 * max(2, w // HEAD_DIM) * w * w for w in widths]
+    best = int(np.argmin(np.abs(np.log(np.array(sizes) / max(n_params, 1.0)))))
+    width = widths[best]
+    return Config(
+        vocab_size=vocab_size,
+        max_seq_len=length,
+        dim=width,
+        n_layers=max(2, width // HEAD_DIM),
+        n_heads=width // HEAD_DIM,
+        n_kv_heads=width // HEAD_DIM,
+        head_dim=HEAD_DIM,
+        mlp_dim=HEAD_DIM * round(8 * width / 3 / HEAD_DIM),
+        norm_eps=1e-6,
+        qk_norm=True,
+        tied_head=True,
+    )
+
+
+def unigram_bits(train: Examples, test: Examples) -> float:
+    """Bits per byte of the test text by the frequencies of the training tokens alone."""
+    assert isinstance(train.inputs, Windows)
+    assert isinstance(test.inputs, Windows)
+    seen, asked = train.inputs.corpus, test.inputs.corpus
+    size = 1 + int(max(seen.tokens.max(), asked.tokens.max()))
+    counts = np.bincount(seen.tokens, minlength=size) + 1.0
+    bits = -np.log2(counts / counts.sum())
+    return float(bits[asked.tokens].sum() / max(1, asked.n_bytes))
+
+
+def affordable(seconds: float, machine: Runtime) -> float:
+    """FLOPs that a training budget pays for here, at the rate of large matrix products."""
+    if seconds == float("inf"):
+        return seconds
+    side = 768
+    a, b = (torch.randn(side, side, dtype=machine.dtype, device=machine.device) for _ in "ab")
+    best = float("inf")
+    for _ in range(5):
+        started = time.perf_counter()
+        float((a @ b)[0, 0])
+        best = min(best, time.perf_counter() - started)
+    return EFFICIENCY * seconds * 2 * side**3 / best

@@ -1,0 +1,31 @@
+"""A language model's last layer when it shares its matrix with the token embedding.
+
+Paper: Press and Wolf, "Using the Output Embedding to Improve Language Models", arXiv:1608.05859.
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+class TiedHead(nn.Linear):
+    """A linear layer that has no weight of its own: it uses `embed`'s, whatever becomes of that.
+
+    So the matrix is in one place of the state dict and of every list of parameters, and it stays
+    tied through copies, moves between devices and loading.
+    softcap: outputs y become softcap * tanh(y / softcap); 0 leaves them.
+    """
+
+    def __init__(self, embed: nn.Embedding, softcap: float = 0.0):
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = embed.embedding_dim, embed.num_embeddings
+        self.softcap = softcap
+        self.register_parameter("bias", None)
+        self._embed = (embed,)  # inside a tuple it is no submodule
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        return self._embed[0].weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return self.softcap * torch.tanh(y / self.softcap) if self.softcap else y

@@ -1,0 +1,96 @@
+"""Rotary positions: each pair of coordinates of a query or key is turned by position x frequency.
+
+Papers: Su et al., "RoFormer", arXiv:2104.09864. Longer contexts than trained on: "linear", Chen et
+al., arXiv:2306.15595; "yarn", Peng et al., arXiv:2309.00071; "llama3", Llama 3.1's own (Grattafiori
+et al., arXiv:2407.21783, in the reference code of `llama-models`).
+
+Coordinates i and i + Dh/2 are a pair, as in Hugging Face's files (llama2.c and GGUF: 2i and 2i+1).
+
+Shapes: B batch, T positions, Dh head width.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from layerwise.errors import OptionError, unknown
+
+Turn = tuple[Tensor, Tensor]  # cosine and sine, both (1 or B, 1, T, Dh/2)
+SCALINGS = ("", "linear", "llama3", "yarn")
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Radians per position of each pair. Plain numbers: they need no device and no place in a file.
+
+    magnitude: cosine and sine are multiplied by it (yarn sharpens attention so).
+    """
+
+    frequencies: tuple[float, ...]  # (Dh/2,)
+    magnitude: float = 1.0
+
+    def __call__(self, positions: Tensor) -> Turn:
+        """positions: (T,) or (B, T) whole numbers. The angles' cosine and sine in fp32."""
+        frequencies = torch.tensor(self.frequencies, device=positions.device)
+        angles = positions.float()[..., None] * frequencies  # (.., T, Dh/2)
+        angles = angles.unsqueeze(-3)  # (1 or B, 1, T, Dh/2): the same for every head
+        return angles.cos() * self.magnitude, angles.sin() * self.magnitude
+
+
+def rotate(x: Tensor, turn: Turn) -> Tensor:
+    """Queries or keys (B, H, T, Dh), turned."""
+    cos, sin = (t.to(x.dtype) for t in turn)
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+
+
+def make_rope(
+    head_dim: int,
+    theta: float,
+    scaling: str = "",
+    factor: float = 1.0,
+    original_len: int = 0,
+    low: float = 1.0,
+    high: float = 4.0,
+    magnitude: float = 0.0,
+) -> Rope:
+    """The frequencies theta^(-2i/Dh), those that turn too slowly for `original_len` stretched.
+
+    scaling: "" as trained; "linear" divides all by `factor`; "llama3" and "yarn" divide those with
+        fewer than `low` turns within `original_len` positions, keep those with more than `high`,
+        and blend between: llama3 by the number of turns, yarn by the index of the pair.
+    magnitude: of yarn; 0 is the paper's 0.1 ln(factor) + 1.
+    Errors: OptionError for an unknown scaling, or one without the length it was trained on.
+    """
+    if scaling not in SCALINGS:
+        raise unknown("rope_scaling", scaling, SCALINGS)
+    if scaling in ("llama3", "yarn") and original_len < 1:
+        raise OptionError(f"rope_scaling {scaling!r} needs rope_original_len, the trained length")
+    frequencies = theta ** (-np.arange(0, head_dim, 2) / head_dim)
+    if scaling == "linear":
+        kept = np.zeros_like(frequencies)
+    elif scaling == "llama3":
+        turns = original_len * frequencies / (2 * math.pi)
+        kept = np.clip((turns - low) / (high - low), 0, 1)
+    elif scaling == "yarn":
+        kept = _yarn_kept(head_dim, theta, original_len, low, high)
+        magnitude = magnitude or (0.1 * math.log(factor) + 1 if factor > 1 else 1.0)
+    else:
+        kept = np.ones_like(frequencies)
+    frequencies = frequencies * (kept + (1 - kept) / factor)
+    return Rope(tuple(frequencies.tolist()), magnitude if scaling == "yarn" else 1.0)
+
+
+def _yarn_kept(head_dim: int, theta: float, length: int, low: float, high: float) -> np.ndarray:
+    """How much of each frequency stays: 1 up to the pair of `high` turns, 0 from that of `low`."""
+
+    def pair_of(turns: float) -> float:
+        return head_dim * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+    first = max(math.floor(pair_of(high)), 0)
+    last = min(math.ceil(pair_of(low)), head_dim - 1)
+    ramp = (np.arange(head_dim // 2) - first) / max(last - first, 1e-3)
+    return 1 - np.clip(ramp, 0, 1)

@@ -1,0 +1,52 @@
+"""Self-attention of today's decoders: rotary positions, key heads shared by query heads, a cache.
+
+Shapes: B batch, T positions, D width, H heads, K key and value heads, Dh head width.
+"""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from layerwise.layers.attention import attention, join_heads, split_heads
+from layerwise.layers.cache import LayerCache
+from layerwise.layers.mask import Sight
+from layerwise.layers.rope import Turn, rotate
+
+
+class SelfAttention(nn.Module):
+    """Each token reads from those it sees; `turn`, `sight` and `cache` come from the model.
+
+    bias: of query, key and value. norm: makes the norm of each head's query and key, (.., Dh).
+    scale, softcap: of the scores, see `attention`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        n_heads: int,
+        n_kv_heads: int,
+        head_dim: int,
+        bias: bool = False,
+        norm: Callable[[], nn.Module] = nn.Identity,
+        scale: float | None = None,
+        softcap: float = 0.0,
+    ):
+        super().__init__()
+        self.n_heads, self.n_kv_heads = n_heads, n_kv_heads
+        self.scale, self.softcap = scale, softcap
+        self.q_proj = nn.Linear(dim, n_heads * head_dim, bias=bias)
+        self.k_proj = nn.Linear(dim, n_kv_heads * head_dim, bias=bias)
+        self.v_proj = nn.Linear(dim, n_kv_heads * head_dim, bias=bias)
+        self.o_proj = nn.Linear(n_heads * head_dim, dim, bias=False)
+        self.q_norm, self.k_norm = norm(), norm()
+
+    def forward(
+        self, x: Tensor, turn: Turn, sight: Sight, cache: LayerCache | None = None
+    ) -> Tensor:  # (B, T, D)
+        q = rotate(self.q_norm(split_heads(self.q_proj(x), self.n_heads)), turn)  # (B, H, T, Dh)
+        k = rotate(self.k_norm(split_heads(self.k_proj(x), self.n_kv_heads)), turn)
+        v = split_heads(self.v_proj(x), self.n_kv_heads)  # (B, K, T, Dh)
+        if cache is not None:
+            k, v = cache.update(k, v)
+        mixed = attention(q, k, v, *sight, scale=self.scale, softcap=self.softcap)
+        return self.o_proj(join_heads(mixed))

@@ -1,0 +1,244 @@
+"""Gemma 2 and 3 (text): most layers see a window, some see everything; norms on both sides.
+
+Papers: Gemma 2, arXiv:2408.00118 (softcaps on attention scores and outputs); Gemma 3,
+arXiv:2503.19786 (norms of query and key instead; two rotary bases). What they leave out is as in
+the code published with them, github.com/google/gemma_pytorch.
+Published weights: Hugging Face's `Gemma2ForCausalLM` and `Gemma3ForCausalLM` ("huggingface"), and
+the text part of `Gemma3ForConditionalGeneration` ("huggingface_multimodal").
+
+The head is always the embedding, which is multiplied by sqrt(dim) on the way in; RMSNorm scales by
+1 + weight.
+
+Shapes: B batch, T positions, S keys, D width, H heads, K key and value heads, Dh head width,
+F mlp width, V vocabulary.
+"""
+
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from layerwise.errors import OptionError
+from layerwise.layers.cache import Cache, LayerCache
+from layerwise.layers.head import TiedHead
+from layerwise.layers.mask import Sight, positions_of, sight
+from layerwise.layers.mlp import GatedMlp
+from layerwise.layers.rope import Turn, make_rope
+from layerwise.layers.self_attention import SelfAttention
+
+gelu = partial(F.gelu, approximate="tanh")
+
+
+@dataclass(frozen=True)
+class Config:
+    vocab_size: int = 256_000
+    max_seq_len: int = 8192  # trained for; longer texts run
+    dim: int = 2304
+    n_layers: int = 26
+    n_heads: int = 8
+    n_kv_heads: int = 4
+    head_dim: int = 256
+    mlp_dim: int = 9216
+    norm_eps: float = 1e-6
+    rope_theta: float = 10_000.0  # of global layers
+    rope_factor: float = 1.0  # global layers' angles are divided by it
+    local_rope_theta: float = 10_000.0
+    window: int = 4096  # tokens that local layers see back, itself included
+    global_every: int = 2  # the last of so many layers is global
+    query_scalar: int = 256  # scores are divided by its root
+    attn_softcap: float = 50.0  # 0 for none
+    logit_softcap: float = 30.0
+    qk_norm: bool = False
+
+    def __post_init__(self):
+        if self.n_heads % self.n_kv_heads:
+            raise OptionError(f"n_heads {self.n_heads} is no multiple of n_kv_heads")
+        if self.window < 1 or self.global_every < 1:
+            raise OptionError("window and global_every are at least 1")
+
+    def is_global(self, layer: int) -> bool:
+        return (layer + 1) % self.global_every == 0
+
+
+GEMMA2 = Config()
+GEMMA3 = Config(
+    vocab_size=262_144,
+    max_seq_len=32_768,
+    rope_theta=1e6,
+    window=512,
+    global_every=6,
+    attn_softcap=0.0,
+    logit_softcap=0.0,
+    qk_norm=True,
+)
+GEMMA3_LARGE = replace(
+    GEMMA3, vocab_size=262_208, max_seq_len=131_072, window=1024, rope_factor=8.0
+)
+
+
+def _sized(
+    base: Config, dim: int, n_layers: int, n_heads: int, n_kv_heads: int, mlp_dim: int, **more
+) -> Config:
+    sizes = {"dim": dim, "n_layers": n_layers, "n_heads": n_heads, "n_kv_heads": n_kv_heads}
+    return replace(base, **sizes, mlp_dim=mlp_dim, **more)
+
+
+VARIANTS = {
+    # Gemma 2, table 1 (its mlp widths count gate and up together)
+    "gemma2_2b": GEMMA2,
+    "gemma2_9b": _sized(GEMMA2, 3584, 42, 16, 8, 14336),
+    "gemma2_27b": _sized(GEMMA2, 4608, 46, 32, 16, 36864, head_dim=128, query_scalar=144),
+    # google/gemma-3-*, config.json; the paper's table 1 has the parameters only
+    "gemma3_270m": _sized(GEMMA3, 640, 18, 4, 1, 2048),
+    "gemma3_1b": _sized(GEMMA3, 1152, 26, 4, 1, 6912),
+    "gemma3_4b": _sized(GEMMA3_LARGE, 2560, 34, 8, 4, 10240),
+    "gemma3_12b": _sized(GEMMA3_LARGE, 3840, 48, 16, 8, 15360),
+    "gemma3_27b": _sized(GEMMA3_LARGE, 5376, 62, 32, 16, 21504, head_dim=128, query_scalar=168),
+}
+
+
+class Norm(nn.Module):
+    """RMSNorm scaled by 1 + weight, in fp32."""
+
+    def __init__(self, dim: int, eps: float):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = 1 + self.weight.float()
+        return F.rms_norm(x.float(), self.weight.shape, scale, self.eps).type_as(x)
+
+
+class Block(nn.Module):
+    """x + norm(attention(norm(x))), then x + norm(mlp(norm(x)))."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        c = config
+        norm = partial(Norm, c.head_dim, c.norm_eps) if c.qk_norm else nn.Identity
+        self.attn_norm = Norm(c.dim, c.norm_eps)
+        self.attn = SelfAttention(
+            c.dim,
+            c.n_heads,
+            c.n_kv_heads,
+            c.head_dim,
+            norm=norm,
+            scale=c.query_scalar**-0.5,
+            softcap=c.attn_softcap,
+        )
+        self.attn_post_norm = Norm(c.dim, c.norm_eps)
+        self.mlp_norm = Norm(c.dim, c.norm_eps)
+        self.mlp = GatedMlp(c.dim, c.mlp_dim, gelu)
+        self.mlp_post_norm = Norm(c.dim, c.norm_eps)
+
+    def forward(
+        self, x: Tensor, turn: Turn, sight: Sight, cache: LayerCache | None = None
+    ) -> Tensor:  # (B, T, D)
+        x = x + self.attn_post_norm(self.attn(self.attn_norm(x), turn, sight, cache))
+        return x + self.mlp_post_norm(self.mlp(self.mlp_norm(x)))
+
+
+class Gemma(nn.Module):
+    """Tokens (B, T) to scores of the next token (B, T, V)."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        c = self.config = config
+        self.rope = make_rope(c.head_dim, c.rope_theta, "linear", c.rope_factor)
+        self.local_rope = make_rope(c.head_dim, c.local_rope_theta)
+        self.token_embed = nn.Embedding(c.vocab_size, c.dim)
+        self.blocks = nn.ModuleList([Block(c) for _ in range(c.n_layers)])
+        self.norm = Norm(c.dim, c.norm_eps)
+        self.head: nn.Linear = TiedHead(self.token_embed, c.logit_softcap)
+        for parameter in self.parameters():
+            if parameter.ndim == 2:
+                nn.init.normal_(parameter, std=0.02)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: Cache | None = None,
+        documents: Tensor | None = None,
+    ) -> Tensor:
+        """tokens: (B, T). positions: (T,) or (B, T), where they are not the next ones. mask: bool,
+        broadcast to (B, 1, T, S), besides causality. cache: from `make_cache`, grows by T.
+        documents: (B, T), equal where two tokens of a packed row belong together.
+        """
+        return self.head(self.features(tokens, positions, mask, cache, documents))
+
+    def features(
+        self,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: Cache | None = None,
+        documents: Tensor | None = None,
+    ) -> Tensor:
+        """What the head sees, normalised: (B, T, D). Arguments as for `forward`."""
+        c = self.config
+        if positions is None:
+            positions = positions_of(tokens, documents, cache)
+        kinds = {}  # local and global layers: how they turn and what they see
+        for i in range(c.n_layers):
+            if c.is_global(i) not in kinds:
+                rope, window = (self.rope, 0) if c.is_global(i) else (self.local_rope, c.window)
+                own = None if cache is None else cache[i]
+                seen = sight(tokens, mask, documents, window, own)
+                kinds[c.is_global(i)] = rope(positions), seen
+        x = self.token_embed(tokens)  # (B, T, D)
+        x = x * x.new_tensor(c.dim**0.5)  # rounded to the precision of x, as published
+        for i, block in enumerate(self.blocks):
+            x = block(x, *kinds[c.is_global(i)], None if cache is None else cache[i])
+        return self.norm(x)
+
+    def make_cache(self, batch: int, length: int) -> Cache:
+        """For `length` tokens, prompt and continuation together, of `batch` rows."""
+        c = self.config
+        windows = [0 if c.is_global(i) else c.window for i in range(c.n_layers)]
+        return Cache(self.token_embed.weight, batch, length, c.n_kv_heads, c.head_dim, windows)
+
+    def layers(self) -> dict[str, nn.Module]:
+        """The stack in the order in which data flows through it."""
+        blocks = {f"blocks.{i}": block for i, block in enumerate(self.blocks)}
+        return {"token_embed": self.token_embed, **blocks, "norm": self.norm, "head": self.head}
+
+    def reset_head(self, n_classes: int) -> None:
+        """A fresh last layer, tied to nothing and without a softcap; everything below stays."""
+        head = nn.Linear(self.config.dim, n_classes, bias=False)
+        nn.init.normal_(head.weight, std=0.02)
+        self.head = head.to(self.token_embed.weight)
+
+
+Model = Gemma
+
+
+def _names(model: str) -> dict[str, str]:
+    layer = f"{model}.layers.{{}}"
+    return {
+        "token_embed": f"{model}.embed_tokens",
+        "blocks.{}.attn_norm": f"{layer}.input_layernorm",
+        "blocks.{}.attn": f"{layer}.self_attn",
+        "blocks.{}.attn_post_norm": f"{layer}.post_attention_layernorm",
+        "blocks.{}.mlp_norm": f"{layer}.pre_feedforward_layernorm",
+        "blocks.{}.mlp": f"{layer}.mlp",
+        "blocks.{}.mlp_post_norm": f"{layer}.post_feedforward_layernorm",
+        "norm": f"{model}.norm",
+    }
+
+
+PUBLISHED = {  # ours -> theirs, prefix by prefix; the rename engine reads it in both directions
+    "huggingface": {
+        **_names("model"),
+        "(copy)": "lm_head.weight=model.embed_tokens.weight",
+    },
+    "huggingface_multimodal": {
+        **_names("language_model.model"),
+        "(drop)": "vision_tower.* multi_modal_projector.*",
+        "(copy)": "language_model.lm_head.weight=language_model.model.embed_tokens.weight",
+    },
+}

@@ -1,0 +1,209 @@
+"""GPT-2: a stack of decoder blocks with learned positions.
+
+Paper: Radford et al., "Language Models are Unsupervised Multitask Learners", 2019 (no arXiv);
+what it leaves out is as in the code published with it, github.com/openai/gpt-2.
+Published weights: `openai-community/gpt2` and its larger sizes, whose matrices lie transposed (in,
+out), with query, key and value side by side in one of them.
+
+Departures
+- Dropout, 0.1 everywhere in the paper's training, is 0 unless asked for.
+- Positions start at 0.02 like everything else (as in Hugging Face), not at the code's 0.01.
+
+Shapes: B batch, T positions, S keys, D width, H heads, Dh head width, F mlp width, V vocabulary.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from layerwise.errors import DataError, OptionError
+from layerwise.layers.attention import attention, join_heads, split_heads
+from layerwise.layers.cache import Cache, LayerCache
+from layerwise.layers.head import TiedHead
+from layerwise.layers.mask import Sight, positions_of, sight
+
+
+@dataclass(frozen=True)
+class Config:
+    vocab_size: int = 50257
+    max_seq_len: int = 1024  # positions that are learned
+    dim: int = 768
+    n_layers: int = 12
+    n_heads: int = 12
+    mlp_dim: int = 3072
+    norm_eps: float = 1e-5
+    dropout: float = 0.0  # of what attention and mlp add to the stream
+    embed_dropout: float = 0.0
+    attn_dropout: float = 0.0  # of the attention weights
+
+    def __post_init__(self):
+        if self.dim % self.n_heads:
+            raise OptionError(f"dim {self.dim} is no multiple of n_heads {self.n_heads}")
+
+
+VARIANTS = {  # table 2 of the paper; the heads are in the published code
+    "gpt2": Config(),
+    "gpt2_medium": Config(dim=1024, n_layers=24, n_heads=16, mlp_dim=4096),
+    "gpt2_large": Config(dim=1280, n_layers=36, n_heads=20, mlp_dim=5120),
+    "gpt2_xl": Config(dim=1600, n_layers=48, n_heads=25, mlp_dim=6400),
+}
+
+
+class Attention(nn.Module):
+    """Each token reads from itself and those before it."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        D = config.dim
+        self.n_heads, self.dropout = config.n_heads, config.attn_dropout
+        self.q_proj = nn.Linear(D, D)
+        self.k_proj = nn.Linear(D, D)
+        self.v_proj = nn.Linear(D, D)
+        self.o_proj = nn.Linear(D, D)
+
+    def forward(self, x: Tensor, sight: Sight, cache: LayerCache | None) -> Tensor:  # (B, T, D)
+        q = split_heads(self.q_proj(x), self.n_heads)  # (B, H, T, Dh)
+        k = split_heads(self.k_proj(x), self.n_heads)
+        v = split_heads(self.v_proj(x), self.n_heads)
+        if cache is not None:
+            k, v = cache.update(k, v)  # (B, H, S, Dh)
+        dropout = self.dropout if self.training else 0.0
+        return self.o_proj(join_heads(attention(q, k, v, *sight, dropout=dropout)))
+
+
+class Mlp(nn.Module):
+    """Each position by itself: fc2(gelu(fc1(x))), gelu by its tanh approximation."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.fc1 = nn.Linear(config.dim, config.mlp_dim)
+        self.fc2 = nn.Linear(config.mlp_dim, config.dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))  # (B, T, F) inside
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.attn_norm = nn.LayerNorm(config.dim, eps=config.norm_eps)
+        self.attn = Attention(config)
+        self.mlp_norm = nn.LayerNorm(config.dim, eps=config.norm_eps)
+        self.mlp = Mlp(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, sight: Sight, cache: LayerCache | None = None) -> Tensor:
+        x = x + self.dropout(self.attn(self.attn_norm(x), sight, cache))
+        return x + self.dropout(self.mlp(self.mlp_norm(x)))
+
+
+class GPT(nn.Module):
+    """Tokens (B, T) to scores of the next token (B, T, V)."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config = config
+        self.token_embed = nn.Embedding(config.vocab_size, config.dim)
+        self.pos_embed = nn.Embedding(config.max_seq_len, config.dim)
+        self.dropout = nn.Dropout(config.embed_dropout)
+        self.blocks = nn.ModuleList([Block(config) for _ in range(config.n_layers)])
+        self.norm = nn.LayerNorm(config.dim, eps=config.norm_eps)
+        self.head: nn.Linear = TiedHead(self.token_embed)
+        init_weights(self)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: Cache | None = None,
+        documents: Tensor | None = None,
+    ) -> Tensor:
+        """tokens: (B, T). positions: (T,) or (B, T), where they are not the next ones. mask: bool,
+        broadcast to (B, 1, T, S), besides causality. cache: from `make_cache`, grows by T.
+        documents: (B, T), equal where two tokens of a packed row belong together.
+        """
+        return self.head(self.features(tokens, positions, mask, cache, documents))
+
+    def features(
+        self,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: Cache | None = None,
+        documents: Tensor | None = None,
+    ) -> Tensor:
+        """What the head sees, normalised: (B, T, D). Arguments as for `forward`."""
+        self.check_length(tokens, cache)
+        if positions is None:
+            positions = positions_of(tokens, documents, cache)
+        seen = sight(tokens, mask, documents, cache=None if cache is None else cache[0])
+        x = self.dropout(self.token_embed(tokens) + self.pos_embed(positions))  # (B, T, D)
+        for i, block in enumerate(self.blocks):
+            x = block(x, seen, None if cache is None else cache[i])
+        return self.norm(x)
+
+    def check_length(self, tokens: Tensor, cache: Cache | None) -> None:
+        n, most = tokens.shape[1] + (cache.n_seen if cache else 0), self.config.max_seq_len
+        if n > most:
+            raise DataError(f"a text of {n} tokens; this model has positions for {most}: cut it")
+
+    def make_cache(self, batch: int, length: int) -> Cache:
+        """For `length` tokens, prompt and continuation together, of `batch` rows."""
+        c = self.config
+        weight = self.token_embed.weight
+        return Cache(weight, batch, length, c.n_heads, c.dim // c.n_heads, [0] * c.n_layers)
+
+    def layers(self) -> dict[str, nn.Module]:
+        """The stack in the order in which data flows through it."""
+        blocks = {f"blocks.{i}": block for i, block in enumerate(self.blocks)}
+        below = {"token_embed": self.token_embed, "pos_embed": self.pos_embed}
+        return {**below, **blocks, "norm": self.norm, "head": self.head}
+
+    def reset_head(self, n_classes: int) -> None:
+        """A fresh last layer, no longer tied to the embedding; everything below stays."""
+        head = nn.Linear(self.config.dim, n_classes, bias=False)
+        nn.init.normal_(head.weight, std=0.02)
+        self.head = head.to(self.token_embed.weight)
+
+
+def init_weights(network: GPT) -> None:
+    """Normal of 0.02; of what adds to the stream, 1 / sqrt(number of additions) of that (2.3)."""
+    less = 1 / math.sqrt(2 * network.config.n_layers)
+    for name, parameter in network.named_parameters():
+        if name.endswith(("o_proj.weight", "fc2.weight")):
+            nn.init.normal_(parameter, std=0.02 * less)
+        elif parameter.ndim == 2:
+            nn.init.normal_(parameter, std=0.02)
+        elif name.endswith("bias"):
+            nn.init.zeros_(parameter)
+
+
+Model = GPT
+
+_HF = "transformer.h.{}"
+
+PUBLISHED = {  # ours -> theirs, prefix by prefix; the rename engine reads it in both directions
+    "huggingface": {
+        "token_embed": "transformer.wte",
+        "pos_embed": "transformer.wpe",
+        "blocks.{}.attn_norm": f"{_HF}.ln_1",
+        "blocks.{}.attn.q_proj": f"{_HF}.attn.c_attn[:, 0/3] | transpose",
+        "blocks.{}.attn.k_proj": f"{_HF}.attn.c_attn[:, 1/3] | transpose",
+        "blocks.{}.attn.v_proj": f"{_HF}.attn.c_attn[:, 2/3] | transpose",
+        "blocks.{}.attn.o_proj": f"{_HF}.attn.c_proj | transpose",
+        "blocks.{}.mlp_norm": f"{_HF}.ln_2",
+        "blocks.{}.mlp.fc1": f"{_HF}.mlp.c_fc | transpose",
+        "blocks.{}.mlp.fc2": f"{_HF}.mlp.c_proj | transpose",
+        "norm": "transformer.ln_f",
+        # OpenAI's own sizes on the hub have no "transformer." in front
+        "(alias)": "wte.=transformer.wte. wpe.=transformer.wpe. h.=transformer.h. "
+        "ln_f.=transformer.ln_f.",
+        "(drop)": "*.attn.bias *.attn.masked_bias",  # the causal triangle
+        "(copy)": "lm_head.weight=transformer.wte.weight",
+    },
+}

@@ -1,0 +1,251 @@
+"""Mixture of experts: each token's mlp is a few of many, chosen by a router.
+
+Papers: Mixtral, Jiang et al., arXiv:2401.04088; Qwen3-MoE, arXiv:2505.09388. Balancing: Fedus et
+al., "Switch Transformers", arXiv:2101.03961, equations 4 to 6, over the layers together and
+counting every choice, as the published coefficients assume.
+Published weights: Hugging Face's `Qwen3MoeForCausalLM` ("huggingface") and `MixtralForCausalLM`
+("huggingface_mixtral"), with one matrix per expert, as the files on the hub have them.
+
+No token is dropped and no expert has a capacity: tokens are sorted by expert, and each expert takes
+its own share at once.
+
+Shapes: B batch, T positions, S keys, N = B * T tokens, D width, E experts, n choices per token.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+
+from layerwise.errors import OptionError
+from layerwise.layers.cache import Cache, LayerCache
+from layerwise.layers.head import TiedHead
+from layerwise.layers.mask import Sight, positions_of, sight
+from layerwise.layers.mlp import GatedMlp
+from layerwise.layers.norm import RMSNorm
+from layerwise.layers.rope import Turn, make_rope
+from layerwise.layers.self_attention import SelfAttention
+
+
+@dataclass(frozen=True)
+class Config:
+    vocab_size: int = 32000
+    max_seq_len: int = 32768  # trained for; longer texts run
+    dim: int = 4096
+    n_layers: int = 32
+    n_heads: int = 32
+    n_kv_heads: int = 8
+    head_dim: int = 128
+    mlp_dim: int = 14336  # of one expert
+    n_experts: int = 8
+    n_active: int = 2  # experts per token
+    norm_active: bool = True  # their weights sum to 1
+    balance_weight: float = 0.02  # of `balance_loss` in training
+    norm_eps: float = 1e-5
+    rope_theta: float = 1e6
+    rope_scaling: str = ""  # "", "linear", "llama3" or "yarn": see layers/rope.py
+    rope_factor: float = 1.0
+    rope_original_len: int = 0
+    rope_low: float = 1.0
+    rope_high: float = 4.0
+    rope_magnitude: float = 0.0
+    window: int = 0  # tokens that each one sees back, itself included; 0 for all
+    qk_norm: bool = False
+    tied_head: bool = False
+
+    def __post_init__(self):
+        if self.n_heads % self.n_kv_heads:
+            raise OptionError(f"n_heads {self.n_heads} is no multiple of n_kv_heads")
+        if not 1 <= self.n_active <= self.n_experts:
+            raise OptionError(f"n_active {self.n_active} of n_experts {self.n_experts}")
+
+
+def _qwen3(dim: int, n_layers: int, n_heads: int, mlp_dim: int) -> Config:
+    sizes = {"vocab_size": 151936, "max_seq_len": 40960, "n_experts": 128, "n_active": 8}
+    shared = {"n_kv_heads": 4, "balance_weight": 0.001, "norm_eps": 1e-6, "qk_norm": True}
+    return Config(dim=dim, n_layers=n_layers, n_heads=n_heads, mlp_dim=mlp_dim, **sizes, **shared)
+
+
+VARIANTS = {
+    "mixtral_8x7b": Config(),  # table 1
+    "mixtral_8x22b": Config(  # mistralai/Mixtral-8x22B-v0.1, config.json
+        dim=6144, n_layers=56, n_heads=48, mlp_dim=16384, max_seq_len=65536, balance_weight=0.001
+    ),
+    "qwen3_30b_a3b": _qwen3(2048, 48, 32, 768),  # Qwen3, table 2
+    "qwen3_235b_a22b": _qwen3(4096, 94, 64, 1536),
+}
+
+
+class Moe(nn.Module):
+    """Each token by itself through the experts it is routed to, weighted by the router."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.n_active, self.norm_active = config.n_active, config.norm_active
+        self.router = nn.Linear(config.dim, config.n_experts, bias=False)
+        experts = [GatedMlp(config.dim, config.mlp_dim) for _ in range(config.n_experts)]
+        self.experts = nn.ModuleList(experts)
+
+    def forward(self, x: Tensor, routed: list[Tensor] | None = None) -> Tensor:  # (B, T, D)
+        tokens = x.flatten(0, -2)  # (N, D)
+        scores = self.router(tokens).float()  # (N, E)
+        if routed is not None:
+            routed.append(scores)
+        weights, chosen = scores.softmax(-1).topk(self.n_active)  # (N, n)
+        if self.norm_active:
+            weights = weights / weights.sum(-1, keepdim=True)
+        order = chosen.flatten().argsort(stable=True)  # (N * n,) choices, grouped by expert
+        rows = order // self.n_active  # the token of each
+        parts = tokens[rows].split(shares(chosen, len(self.experts)))
+        mixed = [
+            expert(part) for expert, part in zip(self.experts, parts, strict=True) if len(part)
+        ]
+        weighted = torch.cat(mixed) * weights.flatten()[order, None].to(x.dtype)
+        return torch.zeros_like(tokens).index_add(0, rows, weighted.to(x.dtype)).view_as(x)
+
+
+def shares(chosen: Tensor, n_experts: int) -> list[int]:
+    """How many choices each expert got. Where a plan knows shapes only: as many for each."""
+    if chosen.is_meta or isinstance(chosen, FakeTensor):
+        some, rest = divmod(chosen.numel(), n_experts)
+        return [some + (i < rest) for i in range(n_experts)]
+    return chosen.flatten().bincount(minlength=n_experts).tolist()
+
+
+def balance_loss(routed: list[Tensor], n_active: int, keep: Tensor | None = None) -> Tensor:
+    """How unevenly the experts are used: n_active when evenly, n_experts when always the same.
+
+    routed: the routers' scores (N, E) of each layer, as `forward` collects them. keep: (N,) bool,
+    False for padding. Add `config.balance_weight` times this to the mean loss per token.
+    """
+    scores = torch.cat([s if keep is None else s[keep] for s in routed])  # (layers * N, E)
+    share = scores.softmax(-1)
+    n_experts = scores.shape[-1]
+    chosen = share.topk(n_active).indices.flatten().bincount(minlength=n_experts)
+    return n_experts * (chosen / len(scores) * share.mean(0)).sum()
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + experts(norm(x))."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        c = config
+        norm = (lambda: RMSNorm(c.head_dim, eps=c.norm_eps)) if c.qk_norm else nn.Identity
+        self.attn_norm = RMSNorm(c.dim, eps=c.norm_eps)
+        self.attn = SelfAttention(c.dim, c.n_heads, c.n_kv_heads, c.head_dim, norm=norm)
+        self.mlp_norm = RMSNorm(c.dim, eps=c.norm_eps)
+        self.moe = Moe(c)
+
+    def forward(
+        self,
+        x: Tensor,
+        turn: Turn,
+        sight: Sight,
+        cache: LayerCache | None = None,
+        routed: list[Tensor] | None = None,
+    ) -> Tensor:  # (B, T, D)
+        x = x + self.attn(self.attn_norm(x), turn, sight, cache)
+        return x + self.moe(self.mlp_norm(x), routed)
+
+
+class MoeDecoder(nn.Module):
+    """Tokens (B, T) to scores of the next token (B, T, V)."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        c = self.config = config
+        scaling = c.rope_scaling, c.rope_factor, c.rope_original_len, c.rope_low, c.rope_high
+        self.rope = make_rope(c.head_dim, c.rope_theta, *scaling, c.rope_magnitude)
+        self.token_embed = nn.Embedding(c.vocab_size, c.dim)
+        self.blocks = nn.ModuleList([Block(c) for _ in range(c.n_layers)])
+        self.norm = RMSNorm(c.dim, eps=c.norm_eps)
+        untied = nn.Linear(c.dim, c.vocab_size, bias=False) if not c.tied_head else None
+        self.head: nn.Linear = untied or TiedHead(self.token_embed)
+        for parameter in self.parameters():
+            if parameter.ndim == 2:
+                nn.init.normal_(parameter, std=0.02)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: Cache | None = None,
+        documents: Tensor | None = None,
+        routed: list[Tensor] | None = None,
+    ) -> Tensor:
+        """tokens: (B, T). positions: (T,) or (B, T), where they are not the next ones. mask: bool,
+        broadcast to (B, 1, T, S), besides causality. cache: from `make_cache`, grows by T.
+        documents: (B, T), equal where two tokens of a packed row belong together. routed: an empty
+        list that collects each layer's router scores, for `balance_loss`.
+        """
+        return self.head(self.features(tokens, positions, mask, cache, documents, routed))
+
+    def features(
+        self,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: Cache | None = None,
+        documents: Tensor | None = None,
+        routed: list[Tensor] | None = None,
+    ) -> Tensor:
+        """What the head sees, normalised: (B, T, D). Arguments as for `forward`."""
+        if positions is None:
+            positions = positions_of(tokens, documents, cache)
+        turn = self.rope(positions)
+        first = None if cache is None else cache[0]
+        seen = sight(tokens, mask, documents, self.config.window, first)
+        x = self.token_embed(tokens)  # (B, T, D)
+        for i, block in enumerate(self.blocks):
+            x = block(x, turn, seen, None if cache is None else cache[i], routed)
+        return self.norm(x)
+
+    def make_cache(self, batch: int, length: int) -> Cache:
+        """For `length` tokens, prompt and continuation together, of `batch` rows."""
+        c = self.config
+        windows = [c.window] * c.n_layers
+        return Cache(self.token_embed.weight, batch, length, c.n_kv_heads, c.head_dim, windows)
+
+    def layers(self) -> dict[str, nn.Module]:
+        """The stack in the order in which data flows through it."""
+        blocks = {f"blocks.{i}": block for i, block in enumerate(self.blocks)}
+        return {"token_embed": self.token_embed, **blocks, "norm": self.norm, "head": self.head}
+
+    def reset_head(self, n_classes: int) -> None:
+        """A fresh last layer, tied to nothing; everything below keeps what it learned."""
+        head = nn.Linear(self.config.dim, n_classes, bias=False)
+        nn.init.normal_(head.weight, std=0.02)
+        self.head = head.to(self.token_embed.weight)
+
+
+Model = MoeDecoder
+
+_LLAMA = {
+    "token_embed": "model.embed_tokens",
+    "blocks.{}.attn_norm": "model.layers.{}.input_layernorm",
+    "blocks.{}.attn": "model.layers.{}.self_attn",
+    "blocks.{}.mlp_norm": "model.layers.{}.post_attention_layernorm",
+    "norm": "model.norm",
+    "head": "lm_head",
+    "(drop)": "*.rotary_emb.inv_freq",
+    "(copy)": "lm_head.weight=model.embed_tokens.weight",
+}
+_MIXTRAL = "model.layers.{}.block_sparse_moe"
+
+PUBLISHED = {  # ours -> theirs, prefix by prefix; the rename engine reads it in both directions
+    "huggingface": {
+        **_LLAMA,
+        "blocks.{}.moe.router": "model.layers.{}.mlp.gate",
+        "blocks.{}.moe.experts": "model.layers.{}.mlp.experts",
+    },
+    "huggingface_mixtral": {
+        **_LLAMA,
+        "blocks.{}.moe.router": f"{_MIXTRAL}.gate",
+        "blocks.{}.moe.experts.{}.gate_proj": f"{_MIXTRAL}.experts.{{}}.w1",
+        "blocks.{}.moe.experts.{}.up_proj": f"{_MIXTRAL}.experts.{{}}.w3",
+        "blocks.{}.moe.experts.{}.down_proj": f"{_MIXTRAL}.experts.{{}}.w2",
+    },
+}

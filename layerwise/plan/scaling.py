@@ -1,0 +1,130 @@
+"""What loss a size and a number of tokens will come to, from small runs on the very same text.
+
+L(N, D) = E + A / N^alpha + B / D^beta (Hoffmann et al., "Training Compute-Optimal Large Language
+Models", arXiv:2203.15556, approach 3), fitted as there on the logarithm of the loss with Huber's
+penalty. A handful of small runs cannot tell five constants apart, so the exponents are drawn to
+those of the paper as far as the runs leave them open. Text that is read again is worth less each
+time (Muennighoff et al., arXiv:2305.16264): D counts as U + U R* (1 - exp(-(D / U - 1) / R*)) where
+only U tokens are there.
+
+Legend: N parameters that multiply, D tokens trained on, U different tokens, C FLOPs = 6 N D.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from layerwise.errors import DataError
+from layerwise.plan.estimate import Estimate
+
+REPEATS_WORTH = 15.4  # R*: how many times reading again still pays
+EXPONENTS = (0.34, 0.28)  # of N and D: table A3 of the paper
+PULL = 0.03  # how far from these the fit takes them without protest
+HUBER = 1e-3
+DRAWS = 200  # refits on resampled residuals, for the interval
+FLOPS = 6  # per parameter and token: forward 2, backward 4
+
+
+@dataclass(frozen=True)
+class Point:
+    """One small run: its size, what it read, and the validation loss in nats per token."""
+
+    params: float
+    tokens: float
+    loss: float
+
+
+@dataclass(frozen=True)
+class Law:
+    """A fitted law, and how else it might have come out."""
+
+    constants: np.ndarray  # (5,) log E, log A, alpha, log B, beta
+    draws: np.ndarray  # (DRAWS, 5), fits on resampled residuals
+    unique_tokens: float
+    noise: float  # standard deviation of the logarithm of the loss around the fit
+
+    def loss(self, params: float, tokens: float) -> Estimate:
+        """The expected loss with its 95% interval, the noise of a single run included."""
+        read = worth(tokens, self.unique_tokens)
+        many = np.log([predict(c, params, read) for c in self.draws])
+        spread = math.hypot(float(many.std()), self.noise)
+        value = float(predict(self.constants, params, read))
+        return Estimate(value, value * math.exp(-1.96 * spread), value * math.exp(1.96 * spread))
+
+    def optimum(self, flops: float, largest: float = 1e12) -> tuple[float, float]:
+        """Parameters and tokens with the lowest expected loss for this compute."""
+        sizes = np.geomspace(1e3, largest, 2000)
+        tokens = flops / (FLOPS * sizes)
+        losses = predict(self.constants, sizes, worth(tokens, self.unique_tokens))
+        best = int(np.argmin(losses))
+        return float(sizes[best]), float(tokens[best])
+
+
+def worth(tokens: np.ndarray | float, unique: float) -> np.ndarray:
+    """Tokens read, repetitions discounted."""
+    again = np.maximum(np.asarray(tokens, float) / unique - 1, 0)
+    repeated = unique * (1 + REPEATS_WORTH * -np.expm1(-again / REPEATS_WORTH))
+    return np.where(again > 0, repeated, tokens)
+
+
+def predict(constants: np.ndarray, params: np.ndarray | float, tokens: np.ndarray | float):
+    e, a, alpha, b, beta = constants
+    return np.exp(e) + np.exp(a) / np.power(params, alpha) + np.exp(b) / np.power(tokens, beta)
+
+
+def fit_law(points: Sequence[Point], unique_tokens: float, seed: int = 0) -> Law:
+    """The law of these runs.
+
+    Errors: DataError for fewer than 4 runs, or fewer than 2 sizes or amounts of text.
+    """
+    sizes, amounts = {p.params for p in points}, {p.tokens for p in points}
+    if len(points) < 4 or len(sizes) < 2 or len(amounts) < 2:
+        raise DataError(
+            f"a scaling law needs at least 4 runs of 2 sizes and 2 amounts of text; {len(points)} "
+            f"runs of {len(sizes)} sizes and {len(amounts)} amounts were given"
+        )
+    params = np.array([p.params for p in points])
+    tokens = worth(np.array([p.tokens for p in points]), unique_tokens)
+    logs = np.log([p.loss for p in points])
+    constants = solve(params, tokens, logs, start_at(params, tokens, logs))
+    residuals = logs - np.log(predict(constants, params, tokens))
+    noise = float(residuals.std() * math.sqrt(len(points) / max(1, len(points) - 3)))
+    rng = np.random.default_rng(seed)
+    fitted = logs - residuals
+    draws = [
+        solve(params, tokens, fitted + noise * rng.standard_normal(len(logs)), constants, rng)
+        for _ in range(DRAWS)
+    ]
+    return Law(constants, np.array(draws), unique_tokens, noise)
+
+
+def start_at(params: np.ndarray, tokens: np.ndarray, logs: np.ndarray) -> np.ndarray:
+    """A third of the lowest loss to each of the three terms."""
+    third = float(logs.min()) - math.log(3)
+    alpha, beta = EXPONENTS
+    a, b = third + alpha * math.log(params.max()), third + beta * math.log(tokens.max())
+    return np.array([third, a, alpha, b, beta])
+
+
+def solve(
+    params: np.ndarray,
+    tokens: np.ndarray,
+    logs: np.ndarray,
+    start: np.ndarray,
+    rng: np.random.Generator | None = None,
+) -> np.ndarray:
+    """The constants of least Huber penalty; with `rng`, the exponents' centres are drawn too."""
+    from scipy.optimize import least_squares
+
+    centre = np.array(EXPONENTS) + (PULL * rng.standard_normal(2) if rng else 0.0)
+
+    def misfit(constants: np.ndarray) -> np.ndarray:
+        gap = np.log(predict(constants, params, tokens)) - logs
+        huber = np.sign(gap) * np.sqrt(np.where(abs(gap) < HUBER, gap**2, 2 * HUBER * abs(gap)))
+        pull = (constants[[2, 4]] - centre) / PULL * HUBER
+        return np.concatenate([huber, pull])
+
+    bounds = ([-9, -9, 0.05, -9, 0.05], [9, 40, 1.5, 40, 1.5])
+    return least_squares(misfit, np.clip(start, *bounds), bounds=bounds).x

@@ -1,0 +1,83 @@
+"""The next token, at every position: cross-entropy, and bits per byte of text.
+
+Bits per byte do not depend on the tokenizer, so models with different vocabularies compare.
+Scores of tokens are never held whole: `token_loss` works through them in chunks.
+
+Shapes: B windows, T positions, D width, V vocabulary.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from layerwise.data.corpus import NO_LOSS
+from layerwise.data.examples import Batch, Examples
+from layerwise.errors import DataError
+from layerwise.layers.loss import n_with_loss, token_loss, token_losses
+
+
+def bits_per_byte(
+    outputs: np.ndarray, targets: Any = None, weights: np.ndarray | None = None
+) -> Any:
+    """outputs: (n, 3) summed loss in nats, tokens with loss, bytes of text.
+
+    weights: (..., n), how often each row counts; the result has their leading shape.
+    """
+    weights = np.ones(len(outputs)) if weights is None else weights
+    loss, n_bytes = weights @ outputs[:, 0].astype(float), weights @ outputs[:, 2].astype(float)
+    found = loss / math.log(2) / np.maximum(n_bytes, 1e-9)
+    return float(found) if np.ndim(found) == 0 else found
+
+
+class Causal:
+    """Learn to continue text."""
+
+    name = "causal"
+    score = "bits_per_byte"
+    metric = staticmethod(bits_per_byte)
+    higher_is_better = False
+    labels: tuple[str, ...] = ()
+    n_outputs = 3
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"name": self.name}
+
+    def batch(self, examples: Examples, processor: Any) -> Batch:
+        rows = np.arange(len(examples))
+        return Batch(examples.inputs.tensors(rows), rows)  # type: ignore[attr-defined]
+
+    def count(self, batch: Batch) -> int:
+        n = n_with_loss(batch["targets"])
+        if not n:
+            raise DataError("no token of this batch carries loss; look at the data")
+        return n
+
+    def loss(self, network: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        hidden = network.features(batch["inputs"], **batch.context)  # type: ignore[operator]
+        total = token_loss(hidden, network.head, batch["targets"])  # type: ignore[arg-type]
+        return total, {"cross_entropy": total.detach()}
+
+    def predict(self, network: nn.Module, batch: Batch) -> Tensor:
+        """(B, 3): loss in nats, tokens with loss, bytes."""
+        hidden = network.features(batch["inputs"], **batch.context)  # type: ignore[operator]
+        each = token_losses(hidden, network.head, batch["targets"])  # type: ignore[arg-type]
+        carried = (batch["targets"] != NO_LOSS).sum(1)
+        return torch.stack([each.sum(1), carried, batch["n_bytes"]], 1)
+
+    def scored(self, outputs: np.ndarray) -> np.ndarray:
+        return outputs
+
+    def metrics(self, outputs: np.ndarray, targets: Any = None) -> dict[str, float]:
+        loss, tokens, _ = outputs.sum(0, dtype=np.float64)
+        mean = float(loss / max(tokens, 1))
+        return {
+            "bits_per_byte": bits_per_byte(outputs),
+            "loss": mean,
+            "perplexity": math.exp(min(mean, 700.0)),
+        }
+
+    def lens(self, batch: Batch) -> list[str]:
+        return [f"{int((t != NO_LOSS).sum())} of {len(t)} tokens" for t in batch["targets"]]

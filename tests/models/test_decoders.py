@@ -1,0 +1,577 @@
+"""What every decoder promises, on tiny networks of all families; and parity with transformers."""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from layerwise.errors import DataError, OptionError, WeightsError
+from layerwise.generate.greedy import generate
+from layerwise.models import build, config_from_dict, family, replace_fields, resolve
+from layerwise.models.moe import Moe, balance_loss
+from layerwise.weights.config_text import read_config, write_config
+from layerwise.weights.files import load_into, read_tensors, save_tensors
+from layerwise.weights.names import publish, rename
+from layerwise.weights.published import load_published
+from tests import oracles, parity
+
+V, B, T = 64, 2, 24
+SIZES = {"vocab_size": V, "max_seq_len": 128, "dim": 32, "n_layers": 3, "n_heads": 4}
+GPT = {**SIZES, "mlp_dim": 64}
+ROTARY = {**SIZES, "n_kv_heads": 2, "head_dim": 8, "mlp_dim": 48}
+LLAMA3 = {"rope_scaling": "llama3", "rope_factor": 8.0, "rope_original_len": 16}
+YARN = {"rope_scaling": "yarn", "rope_factor": 4.0, "rope_original_len": 32, "rope_high": 32.0}
+QWEN3 = {**ROTARY, "head_dim": 12, "qk_norm": True, "norm_eps": 1e-6, "rope_theta": 1e6}
+MIXTRAL = {**ROTARY, "mlp_dim": 24, "n_experts": 4, "n_active": 2}
+QWEN3_MOE = {**QWEN3, "mlp_dim": 16, "n_experts": 8, "n_active": 3, "balance_weight": 0.001}
+GEMMA = {**ROTARY, "head_dim": 12, "query_scalar": 20, "window": 5}
+CAPS = {"attn_softcap": 0.0, "logit_softcap": 0.0, "qk_norm": True}
+GEMMA3 = {**GEMMA, **CAPS, "rope_theta": 1e6, "global_every": 3, "rope_factor": 8.0}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A tiny decoder, and the class of transformers that is the same network."""
+
+    name: str
+    family: str
+    fields: dict[str, Any]
+    theirs: str
+
+    def config(self) -> Any:
+        return replace_fields(family(self.family).Config(), self.fields)
+
+    def network(self) -> nn.Module:
+        torch.manual_seed(0)
+        network = build(self.family, self.config()).eval()
+        with torch.no_grad():  # scores far enough apart to see every difference
+            for p in network.parameters():
+                p.mul_(4) if p.ndim == 2 else p.add_(0.1 * torch.randn_like(p))
+        return network
+
+
+CASES = [
+    Case("gpt2", "gpt", GPT, "GPT2LMHeadModel"),
+    Case("llama2", "llama", {**ROTARY, "n_kv_heads": 4}, "LlamaForCausalLM"),
+    Case("llama3", "llama", {**ROTARY, **LLAMA3, "rope_theta": 5e5}, "LlamaForCausalLM"),
+    Case("llama3_tied", "llama", {**ROTARY, **LLAMA3, "tied_head": True}, "LlamaForCausalLM"),
+    Case(
+        "linear",
+        "llama",
+        {**ROTARY, "rope_scaling": "linear", "rope_factor": 2.0},
+        "LlamaForCausalLM",
+    ),
+    Case("mistral", "llama", {**ROTARY, "window": 7}, "MistralForCausalLM"),
+    Case("qwen2", "llama", {**ROTARY, "qkv_bias": True, "tied_head": True}, "Qwen2ForCausalLM"),
+    Case("qwen2_yarn", "llama", {**ROTARY, **YARN, "qkv_bias": True}, "Qwen2ForCausalLM"),
+    Case("qwen3", "llama", QWEN3, "Qwen3ForCausalLM"),
+    Case("qwen3_tied", "llama", {**QWEN3, "tied_head": True}, "Qwen3ForCausalLM"),
+    Case("mixtral", "moe", MIXTRAL, "MixtralForCausalLM"),
+    Case("mixtral_window", "moe", {**MIXTRAL, "window": 7}, "MixtralForCausalLM"),
+    Case("qwen3_moe", "moe", QWEN3_MOE, "Qwen3MoeForCausalLM"),
+    Case("qwen3_moe_raw", "moe", {**QWEN3_MOE, "norm_active": False}, "Qwen3MoeForCausalLM"),
+    Case("gemma2", "gemma", GEMMA, "Gemma2ForCausalLM"),
+    Case("gemma3", "gemma", GEMMA3, "Gemma3ForCausalLM"),
+]
+NAMES = [case.name for case in CASES]
+
+
+@pytest.fixture(params=CASES, ids=NAMES)
+def case(request: pytest.FixtureRequest) -> Case:
+    return request.param
+
+
+def some_tokens(rows: int = B, length: int = T, seed: int = 1) -> Tensor:
+    return torch.randint(V, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def close(found: Tensor, expected: Tensor) -> bool:
+    return parity.relative_error(found, expected) <= 1e-5
+
+
+# ---- what goes in and comes out ------------------------------------------------------------------
+@torch.no_grad()
+def test_shapes_and_head(case: Case):
+    network, tokens = case.network(), some_tokens()
+    scores = network(tokens)
+    assert scores.shape == (B, T, V)
+    assert scores.isfinite().all()
+    features = network.features(tokens)
+    assert features.shape == (B, T, SIZES["dim"])
+    assert torch.equal(network.head(features), scores)
+
+
+@torch.no_grad()
+def test_a_later_token_changes_nothing_before_it(case: Case):
+    network, tokens = case.network(), some_tokens()
+    before = network(tokens)
+    changed = tokens.clone()
+    changed[:, 15] = (changed[:, 15] + 1) % V
+    after = network(changed)
+    assert close(after[:, :15], before[:, :15])
+    assert not close(after[:, 15:], before[:, 15:])
+
+
+@torch.no_grad()
+def test_a_row_does_not_depend_on_its_batch(case: Case):
+    network, tokens = case.network(), some_tokens(4)
+    alone = torch.cat([network(row[None]) for row in tokens])
+    assert close(network(tokens), alone)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("chunks", [(T,), (10,), (3,), (10, 2, 9), (2, 1, 1, 12)], ids=str)
+def test_prefill_and_decode_equal_one_pass(case: Case, chunks: tuple[int, ...]):
+    """Chunks longer and shorter than the windows, then token by token, past every window."""
+    network, tokens = case.network(), some_tokens()
+    chunks = (*chunks, *[1] * (T - sum(chunks)))
+    cache = network.make_cache(B, T)
+    parts = [network(part, cache=cache) for part in tokens.split(chunks, dim=1)]
+    assert close(torch.cat(parts, dim=1), network(tokens))
+    assert cache.n_seen == T
+
+
+def test_a_full_cache_says_so(case: Case):
+    network = case.network()
+    cache = network.make_cache(1, 8)
+    network(some_tokens(1, 6), cache=cache)
+    with pytest.raises(OptionError, match="made for 8 tokens; 6 are in it and 3 more"):
+        network(some_tokens(1, 3), cache=cache)
+
+
+@torch.no_grad()
+def test_packed_documents_equal_documents_alone(case: Case):
+    network, tokens = case.network(), some_tokens(1)
+    lengths = (4, 13, 7)
+    documents = torch.repeat_interleave(torch.arange(3), torch.tensor(lengths))[None]
+    alone = [network(part) for part in tokens.split(lengths, dim=1)]
+    assert close(network(tokens, documents=documents), torch.cat(alone, dim=1))
+
+
+@torch.no_grad()
+def test_padding_on_the_left_equals_no_padding(case: Case):
+    """With a mask and positions, in one pass and with a cache."""
+    network, tokens = case.network(), some_tokens(1, 18)
+    expected, n = network(tokens), 3
+    padded = F.pad(tokens, (n, 0))
+    positions = (torch.arange(18 + n) - n).clamp(min=0)[None]
+    mask = (torch.arange(18 + n) >= n)[None, None, None]
+    assert close(network(padded, positions, mask)[:, n:], expected)
+    cache = network.make_cache(1, 18 + n)
+    parts = []
+    for start, end in ((0, 11), (11, 12), (12, 16), (16, 17), (17, 21)):
+        seen = positions[:, start:end], mask[..., :end]
+        parts.append(network(padded[:, start:end], *seen, cache=cache))
+    assert close(torch.cat(parts, dim=1)[:, n:], expected)
+
+
+def test_greedy_continues_as_without_a_cache(case: Case):
+    network, tokens = case.network(), some_tokens(B, 6)
+    found = generate(network.train(), tokens, 14)
+    assert network.training
+    assert torch.equal(found, greedy_without_cache(network.eval(), tokens, 14))
+
+
+@torch.no_grad()
+def greedy_without_cache(network: Any, tokens: Tensor, n_new: int) -> Tensor:
+    for _ in range(n_new):
+        scores = network(tokens)
+        best = getattr(scores, "logits", scores)[:, -1].argmax(-1, keepdim=True)
+        tokens = torch.cat([tokens, best], dim=1)
+    return tokens
+
+
+def test_greedy_stops_each_row_by_itself():
+    network, tokens = CASES[1].network(), some_tokens(3, 5)
+    free = generate(network, tokens, 12)
+    stop = int(free[0, 7])
+    found = generate(network, tokens, 12, stop=(stop,))
+    for row, whole in zip(found[:, 5:].tolist(), free[:, 5:].tolist(), strict=True):
+        end = whole.index(stop) + 1 if stop in whole else len(row)
+        assert row[:end] == whole[:end]
+        assert set(row[end:]) <= {stop}
+    assert (
+        generate(network, tokens[:1], 12, stop=(stop,)).shape[1]
+        == free[0].tolist().index(stop, 5) + 1
+    )
+
+
+# ---- training ------------------------------------------------------------------------------------
+def test_gradients_reach_every_parameter(case: Case):
+    network, tokens = case.network(), some_tokens(8)
+    scores = network(tokens)
+    (scores * torch.randn_like(scores)).sum().backward()
+    for name, p in network.named_parameters():
+        assert p.grad is not None, f"no gradient reaches {name}"
+        assert p.grad.isfinite().all(), name
+        # all keys moved alike change no softmax, unless they are turned by their positions after
+        assert p.grad.any() or name.endswith("k_proj.bias"), f"{name} has gradient 0"
+
+
+def test_steps_lower_the_loss_and_bf16_is_near(case: Case):
+    torch.manual_seed(0)
+    network, tokens = build(case.family, case.config()), some_tokens(4)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(6):
+        loss = F.cross_entropy(network(tokens)[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert abs(losses[0] - torch.tensor(float(V)).log().item()) < 0.3  # starts without an opinion
+    assert losses[-1] < losses[0] - 0.3
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        found = F.cross_entropy(
+            network(tokens)[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten()
+        )
+    assert abs(found.item() - losses[-1]) < 0.5
+
+
+def test_gpt_drops_out_in_training_alone():
+    drops = {"dropout": 0.2, "embed_dropout": 0.2, "attn_dropout": 0.2}
+    for name in drops:
+        network, tokens = build("gpt", family("gpt").Config(**GPT, **{name: 0.2})), some_tokens()
+        assert torch.equal(network.eval()(tokens), network(tokens))
+        assert not torch.equal(network.train()(tokens), network(tokens)), name
+
+
+def test_gpt_starts_as_published():
+    network = build("gpt", family("gpt").Config(**{**GPT, "dim": 128, "mlp_dim": 512}))
+    for name, p in network.named_parameters():
+        if p.ndim == 2:
+            residual = name.endswith(("o_proj.weight", "fc2.weight"))
+            expected = 0.02 / (6**0.5 if residual else 1)
+            assert abs(p.std() / expected - 1) < 0.05, name
+
+
+# ---- layers, heads, names ------------------------------------------------------------------------
+def test_layers_cover_every_parameter_once_in_order(case: Case):
+    network, called = case.network(), []
+    layers = network.layers()
+    found = [id(p) for layer in layers.values() for p in layer.parameters()]
+    assert len(found) == len(set(found))
+    assert set(found) == {id(p) for p in network.parameters()}
+    for name, layer in layers.items():
+        assert network.get_submodule(name) is layer
+        layer.register_forward_hook(lambda *_, name=name: called.append(name))
+    network(some_tokens())
+    assert called == list(layers)
+    assert (called[0], *called[-2:]) == ("token_embed", "norm", "head")
+
+
+def test_a_tied_head_stays_tied(case: Case):
+    network = case.network()
+    if getattr(network.config, "tied_head", True):
+        assert "head.weight" not in network.state_dict()
+        assert network.head.weight is network.token_embed.weight
+        twin = build(case.family, case.config()).to("meta").to_empty(device="cpu")
+        twin.load_state_dict(network.state_dict(), assign=True)
+        assert twin.head.weight is twin.token_embed.weight
+        assert torch.equal(twin.eval()(some_tokens()), network(some_tokens()))
+    else:
+        assert network.head.weight is not network.token_embed.weight
+
+
+def test_reset_head(case: Case):
+    network, tokens = case.network(), some_tokens()
+    features = network.features(tokens)
+    network.reset_head(3)
+    assert network(tokens).shape == (B, T, 3)
+    assert torch.equal(network.features(tokens), features)
+    assert network.layers()["head"] is network.head
+    assert "head.weight" in network.state_dict()
+
+
+def test_saved_and_loaded_is_the_same(case: Case, tmp_path: Path):
+    network, tokens = case.network(), some_tokens()
+    save_tensors(tmp_path / "model.safetensors", network.state_dict())
+    config = config_from_dict(
+        case.family, json.loads(json.dumps(dataclasses.asdict(network.config)))
+    )
+    with torch.device("meta"):
+        loaded = build(case.family, config).eval()
+        assert loaded(some_tokens().to("meta")).shape == (B, T, V)
+    load_into(loaded, read_tensors(tmp_path / "model.safetensors"))
+    assert torch.equal(loaded(tokens), network(tokens))
+
+
+PARAMETERS = {  # as the model cards count them, or transformers does
+    "gpt2": 124_439_808,
+    "gpt2_medium": 354_823_168,
+    "gpt2_large": 774_030_080,
+    "gpt2_xl": 1_557_611_200,
+    "llama2_7b": 6_738_415_616,
+    "llama2_13b": 13_015_864_320,
+    "llama2_70b": 68_976_648_192,
+    "llama3_8b": 8_030_261_248,
+    "llama3_70b": 70_553_706_496,
+    "llama31_405b": 405_853_388_800,
+    "llama32_1b": 1_235_814_400,
+    "llama32_3b": 3_212_749_824,
+    "mistral_7b": 7_241_732_096,
+    "mistral_7b_v3": 7_248_023_552,
+    "qwen25_0_5b": 494_032_768,
+    "qwen25_1_5b": 1_543_714_304,
+    "qwen25_3b": 3_085_938_688,
+    "qwen25_7b": 7_615_616_512,
+    "qwen25_14b": 14_770_033_664,
+    "qwen25_32b": 32_763_876_352,
+    "qwen25_72b": 72_706_203_648,
+    "qwen3_0_6b": 596_049_920,
+    "qwen3_1_7b": 1_720_574_976,
+    "qwen3_4b": 4_022_468_096,
+    "qwen3_8b": 8_190_735_360,
+    "qwen3_14b": 14_768_307_200,
+    "qwen3_32b": 32_762_123_264,
+    "mixtral_8x7b": 46_702_792_704,
+    "mixtral_8x22b": 140_620_634_112,
+    "qwen3_30b_a3b": 30_532_122_624,
+    "qwen3_235b_a22b": 235_093_634_560,
+    "gemma2_2b": 2_614_341_888,
+    "gemma2_9b": 9_241_705_984,
+    "gemma2_27b": 27_227_128_320,
+    "gemma3_270m": 268_098_176,
+    "gemma3_1b": 999_885_952,
+}
+
+
+@pytest.mark.parametrize("variant", PARAMETERS)
+def test_size_is_the_published_one(variant: str):
+    """Blocks are alike, so one of them is enough to count."""
+    name, config = resolve(variant)
+    with torch.device("meta"):
+        network = build(name, replace(config, n_layers=1))
+    block = sum(p.numel() for p in network.blocks.parameters())
+    rest = sum(p.numel() for p in network.parameters()) - block
+    assert config.n_layers * block + rest == PARAMETERS[variant]
+
+
+# ---- errors --------------------------------------------------------------------------------------
+def test_texts_longer_than_the_learned_positions_are_an_error():
+    network = CASES[0].network()
+    with pytest.raises(DataError, match="129 tokens; this model has positions for 128"):
+        network(some_tokens(1, 129))
+    with pytest.raises(DataError, match="positions for 128"):
+        generate(network, some_tokens(1, 126), 4)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "setting"),
+    [
+        ("gpt2", {"activation_function": "relu"}),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}),
+        ("gpt2", {"tie_word_embeddings": False}),
+        ("llama", {"attention_bias": True}),
+        ("llama", {"mlp_bias": True}),
+        ("llama", {"hidden_act": "gelu"}),
+        ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}),
+        ("llama", {"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "mscale": 0.7}}),
+        ("llama", {"quantization_config": {"bits": 4}}),
+        ("qwen2", {"use_sliding_window": True}),
+        ("qwen3", {"layer_types": ["sliding_attention"] * 3}),
+        ("mixtral", {"router_jitter_noise": 0.1}),
+        ("qwen3_moe", {"mlp_only_layers": [1]}),
+        ("qwen3_moe", {"decoder_sparse_step": 2}),
+        ("gemma2", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}),
+        ("gemma2", {"hidden_activation": "gelu"}),
+        ("gemma3_text", {"attn_logit_softcapping": 50.0}),
+        ("gemma3_text", {"use_bidirectional_attention": True}),
+        ("gemma3_text", {"layer_types": ["full_attention", "full_attention", "sliding_attention"]}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else next(iter(value)),
+)
+def test_what_we_do_not_do_is_named(model_type: str, setting: dict[str, Any]):
+    case = next(c for c in CASES if write_config(c.family, c.config())["model_type"] == model_type)
+    values = write_config(case.family, case.config())
+    assert read_config(values)[1] == case.config()
+    key, value = next(iter(setting.items()))
+    with pytest.raises(WeightsError) as error:
+        read_config(values | setting)
+    assert key in str(error.value)
+    inner = list(value.values())[-1] if isinstance(value, dict) else value
+    if key != "layer_types" and "dynamic" not in str(value) and model_type != "gemma2":
+        assert repr(inner) in str(error.value) or repr(value) in str(error.value)
+
+
+def test_a_missing_size_and_an_unknown_type_are_named():
+    values = write_config("llama", CASES[1].config())
+    del values["hidden_size"]
+    with pytest.raises(WeightsError, match="hidden_size is missing"):
+        read_config(values)
+    with pytest.raises(WeightsError, match="model_type = 'mamba'"):
+        read_config({"model_type": "mamba"})
+
+
+def test_what_transformers_cannot_say_is_named():
+    both = family("llama").Config(**ROTARY, qkv_bias=True, qk_norm=True)
+    with pytest.raises(WeightsError, match="transformers has no llama with these"):
+        write_config("llama", both)
+    two_bases = family("gemma").Config(**GEMMA, local_rope_theta=5.0)
+    with pytest.raises(WeightsError, match="gemma2 has no setting for local_rope_theta"):
+        write_config("gemma", two_bases)
+
+
+def test_a_multimodal_gemma_is_read_for_its_text():
+    text = {"hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34}
+    text |= {"model_type": "gemma3_text", "sliding_window": 1024}
+    text |= {"rope_scaling": {"factor": 8.0, "rope_type": "linear"}}
+    name, config, naming = read_config({"model_type": "gemma3", "text_config": text})
+    assert (name, naming) == ("gemma", "huggingface_multimodal")
+    assert config == resolve("gemma3_4b")[1]
+
+
+# ---- experts -------------------------------------------------------------------------------------
+def test_experts_grouped_equal_each_token_by_itself():
+    torch.manual_seed(0)
+    moe = Moe(family("moe").Config(**{**MIXTRAL, "n_experts": 5, "n_active": 3}))
+    x = torch.randn(2, 7, 32)
+    expected = torch.zeros_like(x)
+    for place in torch.cartesian_prod(torch.arange(2), torch.arange(7)).tolist():
+        token = x[tuple(place)]
+        weights, chosen = moe.router(token).softmax(-1).topk(3)
+        for weight, i in zip(weights / weights.sum(), chosen.tolist(), strict=True):
+            expected[tuple(place)] += weight * moe.experts[i](token)
+    torch.testing.assert_close(moe(x), expected)
+
+
+def test_balance_is_best_when_all_experts_are_used_alike():
+    even = torch.eye(4).repeat(8, 1) * 20  # each expert in turn
+    same = torch.eye(4)[:1].repeat(32, 1) * 20
+    assert abs(balance_loss([even], 1) - 1) < 1e-4
+    assert abs(balance_loss([same], 1) - 4) < 1e-4
+    keep = torch.arange(32) % 4 < 2
+    assert abs(balance_loss([even], 1, keep) - 2) < 1e-4
+
+
+# ---- published names -----------------------------------------------------------------------------
+def rules_of(case: Case) -> dict[str, str]:
+    naming = read_config(write_config(case.family, case.config()))[2]
+    return family(case.family).PUBLISHED[naming]
+
+
+def published_weights(network: nn.Module, rules: dict[str, str]) -> dict[str, Tensor]:
+    """Weights as after training that depend on nothing but their published names."""
+    return parity.seeded_weights(publish(network.state_dict(), rules))
+
+
+def ours_with(case: Case) -> tuple[nn.Module, dict[str, Tensor]]:
+    with torch.device("meta"):
+        network = build(case.family, case.config())
+    weights = published_weights(network, rules_of(case))
+    load_into(network, rename(weights, rules_of(case), network.state_dict()))
+    return network.eval(), weights
+
+
+def test_published_values_survive_bit_for_bit(case: Case):
+    network, weights = ours_with(case)
+    again = publish(network.state_dict(), rules_of(case))
+    assert again.keys() == weights.keys()
+    assert all(torch.equal(again[name], weights[name]) for name in weights)
+
+
+def test_a_copy_of_a_tied_head_is_read_and_another_head_is_not():
+    case = next(c for c in CASES if c.name == "qwen3_tied")
+    network, weights = ours_with(case)
+    copy = weights | {"lm_head.weight": weights["model.embed_tokens.weight"].clone()}
+    found = rename(copy, rules_of(case), network.state_dict())
+    assert torch.equal(found["token_embed.weight"], copy["lm_head.weight"])
+    copy["lm_head.weight"][0, 0] += 1
+    with pytest.raises(WeightsError, match=r"lm_head\.weight"):
+        rename(copy, rules_of(case), network.state_dict())
+
+
+def test_gpt2_is_read_as_openai_sizes_have_it():
+    """Without "transformer." in front, and with the causal triangle as a tensor."""
+    network, weights = ours_with(CASES[0])
+    old = {name.removeprefix("transformer."): t for name, t in weights.items()}
+    old |= {f"h.{i}.attn.bias": torch.ones(1, 1, 4, 4) for i in range(3)}
+    found = rename(old, rules_of(CASES[0]), network.state_dict())
+    assert all(torch.equal(found[n], t) for n, t in network.state_dict().items())
+
+
+@torch.no_grad()
+def test_stored_outputs(case: Case):
+    """The reference's own outputs, so that parity also holds where it is not installed."""
+    golden = torch.tensor(parity.stored("golden.json", f"decoder/{case.name}", None))
+    assert parity.relative_error(ours_with(case)[0](some_tokens())[:, -1, ::4], golden) <= 1e-5
+
+
+def test_a_folder_is_loaded_whatever_else_it_is_called(case: Case, tmp_path: Path):
+    network, weights = ours_with(case)
+    save_tensors(tmp_path / "model.safetensors", weights)
+    config = write_config(case.family, case.config())
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    loaded, card = load_published(tmp_path)
+    assert (card.family, loaded.config) == (case.family, case.config())
+    with torch.no_grad():
+        assert torch.equal(loaded(some_tokens()), network(some_tokens()))
+
+
+def test_tensor_names_stay(case: Case):
+    """Saved models must stay loadable: a changed name is a decision, never an accident."""
+    state = case.network().state_dict()
+    lines = "\n".join(f"{n} {tuple(t.shape)}" for n, t in state.items())
+    found = {"tensors": len(state), "sha256": hashlib.sha256(lines.encode()).hexdigest()[:16]}
+    assert parity.stored("names.json", f"decoder/{case.name}", found) == found
+
+
+# ---- transformers --------------------------------------------------------------------------------
+@pytest.mark.oracle
+@torch.no_grad()
+def test_parity_with_transformers(case: Case, tmp_path: Path):
+    transformers = oracles.import_transformers()
+    kind = getattr(transformers, case.theirs)
+    network, weights = ours_with(case)
+    folder = tmp_path / "ours"
+    save_tensors(folder / "model.safetensors", weights)
+    (folder / "config.json").write_text(json.dumps(write_config(case.family, case.config())))
+    theirs, report = kind.from_pretrained(
+        folder, attn_implementation="eager", dtype=torch.float32, output_loading_info=True
+    )
+    assert not any(report.values()), f"transformers and we disagree on names: {report}"
+    theirs = theirs.eval()
+
+    tokens = some_tokens(B, 40)
+    expected = theirs(tokens).logits
+    error = parity.relative_error(network(tokens), expected)
+    print(f"{case.name}: largest relative error of logits {error:.1e}")
+    assert error <= 1e-5
+    found = generate(network, tokens[:, :10], 30)
+    assert torch.equal(found, greedy_without_cache(theirs, tokens[:, :10], 30))
+    golden = [
+        [float(f"{v:.8g}") for v in row]
+        for row in theirs(some_tokens()).logits[:, -1, ::4].tolist()
+    ]
+    assert close(
+        torch.tensor(parity.stored("golden.json", f"decoder/{case.name}", golden)),
+        torch.tensor(golden),
+    )
+
+    theirs.save_pretrained(tmp_path / "theirs")
+    values = json.loads((tmp_path / "theirs" / "config.json").read_text())
+    assert read_config(values)[:2] == (case.family, case.config())
+    back = rename(read_tensors(tmp_path / "theirs"), rules_of(case), network.state_dict())
+    assert all(torch.equal(back[name], t) for name, t in network.state_dict().items())
+
+
+@pytest.mark.oracle
+@torch.no_grad()
+def test_balance_is_as_in_transformers():
+    transformers = oracles.import_transformers()
+    from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
+
+    assert transformers
+    case = next(c for c in CASES if c.name == "qwen3_moe")
+    routed: list[Tensor] = []
+    case.network()(some_tokens(), routed=routed)
+    assert len(routed) == 3
+    expected = load_balancing_loss_func(tuple(routed), num_experts=8, top_k=3)
+    assert abs(balance_loss(routed, 3) / expected - 1) < 1e-6

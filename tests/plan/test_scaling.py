@@ -1,0 +1,64 @@
+"""The law is found again in runs made from one, and its intervals hold what comes."""
+
+import numpy as np
+import pytest
+
+from layerwise.errors import DataError
+from layerwise.plan.scaling import Point, fit_law, predict, worth
+
+TRUE = np.array([np.log(1.1), np.log(60.0), 0.33, np.log(90.0), 0.30])
+SIZES, AMOUNTS = (2e5, 6e5, 2e6), (2e6, 6e6, 2e7)
+
+
+def runs(noise: float, seed: int) -> list[Point]:
+    rng = np.random.default_rng(seed)
+    return [
+        Point(n, d, float(predict(TRUE, n, d) * np.exp(noise * rng.standard_normal())))
+        for n in SIZES
+        for d in AMOUNTS
+    ]
+
+
+def test_runs_without_noise_are_extrapolated_closely():
+    law = fit_law(runs(0.0, 0), unique_tokens=1e12)
+    found = law.loss(2e7, 4e8)
+    assert found.value == pytest.approx(predict(TRUE, 2e7, 4e8), rel=0.02)
+
+
+def test_intervals_hold_the_truth():
+    held = []
+    for seed in range(12):
+        law = fit_law(runs(0.005, seed), unique_tokens=1e12, seed=seed)
+        found = law.loss(1e7, 1e8)
+        held.append(found.low <= predict(TRUE, 1e7, 1e8) <= found.high)
+        assert found.high / found.low < 1.4
+    assert sum(held) >= 10
+
+
+def test_the_optimum_spends_the_compute_and_beats_its_neighbours():
+    law = fit_law(runs(0.0, 0), unique_tokens=1e12)
+    n, d = law.optimum(1e15)
+    assert 6 * n * d == pytest.approx(1e15)
+    best = law.loss(n, d).value
+    assert best <= law.loss(2 * n, d / 2).value
+    assert best <= law.loss(n / 2, 2 * d).value
+
+
+def test_little_text_asks_for_larger_networks_and_fewer_passes():
+    rich = fit_law(runs(0.0, 0), unique_tokens=1e12)
+    poor = fit_law(runs(0.0, 0), unique_tokens=2e7)
+    assert poor.optimum(1e17)[1] < rich.optimum(1e17)[1]
+
+
+def test_text_read_again_is_worth_less():
+    assert worth(5e6, 1e7) == 5e6
+    assert 1e7 < worth(2e7, 1e7) < 2e7
+    assert worth(1e12, 1e7) < 17e7
+
+
+@pytest.mark.parametrize(
+    "points", [runs(0, 0)[:3], [Point(1e5, d, 3.0) for d in (1e6, 2e6, 3e6, 4e6)]]
+)
+def test_too_few_runs(points):
+    with pytest.raises(DataError, match="at least 4 runs of 2 sizes"):
+        fit_law(points, 1e9)
