@@ -58,6 +58,21 @@ def test_it_learns_scores_and_reports(fitted, bars: pathlib.Path):
     assert fitted.model.labels == ("across", "down", "plain")
 
 
+ANY_MODEL = {"airbench94": 32, "mobilenetv2_035": 32, "mobilenet_v1_025": 64, "squeezenet1_1": 64,
+             "vit_tiny_patch4_32": 32, "resnet20": 16, "alexnet_owt": 64, "mlp": 16}  # fmt: skip
+
+
+@pytest.mark.parametrize("model", ANY_MODEL)
+def test_any_family_can_be_fitted(bars: pathlib.Path, tmp_path: pathlib.Path, model: str):
+    """Three steps are enough to go through plan, loop, scoring, saving and opening."""
+    options = {**FAST, "steps": 3, "model": model, "image_size": ANY_MODEL[model], "audit": False}
+    result = layerwise.fit(bars, console=QUIET, output=str(tmp_path / "run"), **options)
+    again = layerwise.load(result.folder)
+    assert again.variant == model
+    one = again.predict(bars / "down")[0]
+    assert one.label in ("across", "down", "plain")
+
+
 def test_the_saved_model_says_the_same(fitted, bars: pathlib.Path):
     again = layerwise.load(fitted.folder)
     a, b = (m.predict(bars / "down", confidence=0.9) for m in (fitted.model, again))

@@ -125,8 +125,8 @@ def scratch(op: Operation) -> tuple[int, ...]:
     channels-last are copied too, in and out. The backward makes the weight's gradient in that
     layout, once more per thread, and copies it back.
     """
-    if op.unit not in ("conv", "depthwise"):
-        return ()
+    if op.unit not in ("conv", "depthwise") or not op.operands:
+        return ()  # nothing is multiplied where only the bias learns
     sizes = [prod(shape) * itemsize for shape, _, itemsize in op.operands]
     plain = any(len(s) == 4 and not last for s, last, _ in _images(op))
     if op.name == "aten.convolution":
