@@ -55,6 +55,11 @@ def fit(
     console.head(f"layerwise fit {data}")
     examples = open_chosen(data, chosen)
     plain = examples.form == "plain"
+    if examples.kind == "text" and not plain:
+        raise DataError(
+            f"{examples.understood}: `fit` learns to continue plain text, and not this yet; "
+            "`layerwise audit` looks at it, and --kind table reads rows with columns as a table"
+        )
     if plain:
         examples = language.in_stretches(examples, chosen)
     console.say(examples.understood)

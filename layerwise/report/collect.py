@@ -28,6 +28,8 @@ from layerwise.tasks.calibration import calibrate, conformal_quantile
 from layerwise.tasks.scores import confusion, softmax
 from layerwise.train.run import predict_rows
 
+GROUNDS = {"image": "pixels", "table": "raw input", "tokens": "tokens", "text": "tokens"}
+
 
 def finish(
     job: Job,
@@ -50,6 +52,7 @@ def finish(
         "machine_notes": list(job.machine.notes),
         "settings": job.settings.to_dict(),
         "model": model_facts(model, winner),
+        "ground": GROUNDS[rows.train.kind],
         "rows": {n: len(getattr(rows, n)) for n in ("train", "val", "test")},
         "ladder": [r.to_dict() for r in rungs],
         "plan": plan_rows(winner),
