@@ -173,9 +173,9 @@ def ours(
     started = time.perf_counter()
     processor, cache = ImageProcessor((side, side), side), folder / "cache"
     batches = Batches(examples, processor, augment, batch, cache_dir=cache, threads=threads)
-    assert batches.cache is not None
-    facts = {"store_mb": batches.cache.bytes / 1e6}
-    if batches.cache.built:
+    assert batches.source.cache is not None
+    facts = {"store_mb": batches.source.cache.bytes / 1e6}
+    if batches.source.cache.built:
         facts["first_pass"] = len(paths) / (time.perf_counter() - started)
     ahead, step = Prefetch(batches, depth=4), iter(range(sys.maxsize))
 

@@ -45,7 +45,6 @@ def start(device: str = "auto", dtype: str = "auto", threads: int = 0) -> Runtim
     Errors: a device or dtype that this machine does not have.
     """
     notes = [tune_allocator()]
-    leave_compiler_out()
     device = choose_device(device)
     threads = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4
     torch.set_num_threads(threads)
@@ -55,18 +54,6 @@ def start(device: str = "auto", dtype: str = "auto", threads: int = 0) -> Runtim
         notes.append(choose_fp32_matmul())
     chosen, why = choose_dtype(device, dtype)
     return Runtime(device, chosen, threads, tuple(n for n in (*notes, why) if n))
-
-
-def leave_compiler_out() -> None:
-    """Spare optimisers the import of PyTorch's compiler, 1.5 s, only to be left out by it.
-
-    Their bookkeeping is marked "not to be compiled"; the mark imports the compiler on the first
-    call unless it is already there.
-    """
-    for name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
-        inner = getattr(getattr(torch.optim.Optimizer, name), "__wrapped__", None)
-        if inner is not None and "torch._dynamo" not in sys.modules:
-            inner.__dict__.setdefault("__dynamo_disable", inner)
 
 
 def choose_device(device: str) -> str:

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from layerwise import runtime
 from layerwise.errors import OptionError, unknown
-from layerwise.train.optim import fused_adamw
 
 QUINTIC = (3.4445, -4.7750, 2.0315)  # steep at 0: small singular values grow by 3.4 per step
 
@@ -160,7 +159,30 @@ class Muon(torch.optim.Optimizer):
             p.add_(update, alpha=-0.2 * group["lr"] * max(flat.shape) ** 0.5)
 
     def adamw(self, params: list[Tensor], group: dict[str, Any]) -> None:
-        fused_adamw(self.state, params, group)
+        """AdamW's update of vectors and head, one kernel over the group."""
+        for p in params:
+            if not self.state[p]:
+                self.state[p]["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
+                self.state[p]["exp_avg"] = torch.zeros_like(p)
+                self.state[p]["exp_avg_sq"] = torch.zeros_like(p)
+        states = [self.state[p] for p in params]
+        for s in states:
+            s["step"] += 1
+        torch._fused_adamw_(
+            params,
+            [p.grad for p in params if p.grad is not None],
+            [s["exp_avg"] for s in states],
+            [s["exp_avg_sq"] for s in states],
+            [],
+            [s["step"] for s in states],
+            lr=group["lr"],
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            amsgrad=False,
+            maximize=False,
+        )
 
     def sgd(self, params: list[Tensor], group: dict[str, Any]) -> None:
         """Nesterov's update of vectors and head, weight decay as part of the gradient."""

@@ -1,6 +1,5 @@
 """Optimisers by name, and their state as plain named tensors."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ def build_optimizer(
     """
     groups = [g | {"lr": lr * g.get("lr_scale", 1.0)} for g in groups if g["params"]]
     if name == "adamw":
-        return AdamW(groups, lr=lr, betas=BETAS, fused=True)
+        return torch.optim.AdamW(groups, lr=lr, betas=BETAS, fused=True)
     if name == "sgd":
         return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0, fused=True)
     if name == "muon":
@@ -29,49 +28,6 @@ def build_optimizer(
 
         return Muon(groups, lr=lr)
     raise unknown("optimizer", name, ("adamw", "sgd", "muon"))
-
-
-class AdamW(torch.optim.AdamW):
-    """PyTorch's fused AdamW, to the bit, with a step that does not import the compiler (1.5 s)."""
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            if params:
-                fused_adamw(self.state, params, group)
-        return loss
-
-
-def fused_adamw(state: Any, params: list[Tensor], group: dict[str, Any]) -> None:
-    """AdamW's update of parameters that have gradients, one kernel over all of them."""
-    for p in params:
-        if not state[p]:
-            state[p]["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
-            state[p]["exp_avg"] = torch.zeros_like(p)
-            state[p]["exp_avg_sq"] = torch.zeros_like(p)
-    states = [state[p] for p in params]
-    for s in states:
-        s["step"] += 1
-    torch._fused_adamw_(
-        params,
-        [p.grad for p in params if p.grad is not None],
-        [s["exp_avg"] for s in states],
-        [s["exp_avg_sq"] for s in states],
-        [],
-        [s["step"] for s in states],
-        lr=group["lr"],
-        beta1=group["betas"][0],
-        beta2=group["betas"][1],
-        weight_decay=group["weight_decay"],
-        eps=group["eps"],
-        amsgrad=False,
-        maximize=False,
-    )
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
