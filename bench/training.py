@@ -131,6 +131,7 @@ def keras_child(name: str, seconds: float) -> dict:
 
 
 def fastai_child(name: str, seconds: float) -> dict:
+    import fastai.callback.progress  # noqa: F401  gives learners `no_bar`
     import torch
     from fastai.data.core import DataLoaders
     from fastai.learner import Learner
