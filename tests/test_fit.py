@@ -236,3 +236,12 @@ def test_runtime_says_what_it_chose():
     assert machine.notes
     with pytest.raises(OptionError, match="did you mean 'cuda'"):
         runtime.start(device="cudda")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the high-water mark is reset on Linux only")
+def test_the_peak_of_one_rung_is_not_that_of_another():
+    block = torch.ones(100_000_000)  # 400 MB
+    before = runtime.peak_memory_mb()
+    del block
+    runtime.forget_peak()
+    assert runtime.peak_memory_mb() < before - 300
