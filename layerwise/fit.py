@@ -15,15 +15,16 @@ import torch
 
 from layerwise import language, runtime
 from layerwise.bundle import Model, load, read_json, write_json
-from layerwise.choose import choose_scratch, mirror_safe
+from layerwise.choose import Choice, choose_scratch, mirror_safe
 from layerwise.console import Console, duration
 from layerwise.cure import apply_cure, diagnoses
 from layerwise.data.audit import AuditReport, audit, audit_labels
 from layerwise.data.examples import Examples
 from layerwise.data.open import open_data
 from layerwise.data.splits import split
+from layerwise.data.text_processor import TextProcessor
 from layerwise.errors import DataError, OptionError
-from layerwise.ladder import Contender, Job, climb, features_of
+from layerwise.ladder import Contender, Job, Rung, climb, features_of
 from layerwise.plan import Plan
 from layerwise.result import Result, Rows
 from layerwise.settings import Settings, seconds, settings
@@ -53,57 +54,31 @@ def fit(
     folder, data, chosen = open_run(data, resume, options)
     machine = runtime.start(chosen.device, chosen.dtype, chosen.threads)
     console.head(f"layerwise fit {data}")
-    examples = open_chosen(data, chosen)
-    plain = examples.form == "plain"
-    if examples.kind == "text" and not plain:
-        raise DataError(
-            f"{examples.understood}: `fit` learns to continue plain text, and not this yet; "
-            "`layerwise audit` looks at it, and --kind table reads rows with columns as a table"
-        )
-    if plain:
-        examples = language.in_stretches(examples, chosen)
-    console.say(examples.understood)
+    examples = understand(data, chosen, console)
     base = find_base(chosen, examples.kind, console)
     rows = prepare_rows(examples, chosen, console, base, machine)
     reader = None
-    if plain:
+    if examples.form == "plain":
         rows, reader = language.as_tokens(rows, chosen, console)
-    smoothing = 0.1 if chosen.label_smoothing < 0 else chosen.label_smoothing
-    smooth = {"label_smoothing": smoothing} if examples.target_kind == "class" else {}
-    task = task_for(rows.train, **smooth)
-    machine = machine_for(machine, examples.kind, chosen)
     budget = seconds(chosen.budget) if chosen.budget else float("inf")
     job = Job(
         chosen,
         folder,
-        task,
+        task_of(rows.train, chosen),
         rows.train,
         rows.val,
-        machine,
+        machine_for(machine, examples.kind, chosen),
         console,
         mirror=kind_allows_mirror(rows.train, console),
         features=rows.features,
         deadline=started + 0.85 * budget,  # the rest is for scoring, probing and the report
         on_plan=lambda plan, way: note_plan(plan, way, console),
     )
-    if reader is None:
-        scratch = lambda: choose_scratch(rows.train, task, chosen)  # noqa: E731
-    else:
-        flops = language.affordable(budget, machine)
-        scratch = lambda: language.choose_decoder(rows.train, reader, chosen, flops)  # noqa: E731
-    winner, rungs = climb(job, base, scratch)
+    winner, rungs = climb(job, base, lambda: choose_fresh(job, reader, budget))
     found = diagnoses(job, winner)
     if found and chosen.cure and base is None:
         winner = apply_cure(job, winner, found, rungs)
-    console.head("ladder")
-    console.table(
-        ["rung", task.score, "95% interval", "time", "peak MB", ""],
-        [
-            [r.name, f"{r.score:.4f}", f"{r.low:.4f} to {r.high:.4f}", duration(r.seconds),
-             f"{r.peak_mb:.0f}", "kept" if r.chosen else r.note]
-            for r in rungs
-        ],
-    )  # fmt: skip
+    show_ladder(job, rungs)
     from layerwise.report.collect import finish
 
     return finish(
@@ -113,10 +88,55 @@ def fit(
         winner=winner,
         rungs=rungs,
         diagnoses=found,
-        model=as_model(winner, task, base, data, examples.target_name),
+        model=as_model(winner, job.task, base, data, examples.target_name),
         seconds_so_far=time.monotonic() - started,
         data=str(data),
     )
+
+
+def understand(data: str, chosen: Settings, console: Console) -> Examples:
+    """The rows of the data, and in a line what they are.
+
+    Errors: DataError for forms of text that are recognised and not learned from yet.
+    """
+    examples = open_chosen(data, chosen)
+    if examples.form == "plain":
+        examples = language.in_stretches(examples, chosen)
+    elif examples.kind == "text":
+        raise DataError(
+            f"{examples.understood}: `fit` learns to continue plain text, and not this yet; "
+            "`layerwise audit` looks at it, and --kind table reads rows with columns as a table"
+        )
+    console.say(examples.understood)
+    return examples
+
+
+def task_of(train: Examples, chosen: Settings) -> Any:
+    """What is learned; classes with their labels smoothed, by a tenth where nothing is asked."""
+    smoothing = 0.1 if chosen.label_smoothing < 0 else chosen.label_smoothing
+    return task_for(
+        train, **({"label_smoothing": smoothing} if train.target_kind == "class" else {})
+    )
+
+
+def choose_fresh(job: Job, reader: TextProcessor | None, budget: float) -> Choice:
+    """The network to train from nothing."""
+    if reader is None:
+        return choose_scratch(job.train, job.task, job.settings)
+    flops = language.affordable(budget, job.machine, job.folder)
+    return language.choose_decoder(job.train, reader, job.settings, flops)
+
+
+def show_ladder(job: Job, rungs: list[Rung]) -> None:
+    job.console.head("ladder")
+    job.console.table(
+        ["rung", job.task.score, "95% interval", "time", "peak MB", ""],
+        [
+            [r.name, f"{r.score:.4f}", f"{r.low:.4f} to {r.high:.4f}", duration(r.seconds),
+             f"{r.peak_mb:.0f}", "kept" if r.chosen else r.note]
+            for r in rungs
+        ],
+    )  # fmt: skip
 
 
 # ---- the run's folder ------------------------------------------------------------------------

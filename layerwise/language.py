@@ -6,6 +6,7 @@ key, gated mlp, tied head), so the result opens in other tools.
 Legend: n documents, T tokens of a window, N parameters that multiply, D tokens trained on.
 """
 
+import pathlib
 import time
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 
 from layerwise import models
+from layerwise.bundle import read_json, write_json
 from layerwise.choose import Choice
 from layerwise.console import Console
 from layerwise.data.corpus import Corpus, Windows, tokenise
@@ -166,15 +168,25 @@ def unigram_bits(train: Examples, test: Examples) -> float:
     return float(bits[asked.tokens].sum() / max(1, asked.n_bytes))
 
 
-def affordable(seconds: float, machine: Runtime) -> float:
-    """FLOPs that a training budget pays for here, at the rate of large matrix products."""
+def affordable(seconds: float, machine: Runtime, folder: pathlib.Path) -> float:
+    """FLOPs that a training budget pays for here, at the rate of large matrix products.
+
+    What was measured is kept in the run's folder: a resumed run trains the network it began with.
+    """
     if seconds == float("inf"):
         return seconds
-    side = 768
+    kept = folder / "affordable.json"
+    if not kept.exists():
+        write_json(kept, {"flops": EFFICIENCY * seconds * product_rate(machine)})
+    return read_json(kept)["flops"]
+
+
+def product_rate(machine: Runtime, side: int = 768) -> float:
+    """FLOP/s of a matrix product of side x side in the arithmetic of this run, the best of five."""
     a, b = (torch.randn(side, side, dtype=machine.dtype, device=machine.device) for _ in "ab")
     best = float("inf")
     for _ in range(5):
         started = time.perf_counter()
         float((a @ b)[0, 0])
         best = min(best, time.perf_counter() - started)
-    return EFFICIENCY * seconds * 2 * side**3 / best
+    return 2 * side**3 / best

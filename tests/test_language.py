@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import layerwise
-from layerwise import language
+from layerwise import language, runtime
 from layerwise.console import Console
 from layerwise.data.corpus import NO_LOSS, Windows, tokenise
 from layerwise.data.train_tokenizer import train_bpe
@@ -98,6 +98,16 @@ def test_an_interrupted_tokenisation_leaves_nothing_that_is_read(tmp_path: pathl
     for index in (tmp_path / "a").glob("*.json"):
         index.unlink()
     assert np.array_equal(tokenise(texts, tokenizer, tmp_path / "a").tokens, whole.tokens)
+
+
+def test_a_resumed_run_keeps_the_size_it_began_with(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+):
+    machine = runtime.start(threads=1)
+    first = language.affordable(60.0, machine, tmp_path)
+    monkeypatch.setattr(language, "product_rate", lambda machine: 1.0)  # a machine grown slow
+    assert language.affordable(60.0, machine, tmp_path) == first
+    assert language.affordable(float("inf"), machine, tmp_path) == float("inf")
 
 
 def test_sizes_follow_compute_and_text():

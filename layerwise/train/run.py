@@ -273,12 +273,6 @@ def predict_rows(
     return outputs
 
 
-def n_parameters(network: nn.Module) -> tuple[int, int]:
-    """All parameters and those that train."""
-    sizes = [(p.numel(), p.requires_grad) for p in network.parameters()]
-    return sum(n for n, _ in sizes), sum(n for n, trains in sizes if trains)
-
-
 def fresh(builder: Callable[[], nn.Module], seed: int) -> nn.Module:
     """A network whose initial weights follow from the seed alone."""
     with runtime.seeded(seed, 0x1A7E5):
