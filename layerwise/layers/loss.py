@@ -23,14 +23,14 @@ GROUP_BYTES = 1 << 28  # of the gradients of one group's scores
 def token_loss(hidden: Tensor, head: nn.Linear, targets: Tensor) -> Tensor:
     """The summed cross-entropy of head(hidden) (..., V); targets (...), negative ones left out.
 
-    Computes in autocast's dtype where that is on, sums in fp32. A `softcap` of the head is kept.
+    Computes in autocast's dtype where that is on, sums in fp32 at least. A `softcap` is kept.
     """
     cap = getattr(head, "softcap", 0.0)
     rows, wanted = hidden.flatten(0, -2), targets.flatten()
-    if not isinstance(hidden, FakeTensor):  # of which nobody knows how many are left
-        keep = wanted >= 0
-        if not bool(keep.all()):
-            rows, wanted = rows[keep], wanted[keep]  # (N, D), (N,)
+    fake = isinstance(hidden, FakeTensor)  # of which nobody knows how many are left: all, copied
+    if fake or not bool((wanted >= 0).all()):
+        keep = torch.arange(len(wanted)) if fake else (wanted >= 0).nonzero()[:, 0]
+        rows, wanted = rows.index_select(0, keep), wanted.index_select(0, keep)  # (N, D), (N,)
     return TokenLoss.apply(rows, head.weight, head.bias, wanted, cap, working_dtype(hidden))
 
 
@@ -40,7 +40,7 @@ def token_losses(hidden: Tensor, head: nn.Linear, targets: Tensor) -> Tensor:
     cap = getattr(head, "softcap", 0.0)
     dtype, keep = working_dtype(hidden), targets >= 0
     rows, wanted = hidden[keep].to(dtype), targets[keep]
-    weight, bias = head.weight.to(dtype), None if head.bias is None else head.bias.float()
+    weight, bias = head.weight.to(dtype), head.bias
     parts = []
     for part in slices(len(rows), CHUNK_SCORES // len(weight)):
         scores = capped(scores_of(rows[part], weight, bias), cap)
@@ -66,8 +66,13 @@ def slices(n: int, size: int) -> list[slice]:
     return [slice(i, min(n, i + size)) for i in range(0, n, size)]
 
 
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """What sums of this dtype are taken in."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 def scores_of(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    scores = (rows @ weight.T).float()  # (n, V)
+    scores = (rows @ weight.T).to(wide(rows.dtype))  # (n, V)
     return scores if bias is None else scores.add_(bias)
 
 
@@ -91,8 +96,9 @@ class TokenLoss(torch.autograd.Function):
         x, w, V = rows.to(dtype), weight.to(dtype), len(weight)
         needs_bias = bias is not None and bias.requires_grad
         d_rows, d_weight = torch.empty_like(x), None
-        d_bias = torch.zeros(V, device=x.device) if needs_bias else None
-        total = torch.zeros((), device=x.device)
+        sums: dict[str, Any] = {"dtype": wide(dtype), "device": x.device}
+        d_bias = torch.zeros(V, **sums) if needs_bias else None
+        total = torch.zeros((), **sums)
         for group in slices(len(x), GROUP_BYTES // (V * x.itemsize)):
             d_scores = x.new_empty(group.stop - group.start, V)
             for part in slices(len(d_scores), CHUNK_SCORES // V):
@@ -110,7 +116,7 @@ class TokenLoss(torch.autograd.Function):
             torch.mm(d_scores, w, out=d_rows[group])
             if weight.requires_grad:
                 more = d_scores.T @ x[group]
-                d_weight = more.float() if d_weight is None else d_weight.add_(more)
+                d_weight = more.to(wide(dtype)) if d_weight is None else d_weight.add_(more)
         ctx.grads = d_rows, d_weight, d_bias
         ctx.dtypes = rows.dtype, weight.dtype, None if bias is None else bias.dtype
         return total
