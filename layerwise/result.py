@@ -11,6 +11,7 @@ import numpy as np
 from layerwise.bundle import Model
 from layerwise.data.audit import AuditReport
 from layerwise.data.examples import Examples
+from layerwise.frozen import Features
 
 
 @dataclass
@@ -22,7 +23,7 @@ class Rows:
     test: Examples
     audit: AuditReport | None
     clean_test: np.ndarray | None  # (n_test,) True: no copy of this row was trained on
-    features: np.ndarray | None = None  # (n_train, D) of the base, where labels were judged by them
+    features: Features | None = None  # of the base, where labels were judged by them
 
 
 @dataclass
