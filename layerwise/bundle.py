@@ -96,9 +96,9 @@ class Model:
             raise WeightsError(
                 f"this model reads {self.kind}s, but {rows.source or 'the data'} holds {rows.kind}s"
             )
-        if self.task is None:
+        if self.task is None or (rows.kind, self.task.head_kind) == ("text", "causal"):
             raise WeightsError(
-                f"{self.variant} has no answers of its own: `layerwise fit` it, by --base"
+                f"{self.variant} has no answer to give of a row: `layerwise fit` it, by --base"
             )
         machine = machine or runtime.start()
         network = self.network.to(machine.device)

@@ -317,10 +317,12 @@ def start(job: Job, way: str, base: Model | None, scratch: Callable[[], Choice])
         assert base is not None
         alone = s.quantize != "none"  # nothing else needs the base then: it is packed in place
         network = base.network if alone else copy.deepcopy(base.network)
-        with runtime.seeded(s.seed, 0x4EAD):
-            reset_head(network, job.task)
+        known = base.task is not None and base.task.name == job.task.name and not job.task.labels
+        if not known:
+            with runtime.seeded(s.seed, 0x4EAD):
+                reset_head(network, job.task)
         if way == "lora":
-            adapt_base(network, s)
+            adapt_base(network, s, fresh_head=not known)
         choice = Choice(base.variant, base.family, network.config, base.processor, f"{way} on base")
     prepare_network(network, choice, job)
     side = choice.processor.size[0] if job.train.kind == "image" else 0
@@ -332,23 +334,23 @@ def start(job: Job, way: str, base: Model | None, scratch: Callable[[], Choice])
     return contender
 
 
-def adapt_base(network: nn.Module, s: Settings) -> None:
+def adapt_base(network: nn.Module, s: Settings, fresh_head: bool) -> None:
     """LoRA as the settings say, on a base in few bits where they ask for it."""
     if s.quantize != "none":
         quantize(network, int(s.quantize))
     options = s.lora_rank, s.lora_alpha, s.lora_variant, s.lora_dropout, s.lora_targets
-    lora.add_lora(network, *options, seed=s.seed)
+    lora.add_lora(network, *options, train_head=fresh_head, seed=s.seed)
 
 
 def style_of(way: str, job: Job, choice: Choice) -> str:
     """Which starting recipe fits."""
     kind = job.train.kind
-    if kind == "text":
-        return f"text_{way}"
+    if kind in ("text", "tokens"):
+        return f"{kind}_{way}"
     if way != "scratch":
         return way
-    if kind in ("tokens", "table") or choice.family == "airbench":
-        return kind if kind != "image" else "airbench"
+    if kind == "table" or choice.family == "airbench":
+        return "table" if kind == "table" else "airbench"
     return "small" if choice.processor.size[0] <= SMALL_SIDE else "scratch"
 
 

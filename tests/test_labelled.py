@@ -185,7 +185,7 @@ def test_a_published_base_is_opened_with_its_own_reader(base):
     assert model.kind == "text"
     assert model.processor.max_seq_len == 48  # of sentence_bert_config.json, not the network's 64
     assert model.processor.token_types
-    with pytest.raises(WeightsError, match="no answers of its own"):
+    with pytest.raises(WeightsError, match="no answer to give"):
         model.predict(["a text"])
 
 
