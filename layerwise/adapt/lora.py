@@ -194,8 +194,9 @@ def merge(
     rows: int = 16,
     tolerance: float | None = None,
 ) -> Certificate:
-    """Add the updates to the weights, and prove that the network says the same; packed weights
-    are unpacked.
+    """Add the updates to the weights, and prove that the network says the same.
+
+    Packed weights are unpacked, since an update would be rounded away on them.
 
     run: gives the network's outputs on `rows` golden inputs; without it each module is proved by
     itself, on random inputs. tolerance: relative; 1e-5 in fp32 when left out.
@@ -207,11 +208,15 @@ def merge(
     if tolerance is None:
         tolerance = TOLERANCE[next(iter(found.values())).lora_a.dtype]
     run = run or proof(list(found.values()), rows)
-    with runtime.evaluating(network, gradients=True), torch.no_grad(), undone_on_error(found):
+    packed = [m for m in network.modules() if isinstance(m, Packed) and not isinstance(m, LowRank)]
+    touched = [*found.values(), *packed]
+    with runtime.evaluating(network, gradients=True), torch.no_grad(), undone_on_error(touched):
         before = run().double()
         scale = before.abs().max().clamp_min(1e-12)
         for module in found.values():
             absorb(module)
+        for module in packed:
+            unpack_module(module)
         largest = float((run().double() - before).abs().max())
         certificate = Certificate(len(found), rows, largest, largest / float(scale), tolerance)
         if not certificate.relative <= tolerance:
@@ -251,11 +256,11 @@ def absorb(module: nn.Module) -> None:
 
 
 @contextmanager
-def undone_on_error(found: dict[str, LowRank]) -> Iterator[None]:
+def undone_on_error(modules: list[nn.Module]) -> Iterator[None]:
     """If the body fails, these modules are as before."""
     kept = [
         (m, type(m), {**vars(m), "_parameters": dict(m._parameters), "_buffers": dict(m._buffers)})
-        for m in found.values()
+        for m in modules
     ]
     try:
         yield
