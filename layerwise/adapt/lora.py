@@ -252,7 +252,7 @@ def absorb(module: nn.Module) -> None:
     module.__class__ = type(module).__mro__[2]  # (adapted, LowRank, kind, ...)
     if isinstance(module, Packed):
         unpack_module(module)
-    module.weight = nn.Parameter(weight, requires_grad=False)
+    module.weight = nn.Parameter(weight, requires_grad=False)  # type: ignore[misc]
 
 
 @contextmanager

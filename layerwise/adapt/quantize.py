@@ -157,7 +157,7 @@ def quantize(network: nn.Module, bits: int) -> int:
         del module.weight
         for name, tensor in zip(BUFFERS, packed, strict=False):
             module.register_buffer(name, tensor)
-        module.__class__ = packed_class(nn.Linear)
+        module.__class__ = packed_class(nn.Linear)  # type: ignore[assignment]
     return len(found)
 
 
