@@ -14,6 +14,7 @@ Shapes: n blocks.
 
 from collections.abc import Iterable
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -43,11 +44,11 @@ def pack(weight: Tensor, bits: int) -> list[Tensor]:
         return list(to_int8(weight))
     blocks = in_rows(weight.flatten(), BLOCK)  # (n, 64)
     largest = blocks.abs().amax(1)
-    table = torch.tensor(NF4, device=weight.device)
-    ends = (table[1:] + table[:-1]) / 2
-    codes = torch.bucketize(blocks / largest.clamp_min(1e-30)[:, None], ends, out_int32=True)
-    codes = codes.to(torch.uint8).flatten()
-    mean = largest.mean()
+    unit = blocks / largest.clamp_min(1e-30)[:, None]
+    codes = torch.zeros_like(unit, dtype=torch.uint8)
+    for low, high in pairwise(NF4):  # faster than bucketize
+        codes += unit > (low + high) / 2
+    codes, mean = codes.flatten(), largest.mean()
     steps, scales = to_int8(in_rows(largest - mean, GROUP))
     return [codes[::2] * 16 + codes[1::2], scales, steps, mean]
 
