@@ -19,6 +19,7 @@ from torch import nn
 from torch.fx.proxy import TraceError
 
 from layerwise import models, runtime
+from layerwise.adapt import lora, peft
 from layerwise.adapt.fuse import fused
 from layerwise.data.examples import Examples
 from layerwise.data.image import ImageProcessor
@@ -223,6 +224,12 @@ class Model:
             raise storage_error(e, folder) from e
         return folder
 
+    @property
+    def published_names(self) -> dict[str, str]:
+        """The naming of its tensors elsewhere, as weights/names.py reads it."""
+        form = self.card.get("format") or self.saved_format()
+        return {"": ""} if form == OURS else models.family(self.family).PUBLISHED[form]
+
     def saved_format(self) -> str:
         """What opens it elsewhere: "timm", "huggingface" for text, else our own names."""
         module = models.family(self.family)
@@ -298,7 +305,8 @@ KEYS = {
 
 
 def load(source: str | pathlib.Path) -> Model:
-    """A model from a folder that `save` wrote, a run, a card's name, a weights file or a hub id.
+    """A model from a folder that `save` wrote, a run, a card's name, a weights file or a hub id;
+    or from a PEFT adapter, merged into the base that it names.
 
     Errors: WeightsError for files that are damaged, incomplete, or not of this network.
     """
@@ -306,6 +314,8 @@ def load(source: str | pathlib.Path) -> Model:
     for candidate in (folder, folder / "model"):
         if (candidate / "layerwise.json").exists():
             return load_saved(candidate)
+    if (folder / peft.CONFIG).exists():
+        return load_adapted(folder)
     network, card = published.load_published(str(source))
     variant, processor = card.variant, None
     if hasattr(network.config, "vocab_size"):
@@ -315,6 +325,26 @@ def load(source: str | pathlib.Path) -> Model:
     head = getattr(network.config, "head_kind", "class" if card.labels else "causal")
     task = task_of_head(head, published.labels_of(card))
     return Model(network, card.family, processor, task, variant, card=dataclasses.asdict(card))
+
+
+def load_adapted(folder: pathlib.Path) -> Model:
+    """The base that a PEFT adapter names, with the adapter merged into it.
+
+    Errors: WeightsError for an adapter of another base or vocabulary, or that names none.
+    """
+    base = peft.read_adapter_config(folder)["base_model_name_or_path"]
+    if not base:
+        raise WeightsError(
+            f"{folder}: {peft.CONFIG} names no base; write its hub id or folder there, under "
+            "base_model_name_or_path"
+        )
+    model = load(base)
+    if (folder / "tokenizer.json").exists():
+        Tokenizer.load(folder).check(model.network.config.vocab_size)  # type: ignore[union-attr]
+    peft.load_adapter(model.network, model.published_names, folder)
+    model.card |= {"adapter": str(folder), "merged": lora.merge(model.network).to_dict()}
+    model.network.requires_grad_(True)
+    return model
 
 
 def reader_of(network: nn.Module, card: Card) -> TextProcessor:

@@ -17,7 +17,7 @@ from layerwise import labelled, language, runtime
 from layerwise.bundle import Model, load, read_json, write_json
 from layerwise.choose import Choice, choose_scratch, mirror_safe
 from layerwise.console import Console, duration
-from layerwise.cure import apply_cure, diagnoses
+from layerwise.cure import apply_cure, diagnoses, some_rows
 from layerwise.data.audit import AuditReport, audit, audit_labels
 from layerwise.data.examples import Examples
 from layerwise.data.open import open_data
@@ -33,6 +33,8 @@ from layerwise.tasks import task_for, task_name
 from layerwise.train.checkpoint import storage_error
 from layerwise.weights import published
 
+GOLDEN = 16  # rows on which a merged network is proved
+MERGED = 1e-4  # and by how much it may differ, relative to the largest output: fp32 adds up so
 FEW_FOR_VALIDATION = 100  # rows below which a tenth is too few to choose by
 
 
@@ -92,7 +94,7 @@ def fit(
         winner=winner,
         rungs=rungs,
         diagnoses=found,
-        model=as_model(winner, job.task, base, data, examples.target_name),
+        model=as_model(winner, job, base, data, examples.target_name),
         seconds_so_far=time.monotonic() - started,
         data=str(data),
     )
@@ -362,22 +364,35 @@ def note_plan(plan: Plan, way: str, console: Console) -> None:
     plan.require_fit()
 
 
-def as_model(
-    winner: Contender, task: Any, base: Model | None, data: str, target: str = ""
-) -> Model:
+def as_model(winner: Contender, job: Job, base: Model | None, data: str, target: str = "") -> Model:
     """The winner as it will travel."""
-    from layerwise.adapt import lora
-
-    network = winner.network.to("cpu")
-    if winner.way == "lora":
-        lora.merge_all(network)
-    variant = winner.choice.variant
+    network, choice = winner.network.to("cpu").eval(), winner.choice
     card = {"trained_on": str(data), "why": winner.choice.why, "way": winner.way}
     if target:
         card["target"] = target
     if base is not None and winner.way != "scratch":
         card["base"] = base.card.get("name", base.variant)
         card["base_licence"] = base.card.get("licence", "")
-    return Model(
-        network.eval(), winner.choice.family, winner.choice.processor, task, variant, card=card
+    model = Model(network, choice.family, choice.processor, job.task, choice.variant, card=card)
+    if base is not None and winner.way == "lora":
+        model.card["merged"] = merge_adapter(model, job, base.card.get("source", ""))
+    return model
+
+
+def merge_adapter(model: Model, job: Job, base: str) -> dict[str, Any]:
+    """Merge what LoRA learned, after keeping it by itself as PEFT reads it; the certificate.
+
+    Errors: WeightsError when the merged network differs on validation rows; the adapter is kept.
+    """
+    from layerwise.adapt import lora, peft
+
+    folder = job.folder / "adapter"
+    peft.save_adapter(model.network, model.published_names, folder, base or job.settings.base)
+    golden = job.task.batch(some_rows(job.val, GOLDEN), model.processor)
+    run = lambda: job.task.predict(model.network, golden)  # noqa: E731
+    found = lora.merge(model.network, run, len(golden.rows), MERGED)
+    job.console.say(
+        f"  merged: on {found.rows} rows outputs differ by {found.largest:.1e} at most, "
+        f"{found.relative:.1e} of the largest ({MERGED:.0e} is allowed); by itself: {folder}"
     )
+    return found.to_dict()

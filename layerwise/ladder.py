@@ -22,6 +22,7 @@ from torch import nn
 
 from layerwise import models, runtime
 from layerwise.adapt import lora
+from layerwise.adapt.quantize import quantize
 from layerwise.bundle import Model, read_json, write_json
 from layerwise.choose import SMALL_SIDE, Choice, recipe_for
 from layerwise.console import Console, duration
@@ -225,14 +226,14 @@ def start(job: Job, way: str, base: Model | None, scratch: Callable[[], Choice])
         network = fresh(lambda: models.build(choice.family, choice.config), s.seed)
     else:
         assert base is not None
-        network = copy.deepcopy(base.network)
+        alone = s.quantize != "none"  # nothing else needs the base then: it is packed in place
+        network = base.network if alone else copy.deepcopy(base.network)
         known = base.task is not None and base.task.name == job.task.name and not job.task.labels
         if not known:
             with runtime.seeded(s.seed, 0x4EAD):
                 reset_head(network, job.task)
         if way == "lora":
-            lora.add_lora(network, rank=s.lora_rank)
-            network.head.requires_grad_(not known)  # type: ignore[union-attr]
+            adapt_base(network, s, fresh_head=not known)
         choice = Choice(base.variant, base.family, network.config, base.processor, f"{way} on base")
     prepare_network(network, choice, job)
     side = choice.processor.size[0] if job.train.kind == "image" else 0
@@ -242,6 +243,14 @@ def start(job: Job, way: str, base: Model | None, scratch: Callable[[], Choice])
     contender.plan = plan_contender(job, contender)
     job.on_plan(contender.plan, way)
     return contender
+
+
+def adapt_base(network: nn.Module, s: Settings, fresh_head: bool) -> None:
+    """LoRA as the settings say, on a base in few bits where they ask for it."""
+    if s.quantize != "none":
+        quantize(network, int(s.quantize))
+    options = s.lora_rank, s.lora_alpha, s.lora_variant, s.lora_dropout, s.lora_targets
+    lora.add_lora(network, *options, train_head=fresh_head, seed=s.seed)
 
 
 def style_of(way: str, job: Job, choice: Choice) -> str:

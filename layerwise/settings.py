@@ -44,6 +44,13 @@ class Settings:
     layer_decay: float = option(1.0, "learning rate times this per layer from the head down")
     unfreeze: str = option("all", "layers that train: all, head, or progressive")
     lora_rank: int = option(8, "rank of LoRA updates")
+    lora_alpha: float = option(0.0, "their scale, over the rank (0: chosen)")
+    lora_variant: str = option(
+        "lora", "plain, alpha over sqrt(rank), or lengths learned apart", ("lora", "rslora", "dora")
+    )
+    lora_dropout: float = option(0.0, "dropout of what enters an update")
+    lora_targets: str = option("*", "layers with an update, e.g. q_proj,v_proj")
+    quantize: str = option("none", "bits of the frozen base under LoRA", ("none", "8", "4"))
     augment: str = option(
         "auto", "image augmentation", ("auto", "none", "light", "flip_crop", "full")
     )
@@ -83,13 +90,15 @@ class Settings:
             if choices and value not in choices:
                 raise unknown(f"value of --{f.name.replace('_', '-')}", str(value), choices)
             check_number(f.name, value)
+        if self.quantize != "none" and self.method != "lora":
+            raise OptionError("--quantize packs a frozen base, so it goes with --method lora alone")
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
 
 POSITIVE = {"grad_accum_steps", "lora_rank", "loader_threads", "keep"}
-SHARES = {"val", "test", "ema"}
+SHARES = {"val", "test", "ema", "lora_dropout"}
 FREE = {"seed", "weight_decay", "warmup_steps", "label_smoothing"}
 
 

@@ -9,7 +9,7 @@ layer. What is frozen is also in eval mode: batch normalisation keeps the base's
 of drifting with data that its weights can no longer follow, and dropout is off.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -30,20 +30,6 @@ def parameters_by_layer(network: nn.Module) -> dict[str, dict[str, Parameter]]:
     for name, parameter in network.named_parameters():
         groups[layer_of.get(id(parameter), first)][name] = parameter
     return groups
-
-
-def train_only(network: nn.Module, layers: Collection[str]) -> None:
-    """Let the named layers train and freeze the others; then call `hold_frozen` each step.
-
-    Errors: OptionError for a name that is not in `network.layers()`.
-    """
-    groups = parameters_by_layer(network)
-    for name in layers:
-        if name not in groups:
-            raise unknown("layer", name, groups)
-    for name, parameters in groups.items():
-        for parameter in parameters.values():
-            parameter.requires_grad_(name in layers)
 
 
 def top_layers(network: nn.Module, k: int) -> list[str]:
@@ -135,9 +121,3 @@ def is_frozen(module: nn.Module) -> bool:
     """True when it has parameters and none of them trains."""
     trains = [p.requires_grad for p in module.parameters()]
     return bool(trains) and not any(trains)
-
-
-def hold_frozen(network: nn.Module) -> None:
-    """Put what is frozen into eval mode; call it after every `network.train()`."""
-    for module in frozen_modules(network):
-        module.eval()

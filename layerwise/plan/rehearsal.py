@@ -161,7 +161,7 @@ def _trace(network: nn.Module, setting: Setting, ledger: Ledger, saved: dict[str
     embeddings = {id(m.weight): m.weight for m in network.modules() if isinstance(m, nn.Embedding)}
     return Trace(
         setting=setting,
-        params=sum(p.numel() for p in network.parameters()),
+        params=n_params(network),
         trainable=sum(p.numel() for p in network.parameters() if p.requires_grad),
         embedding=sum(w.numel() for w in embeddings.values()),
         layers=tuple(_layer_costs(ledger, ops, saved)),
@@ -173,6 +173,12 @@ def _trace(network: nn.Module, setting: Setting, ledger: Ledger, saved: dict[str
         operations=tuple(ledger.operations),
         last_step=ledger.mark,
     )
+
+
+def n_params(module: nn.Module) -> int:
+    """Weights, also those that lie packed in buffers."""
+    packed = sum(getattr(m, "n_packed", 0) for m in module.modules())
+    return packed + sum(p.numel() for p in module.parameters())
 
 
 def _per_step(counts: Counter[Operation], setting: Setting) -> dict[Operation, float]:
@@ -190,7 +196,7 @@ def _layer_costs(
         own = [(op, n) for op, n in ops.items() if op.layer == name]
         yield LayerCost(
             name=name,
-            params=sum(p.numel() for p in params),
+            params=0 if layer is None else n_params(layer),
             trainable=sum(p.numel() for p in params if p.requires_grad),
             flops=round(sum(op.flops * n for op, n in own)),
             moved=round(sum(op.bytes * n for op, n in own)),

@@ -45,13 +45,9 @@ def test_a_tied_parameter_is_listed_once(network):
     assert len(names) == len(set(names)) == len(list(network.parameters()))
 
 
-def test_train_only_the_named_layers(network):
-    freeze.train_only(network, ["blocks.2", "head"])
-    assert training(network) == ["blocks.2", "head"]
-    freeze.train_only(network, freeze.top_layers(network, 5))
-    assert training(network) == NAMES
-    with pytest.raises(OptionError, match=r"unknown layer 'block.2'; did you mean 'blocks.2'"):
-        freeze.train_only(network, ["block.2"])
+def test_top_layers_end_with_the_head(network):
+    assert freeze.top_layers(network, 2) == ["blocks.2", "head"]
+    assert freeze.top_layers(network, 5) == NAMES
     with pytest.raises(OptionError, match="has 5 layers"):
         freeze.top_layers(network, 6)
 
@@ -89,7 +85,7 @@ def test_modes_are_held_after_an_evaluation_in_between(network):
     assert modes == [False, False, True]
     assert network.blocks[2].dropout.training
     network.train()
-    freeze.hold_frozen(network)
+    freezing.before(2)
     assert [network.blocks[i].dropout.training for i in range(3)] == [False, False, True]
 
 

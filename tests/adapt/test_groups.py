@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from layerwise.adapt.freeze import train_only
+from layerwise.adapt.freeze import Freezing
 from layerwise.adapt.groups import parameter_groups
 from layerwise.adapt.lora import add_lora
 from layerwise.errors import OptionError
@@ -45,7 +45,7 @@ def test_without_layer_decay_two_groups_are_enough(network):
 
 
 def test_only_what_trains_is_grouped(network):
-    train_only(network, ["head"])
+    Freezing(network, "head", 10)
     assert names(parameter_groups(network)) == ["head.weight", "head.bias"]
     network.requires_grad_(True)
     add_lora(network, rank=2)
