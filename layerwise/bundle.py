@@ -26,14 +26,14 @@ from layerwise.data.table import TableProcessor
 from layerwise.data.text_processor import TextProcessor
 from layerwise.data.tokens import Tokenizer
 from layerwise.errors import StorageError, WeightsError, unknown
+from layerwise.generate import greedy
 from layerwise.tasks import task_from_dict
 from layerwise.tasks.calibration import conformal_quantile
-from layerwise.tasks.classify import Classify
 from layerwise.tasks.scores import sigmoid, softmax
 from layerwise.train.checkpoint import storage_error
 from layerwise.train.run import predict_rows
 from layerwise.weights import files, names, published
-from layerwise.weights.cards import CARDS
+from layerwise.weights.cards import CARDS, Card
 from layerwise.weights.config_text import write_config
 
 WORTH_FUSING = 256  # rows from which preparing the fused network pays
@@ -175,6 +175,25 @@ class Model:
             best.unsure = len(best.set) != 1
         return best
 
+    def generate(self, prompt: str, n_tokens: int = 64) -> str:
+        """What this model writes after `prompt`, always the likeliest token, until its end token.
+
+        Errors: WeightsError for a model that does not continue text.
+        """
+        if self.task.name != "causal":
+            raise WeightsError(
+                f"this model does not continue text (it was trained to {self.task.name}); "
+                f"`layerwise predict` says what it makes of a text"
+            )
+        words = self.processor.tokenizer
+        ids = words.encode(prompt)
+        ids = ids[:-1] if len(ids) > 1 and ids[-1] == words.eos_id else ids
+        ids = ids or [words.bos_id if words.bos_id is not None else words.eos_id or 0]
+        stop = () if words.eos_id is None else (words.eos_id,)
+        tokens = torch.tensor([ids], device=next(self.network.parameters()).device)
+        out = greedy.generate(self.network, tokens, n_tokens, stop)[0].tolist()
+        return words.decode(out)[len(words.decode(ids)) :]
+
     # ---- keep ----------------------------------------------------------------------------------
 
     def save(self, folder: str | pathlib.Path) -> pathlib.Path:
@@ -251,19 +270,26 @@ class Model:
             "temperature": self.temperature,
             "conformal": list(self.conformal),
             "card": self.card,
-            **({"processor": self.processor.to_dict()} if self.kind == "text" else {}),
+            **self.text_json(),
         }
+
+    def text_json(self) -> dict[str, Any]:
+        if self.kind != "text":
+            return {}
+        whose = self.processor.tokenizer.fingerprint
+        return {"processor": self.processor.to_dict(), "tokenizer": whose}
 
 
 KEYS = {
     "version", "family", "variant", "format", "config", "kind", "task", "temperature", "conformal",
-    "card", "processor",
+    "card", "processor", "tokenizer",
 }  # fmt: skip
 
 
 def load(source: str | pathlib.Path) -> Model:
     """A model from a folder that `save` wrote, a run, a card's name, a weights file or a hub id.
 
+    Of networks that read text also from a .gguf file, or one of llama2.c's with its tokens beside.
     Errors: WeightsError for files that are damaged, incomplete, or not of this network.
     """
     folder = pathlib.Path(source)
@@ -271,16 +297,30 @@ def load(source: str | pathlib.Path) -> Model:
         if (candidate / "layerwise.json").exists():
             return load_saved(candidate)
     network, card = published.load_published(str(source))
-    processor = ImageProcessor.from_dict(dict(card.processor))
-    labels = published.labels_of(card)
+    if "max_length" in card.processor:
+        types = card.config.get("n_token_types", 0) > 1
+        tokenizer = published.tokenizer_of(card)
+        processor: Any = TextProcessor(tokenizer, card.processor["max_length"], types)
+    else:
+        processor = ImageProcessor.from_dict(dict(card.processor))
     return Model(
         network,
         card.family,
         processor,
-        Classify(labels),
+        task_of(card),
         variant=card.variant,
         card=dataclasses.asdict(card),
     )
+
+
+def task_of(card: Card) -> Any:
+    """What a published network was trained to do."""
+    given: dict[str, Any] = {"name": card.task}
+    if card.task in ("classify", "tag", "words"):
+        given["labels"] = published.labels_of(card)
+    elif card.task == "regress":
+        given |= {"mean": 0.0, "std": 1.0}
+    return task_from_dict(given)
 
 
 def load_saved(folder: pathlib.Path) -> Model:
@@ -290,20 +330,17 @@ def load_saved(folder: pathlib.Path) -> Model:
             raise unknown(f"key in {folder / 'layerwise.json'}", key, KEYS)
     module = models.family(own["family"])
     config = models.config_from_dict(own["family"], own["config"])
-    tensors = files.read_tensors(folder / "model.safetensors")
-    with torch.device("meta"):
-        network = module.Model(config)
-    if own["format"] != OURS:
-        wanted = {k: tuple(v.shape) for k, v in network.state_dict().items()}
-        tensors = names.rename(tensors, module.PUBLISHED[own["format"]], wanted)
-    files.load_into(network, tensors)
+    rules = None if own["format"] == OURS else module.PUBLISHED[own["format"]]
+    path = folder / "model.safetensors"
+    network = files.filled(own["family"], config, files.read_tensors(path), rules, str(path))
     if own["kind"] == "text":
         processor = TextProcessor(Tokenizer.load(folder), **own["processor"])
+        processor.tokenizer.check(config.vocab_size, own.get("tokenizer"), f"{folder}: ")
     else:
         saved = read_json(folder / "preprocessor_config.json")
         processor = PROCESSORS[own["kind"]].from_dict(saved)
     return Model(
-        network.eval(),
+        network,
         own["family"],
         processor,
         task_from_dict(own["task"]),

@@ -32,6 +32,7 @@ class Card:
     processor: `preprocessor_config.json`. labels: the class names, or the name of a list of them.
     config: fields in which the network departs from the family's size `variant`.
     counters: whether the file has BatchNorm's batch counters.
+    task: the name of what it was trained to do.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Card:
     filename: str = "model.safetensors"
     config: Mapping[str, Any] = field(default_factory=dict)
     counters: bool = True
+    task: str = "classify"
 
 
 # ---- files that are not on the hub -------------------------------------------------------------

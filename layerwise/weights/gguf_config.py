@@ -114,9 +114,7 @@ def _gemma_fields(
     architecture: Architecture, given: Mapping[str, Any], fields: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The scale of queries, which no key says; no window means that all layers see everything."""
-    largest = fields["n_layers"] == LARGEST_GEMMA[architecture.name]
-    scalar = fields["dim"] // fields["n_heads"] if largest else fields["head_dim"]
-    out: dict[str, Any] = {"query_scalar": float(scalar)}
+    out: dict[str, Any] = {"query_scalar": _query_scalar(architecture, fields)}
     if not fields.get("window"):
         out |= {"window": fields["max_seq_len"], "global_every": 1}
     if architecture.name == "gemma2":
@@ -128,6 +126,11 @@ def _gemma_fields(
         every = pattern.index(False) + 1 if False in pattern else len(pattern) + 1
         out["global_every"] = every
     return out
+
+
+def _query_scalar(architecture: Architecture, fields: Mapping[str, Any]) -> float:
+    largest = fields["n_layers"] == LARGEST_GEMMA[architecture.name]
+    return float(fields["dim"] // fields["n_heads"] if largest else fields["head_dim"])
 
 
 def _scaling(given: Mapping[str, Any], what: str) -> dict[str, Any]:
@@ -190,34 +193,25 @@ def architecture_for(family: str, config: Any) -> Architecture:
 
     Errors: WeightsError naming the setting that llama.cpp has no way to say.
     """
-    of_family = [a for a in ARCHITECTURES if a.family == family]
-    if not of_family:
+    reason = ""
+    for architecture in (a for a in ARCHITECTURES if a.family == family):
+        wanted = {"rope_magnitude": 0.0, **architecture.implied}
+        if family == "gemma":
+            wanted["query_scalar"] = _query_scalar(architecture, vars(config))
+        if architecture.name == "gemma2":
+            wanted["local_rope_theta"] = config.rope_theta
+        if getattr(config, "window", 0) >= config.max_seq_len:
+            wanted.pop("window", None)  # it hides nothing
+        given = {k: getattr(config, k, v) for k, v in wanted.items()}
+        reason = ", ".join(f"{k}={given[k]}" for k, v in wanted.items() if given[k] != v)
+        if not reason:
+            return architecture
+    if not reason:
         raise WeightsError(f"the family '{family}' has no GGUF form here")
-    differing = {}
-    for architecture in of_family:
-        implied = architecture.implied
-        differing = {k: getattr(config, k) for k, v in implied.items() if getattr(config, k) != v}
-        if not differing:
-            break
-        if "window" in differing and config.window >= config.max_seq_len:
-            differing.pop("window")
-            if not differing:
-                break
-    reason = ", ".join(f"{k}={v}" for k, v in differing.items())
-    if not differing and family == "gemma":
-        fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
-        wanted = _gemma_fields(architecture, {}, fields)["query_scalar"]
-        reason = f"query_scalar={config.query_scalar}" * (config.query_scalar != wanted)
-        if architecture.name == "gemma2" and config.local_rope_theta != config.rope_theta:
-            reason = f"local_rope_theta={config.local_rope_theta}"
-    if getattr(config, "rope_magnitude", 0):
-        reason = f"rope_magnitude={config.rope_magnitude}"
-    if reason:
-        raise WeightsError(
-            f"llama.cpp has no way to compute {reason} in this family, so a GGUF file would give "
-            f"other results; save in Hugging Face's layout"
-        )
-    return architecture
+    raise WeightsError(
+        f"llama.cpp has no way to compute {reason} in this family, so a GGUF file would give "
+        f"other results; save in Hugging Face's layout"
+    )
 
 
 def metadata_of(architecture: Architecture, config: Any) -> dict[str, Any]:
