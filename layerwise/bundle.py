@@ -27,19 +27,20 @@ from layerwise.data.text_processor import TextProcessor
 from layerwise.data.tokens import Tokenizer
 from layerwise.errors import StorageError, WeightsError, unknown
 from layerwise.generate import greedy
-from layerwise.tasks import task_from_dict
+from layerwise.tasks import task_from_dict, task_of_head
 from layerwise.tasks.calibration import conformal_quantile
 from layerwise.tasks.scores import sigmoid, softmax
 from layerwise.train.checkpoint import storage_error
 from layerwise.train.run import predict_rows
-from layerwise.weights import files, names, published
+from layerwise.weights import config_encoders, files, names, published
 from layerwise.weights.cards import CARDS, Card
 from layerwise.weights.config_text import write_config
 
 WORTH_FUSING = 256  # rows from which preparing the fused network pays
 CERTIFIED = 8  # rows on which it must say the same first
 BATCH = 256
-PROCESSORS = {"image": ImageProcessor, "table": TableProcessor, "text": TextProcessor}
+PROCESSORS = {"image": ImageProcessor, "table": TableProcessor}
+READERS = {p.reads: p for p in (TextProcessor,)}  # of texts: what a row is to them
 OURS = "layerwise"
 
 
@@ -85,7 +86,7 @@ class Model:
 
     @property
     def kind(self) -> str:
-        return next(k for k, c in PROCESSORS.items() if isinstance(self.processor, c))
+        return next((k for k, c in PROCESSORS.items() if isinstance(self.processor, c)), "text")
 
     # ---- use -----------------------------------------------------------------------------------
 
@@ -94,6 +95,10 @@ class Model:
         if rows.kind != self.kind and (self.kind, rows.kind) != ("text", "tokens"):
             raise WeightsError(
                 f"this model reads {self.kind}s, but {rows.source or 'the data'} holds {rows.kind}s"
+            )
+        if self.task is None or (rows.kind, self.task.head_kind) == ("text", "causal"):
+            raise WeightsError(
+                f"{self.variant} has no answer to give of a row: `layerwise fit` it, by --base"
             )
         machine = machine or runtime.start()
         network = self.network.to(machine.device)
@@ -131,16 +136,33 @@ class Model:
         confidence: with e.g. 0.9 each prediction carries a conformal set (or interval) that holds
         the truth with that probability, and `unsure` where it is not one label.
         """
-        from layerwise.data.open import open_data
-
-        rows = data
-        if not isinstance(rows, Examples):
-            rows = open_data(data, target=self.card.get("target"), learn=False)
+        rows = self.rows(data)
         outputs = self.outputs(rows, runtime.start(threads=threads))
         level = self.conformal_level(confidence) if confidence else None
         return [
             self.read(name, out, top, level) for name, out in zip(rows.names, outputs, strict=True)
         ]
+
+    def rows(self, data: Any) -> Examples:
+        """Rows to predict: of a path, bare texts, or as they are.
+
+        The lines of a text file are rows of their own for a model that learned from rows.
+        """
+        from layerwise.data.open import open_data
+        from layerwise.data.text_documents import lines_of, text_examples
+        from layerwise.data.text_files import sniff
+
+        if isinstance(data, Examples):
+            return data
+        if self.kind != "text":
+            return open_data(data, target=self.card.get("target"), learn=False)
+        if isinstance(data, list | tuple):
+            said = [f"text {i}" for i in range(len(data))]
+            return text_examples("plain", [{"text": t} for t in data], said, [""] * len(data))
+        rows = open_data(data, target=self.card.get("target"), kind="text", learn=False)
+        path = pathlib.Path(data)
+        by_line = "target" in self.card and path.is_file() and sniff(path) == "document"
+        return lines_of(rows) if by_line else rows
 
     def conformal_level(self, confidence: float) -> float:
         if not self.conformal:
@@ -180,10 +202,10 @@ class Model:
 
         Errors: WeightsError for a model that does not continue text.
         """
-        if self.task.name != "causal":
+        if getattr(self.task, "name", "") != "causal":
             raise WeightsError(
-                f"this model does not continue text (it was trained to {self.task.name}); "
-                f"`layerwise predict` says what it makes of a text"
+                f"this model does not continue text: it is a {self.family} for "
+                f"{self.task.name if self.task else 'other tasks to start from'}"
             )
         words = self.processor.tokenizer
         ids = words.encode(prompt)
@@ -210,7 +232,7 @@ class Model:
             folder.mkdir(parents=True, exist_ok=True)
             files.save_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
             if self.kind == "text":
-                self.processor.tokenizer.save(folder)
+                self.processor.save(folder)
             else:
                 write_json(folder / "preprocessor_config.json", self.processor.to_dict())
             write_json(folder / "config.json", self.config_json(form))
@@ -224,6 +246,8 @@ class Model:
     def saved_format(self) -> str:
         """What opens it elsewhere: "timm", "huggingface" for text, else our own names."""
         module = models.family(self.family)
+        if self.family == "bert":
+            return config_encoders.published_format(self.network.config)  # type: ignore[arg-type]
         if self.kind == "text":
             return "huggingface"
         known = module.VARIANTS.get(self.variant)
@@ -237,13 +261,8 @@ class Model:
         if form == OURS:
             config = dataclasses.asdict(self.network.config)  # type: ignore[call-overload]
             return {"model_type": f"layerwise-{self.family}", **config}
-        if form == "huggingface":
-            ids = self.processor.tokenizer
-            return write_config(self.family, self.network.config) | {
-                "bos_token_id": ids.bos_id,
-                "eos_token_id": ids.eos_id,
-                "pad_token_id": ids.pad_id,
-            }
+        if self.kind == "text":
+            return self.text_config()
         p = self.processor.to_dict()
         size = p.get("crop_size", p["size"])
         return {
@@ -258,6 +277,17 @@ class Model:
             },
         }
 
+    def text_config(self) -> dict[str, Any]:
+        """What transformers reads, its special tokens and labels among it."""
+        config: Any = self.network.config
+        if self.family == "bert":
+            values = config_encoders.encoder_json(config, self.labels)
+        else:
+            values = write_config(self.family, config)
+        words = self.processor.tokenizer
+        ids = {f"{role}_token_id": getattr(words, f"{role}_id") for role in ("bos", "eos", "pad")}
+        return values | {k: v for k, v in ids.items() if self.family != "bert" or v is not None}
+
     def own_json(self, form: str) -> dict[str, Any]:
         return {
             "version": 1,
@@ -270,14 +300,15 @@ class Model:
             "temperature": self.temperature,
             "conformal": list(self.conformal),
             "card": self.card,
-            **self.text_json(),
+            **(self.reading() if self.kind == "text" else {}),
         }
 
-    def text_json(self) -> dict[str, Any]:
-        if self.kind != "text":
-            return {}
-        whose = self.processor.tokenizer.fingerprint
-        return {"processor": self.processor.to_dict(), "tokenizer": whose}
+    def reading(self) -> dict[str, Any]:
+        """How texts are read, and by which tokenizer."""
+        return {
+            "processor": self.processor.to_dict(),
+            "tokenizer": self.processor.tokenizer.fingerprint,
+        }
 
 
 KEYS = {
@@ -297,30 +328,19 @@ def load(source: str | pathlib.Path) -> Model:
         if (candidate / "layerwise.json").exists():
             return load_saved(candidate)
     network, card = published.load_published(str(source))
-    if "max_length" in card.processor:
-        types = card.config.get("n_token_types", 0) > 1
-        tokenizer = published.tokenizer_of(card)
-        processor: Any = TextProcessor(tokenizer, card.processor["max_length"], types)
-    else:
-        processor = ImageProcessor.from_dict(dict(card.processor))
-    return Model(
-        network,
-        card.family,
-        processor,
-        task_of(card),
-        variant=card.variant,
-        card=dataclasses.asdict(card),
-    )
+    variant, processor = card.variant, None
+    if hasattr(network.config, "vocab_size"):
+        variant, processor = pathlib.Path(card.name).name, reader_of(network, card)
+    processor = processor or ImageProcessor.from_dict(dict(card.processor))
+    head = getattr(network.config, "head_kind", "class" if card.labels else "causal")
+    task = task_of_head(card.problem or head, published.labels_of(card))
+    return Model(network, card.family, processor, task, variant, card=dataclasses.asdict(card))
 
 
-def task_of(card: Card) -> Any:
-    """What a published network was trained to do."""
-    given: dict[str, Any] = {"name": card.task}
-    if card.task in ("classify", "tag", "words"):
-        given["labels"] = published.labels_of(card)
-    elif card.task == "regress":
-        given |= {"mean": 0.0, "std": 1.0}
-    return task_from_dict(given)
+def reader_of(network: nn.Module, card: Card) -> TextProcessor:
+    """The processor of a published network of text, by the tokenizer that lies beside it."""
+    kinds = getattr(network.config, "n_token_types", 0)
+    return TextProcessor(published.tokenizer_of(card), card.processor["max_length"], kinds > 1)
 
 
 def load_saved(folder: pathlib.Path) -> Model:
@@ -334,8 +354,10 @@ def load_saved(folder: pathlib.Path) -> Model:
     path = folder / "model.safetensors"
     network = files.filled(own["family"], config, files.read_tensors(path), rules, str(path))
     if own["kind"] == "text":
-        processor = TextProcessor(Tokenizer.load(folder), **own["processor"])
-        processor.tokenizer.check(config.vocab_size, own.get("tokenizer"), f"{folder}: ")
+        tokenizer = Tokenizer.load(folder)
+        tokenizer.check(config.vocab_size, own.get("tokenizer"), f"{folder}: ")
+        values = {"reads": "text"} | own["processor"]
+        processor: Any = READERS[values.pop("reads")](tokenizer, **values)
     else:
         saved = read_json(folder / "preprocessor_config.json")
         processor = PROCESSORS[own["kind"]].from_dict(saved)

@@ -32,7 +32,7 @@ class Card:
     processor: `preprocessor_config.json`. labels: the class names, or the name of a list of them.
     config: fields in which the network departs from the family's size `variant`.
     counters: whether the file has BatchNorm's batch counters.
-    task: the name of what it was trained to do.
+    problem: what the outputs of a head for classes are, where not one class: their problem_type.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Card:
     filename: str = "model.safetensors"
     config: Mapping[str, Any] = field(default_factory=dict)
     counters: bool = True
-    task: str = "classify"
+    problem: str = ""
 
 
 # ---- files that are not on the hub -------------------------------------------------------------

@@ -42,8 +42,7 @@ KINDS = {  # what follows "BertFor" in `architectures`: our head_kind
     "TokenClassification": "tag",
     "QuestionAnswering": "span",
 }
-TASKS = {"masked": "masked", "class": "classify", "tag": "words", "span": "span", "embed": "embed"}
-PROBLEMS = {"regression": "regress", "multi_label_classification": "tag"}  # their problem_type
+PROBLEMS = ("regression", "multi_label_classification")  # their problem_type, beside one class
 CLASSES = {"bert": "Bert", "roberta": "Roberta", "distilbert": "DistilBert"}
 ONLY: dict[str, tuple[Any, ...]] = {  # settings that make a network we do not have
     "hidden_act": ("gelu",),
@@ -155,6 +154,8 @@ def encoder_card(values: Mapping[str, Any], source: str, folder: Path) -> Card:
     sentence = sentence_fields(folder)
     config = encoder_config(values, sentence.get("head_kind"))
     fields = {**vars(config), **sentence} if sentence else {**vars(config), "normalise": False}
+    said = "regression" if config.n_classes == 1 else values.get("problem_type")
+    problem = said if config.head_kind == "class" and said in PROBLEMS else ""
     names = values.get("id2label") or {}
     labels = tuple(names[k] for k in sorted(names, key=int)) or numbered(config.n_classes)
     return Card(
@@ -166,18 +167,11 @@ def encoder_card(values: Mapping[str, Any], source: str, folder: Path) -> Card:
         licence="unknown",
         paper="",
         processor={"max_length": max_length(folder, config)},
-        labels=labels if config.head_kind in ("class", "tag") else (),
+        labels=labels if config.head_kind in ("class", "tag") and problem != PROBLEMS[0] else (),
         trained_on="unknown",
         config=fields,
-        task=_task(config, values.get("problem_type")),
+        problem=problem,
     )
-
-
-def _task(config: Config, problem: str | None) -> str:
-    """A score for a text, or several classes of it, go by the same head as one class."""
-    if config.head_kind == "class" and config.n_classes == 1:
-        problem = problem or "regression"
-    return PROBLEMS.get(problem or "", TASKS[config.head_kind])
 
 
 def published_format(config: Config) -> str:

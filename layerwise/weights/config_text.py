@@ -320,5 +320,4 @@ def decoder_card(name: str, config: Any, naming: str, source: str, licence: str 
         labels=(),
         trained_on="unknown",
         config=vars(config),
-        task="causal",
     )

@@ -41,6 +41,14 @@ from layerwise.weights.names import COUNTER, publish
 
 __all__ = ["in_reach", "labels_of", "load_published", "save_published", "tokenizer_of"]
 
+ENCODERS = (  # of text, on the hub
+    "FacebookAI/roberta-base",
+    "google-bert/bert-base-uncased",
+    "sentence-transformers/all-MiniLM-L12-v2",
+    "sentence-transformers/all-MiniLM-L6-v2",
+    "distilbert/distilbert-base-uncased",
+)
+
 
 def load_published(
     source: str | Path, name: str | None = None, format: str | None = None, **fields: Any
@@ -75,8 +83,10 @@ def load_published(
     )
 
 
-def in_reach() -> list[str]:
-    """Names of the ImageNet cards whose files are on this machine, the most accurate first."""
+def in_reach(kind: str = "image") -> list[str]:
+    """Names of the bases that are on this machine, the best first: ImageNet's, or encoders."""
+    if kind == "text":
+        return [name for name in ENCODERS if hub.cached(name, "model.safetensors")]
     here = [c for c in CARDS.values() if c.labels == "imagenet-1k" and hub.find_card(c)]
     return [c.name for c in sorted(here, key=lambda c: -c.scores.get("top1", 0.0))]
 
