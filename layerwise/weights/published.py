@@ -67,13 +67,15 @@ def load_published(
         return _load(path, _card_by_hand(path, name, format, fields))
     if path.is_dir():
         return _load(weights_file(path), card_of_folder(path, source))
-    if path.is_file() or path.suffix == ".gguf":
-        return _load_file(path if path.is_file() else fetched(source), source)
+    if path.is_file():
+        return _load_file(path, source)
     if source in CARDS:
         return _load(hub.fetch_card(CARDS[source]), CARDS[source])
     known = next((c for c in CARDS.values() if c.source == source), None)
     if known is not None:
         return _load(hub.fetch_card(known), known)
+    if _is_file_of_hub(source):
+        return _load_file(fetched(source), source)
     if hub.is_hub_id(source) and path.suffix.lower() not in (".safetensors", ".pth", ".pt", ".th"):
         folder = fetched(source)
         return _load(weights_file(folder), card_of_folder(folder, source))
@@ -192,6 +194,13 @@ BESIDE_TEXT = (
     *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("chat_template.jinja", "merges.txt", *TOKENIZERS),
 )
+
+
+def _is_file_of_hub(source: str) -> bool:
+    """Whether this reads as owner/name/file.gguf, and not as a place on this machine."""
+    owner, *rest = source.split("/", 2)
+    known = source.endswith(".gguf") and len(rest) == 2 and hub.is_hub_id(f"{owner}/{rest[0]}")
+    return known and not Path(owner).exists()
 
 
 def fetched(source: str) -> Path:

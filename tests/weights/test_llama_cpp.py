@@ -2,7 +2,8 @@
 
 The reference is xllamacpp, llama.cpp's own server in a wheel. It keeps keys and values, and with
 small kinds of weights the activations too, in fewer bits than we compute with, so the networks are
-trained for a moment to know what comes next: what is likeliest is then not decided by rounding.
+trained for a moment, with noise on their weights, to know what comes next: what is likeliest is
+then not decided by rounding.
 """
 
 import ctypes
@@ -65,7 +66,7 @@ def tokenizer() -> Tokenizer:
 
 @cache
 def knowing(case: str, dim: int = 64) -> tuple[str, nn.Module]:
-    """A network that knows the texts by heart, and its family."""
+    """A network that knows the texts by heart, however its weights are rounded, and its family."""
     name, fields = CASES[case]
     torch.manual_seed(0)
     config = dataclasses.replace(config_from_dict(name, fields), dim=dim)
@@ -75,15 +76,24 @@ def knowing(case: str, dim: int = 64) -> tuple[str, nn.Module]:
         for parameter in network.parameters():  # biases and norms too are unlike each other
             parameter.add_(torch.randn_like(parameter) * 0.02)
     optimizer = torch.optim.AdamW(network.parameters(), lr=4e-3, weight_decay=0.0)
-    for _ in range(120):
+    matrices = [p for p in network.parameters() if p.ndim > 1]
+    for _ in range(150):
+        noise = [0.1 * p.detach().std() * torch.randn_like(p) for p in matrices]
+        change(matrices, noise, 1)
         logits = network(rows[:, :-1])
         loss = nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
         optimizer.zero_grad()
         loss.backward()
+        change(matrices, noise, -1)
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
     assert loss < 0.3
     return name, network.eval()
+
+
+@torch.no_grad()
+def change(parameters: list[nn.Parameter], by: list[torch.Tensor], sign: int) -> None:
+    torch._foreach_add_(parameters, by, alpha=sign)
 
 
 def keys() -> dict[str, Any]:
