@@ -34,6 +34,7 @@ from layerwise.train.checkpoint import storage_error
 from layerwise.train.run import predict_rows
 from layerwise.weights import config_encoders, files, names, published
 from layerwise.weights.cards import CARDS, Card
+from layerwise.weights.config_json import read_json
 from layerwise.weights.config_text import write_config
 
 WORTH_FUSING = 256  # rows from which preparing the fused network pays
@@ -371,18 +372,6 @@ def load_saved(folder: pathlib.Path) -> Model:
         tuple(own["conformal"]),
         own["card"],
     )
-
-
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """Errors: WeightsError for a file that is missing or no JSON, with its name."""
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except FileNotFoundError as e:
-        raise WeightsError(
-            f"{path} is missing; the model folder is not whole, copy it again"
-        ) from e
-    except ValueError as e:
-        raise WeightsError(f"{path} is damaged ({e}); copy the model folder again") from e
 
 
 def write_json(path: pathlib.Path, values: Any) -> None:

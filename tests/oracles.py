@@ -73,7 +73,7 @@ class LlamaCpp:
             json.dumps(values).encode(),
             {"Content-Type": "application/json"},
         )
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=300) as answer:
             return json.loads(answer.read())
 
     def tokens(self, text: str) -> list[int]:

@@ -164,11 +164,8 @@ def encoder_card(values: Mapping[str, Any], source: str, folder: Path) -> Card:
         variant="bert-base-uncased",
         format=published_format(config),
         source=source,
-        licence="unknown",
-        paper="",
         processor={"max_length": max_length(folder, config)},
         labels=labels if config.head_kind in ("class", "tag") and problem != PROBLEMS[0] else (),
-        trained_on="unknown",
         config=fields,
         problem=problem,
     )

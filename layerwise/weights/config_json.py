@@ -175,10 +175,7 @@ def huggingface_card(
         variant=variant,
         format="huggingface",
         source=source,
-        licence="unknown",
-        paper="",
         processor=read_json(pixels) if pixels.is_file() else ImageProcessor().to_dict(),
         labels=labels or numbered(fields["n_classes"]),
-        trained_on="unknown",
         config=fields,
     )

@@ -315,9 +315,7 @@ def decoder_card(name: str, config: Any, naming: str, source: str, licence: str 
         format=naming,
         source=source,
         licence=licence or "unknown",
-        paper="",
         processor={"max_length": config.max_seq_len},
         labels=(),
-        trained_on="unknown",
         config=vars(config),
     )

@@ -178,11 +178,8 @@ def _card_by_hand(path: Path, variant: str, format: str | None, fields: dict[str
         variant=variant,
         format=format,
         source=str(path),
-        licence="unknown",
-        paper="",
         processor=ImageProcessor.from_crop_pct(side, 0.875).to_dict(),
         labels=labels_for(config.n_classes),
-        trained_on="unknown",
         config=fields,
     )
 

@@ -77,17 +77,20 @@ def knowing(case: str, dim: int = 64) -> tuple[str, nn.Module]:
             parameter.add_(torch.randn_like(parameter) * 0.02)
     optimizer = torch.optim.AdamW(network.parameters(), lr=4e-3, weight_decay=0.0)
     matrices = [p for p in network.parameters() if p.ndim > 1]
-    for _ in range(150):
-        noise = [0.1 * p.detach().std() * torch.randn_like(p) for p in matrices]
+    for step in range(400):
+        optimizer.param_groups[0]["lr"] = 4e-3 * (1 - step / 400)
+        noise = [0.05 * p.detach().std() * torch.randn_like(p) for p in matrices]
         change(matrices, noise, 1)
-        logits = network(rows[:, :-1])
-        loss = nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
+        logits = network(rows[:, :-1])[:, PROMPT - 1 :]  # before it several texts may be meant
+        loss = nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, PROMPT:].flatten())
         optimizer.zero_grad()
         loss.backward()
         change(matrices, noise, -1)
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
-    assert loss < 0.3
+        if loss < 0.02:
+            break
+    assert loss < 0.05
     return name, network.eval()
 
 
