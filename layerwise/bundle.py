@@ -98,8 +98,9 @@ class Model:
                 f"this model reads {self.kind}s, but {rows.source or 'the data'} holds {rows.kind}s"
             )
         if self.task is None or (rows.kind, self.task.head_kind) == ("text", "causal"):
+            more = ", or `layerwise generate` from a prompt" if self.task else ""
             raise WeightsError(
-                f"{self.variant} has no answer to give of a row: `layerwise fit` it, by --base"
+                f"{self.variant} has no answer to give of a row: `layerwise fit` it by --base{more}"
             )
         machine = machine or runtime.start()
         network = self.network.to(machine.device)
