@@ -25,7 +25,8 @@ SCALING["yarn"] = {
     "yarn_beta_fast": "rope_high",
 }
 YARN = {"rope_low": 1.0, "rope_high": 32.0}
-HARMLESS = ("attention.causal", "rope.scaling.finetuned", "rope.scaling.type", "expert_gating_func")
+HARMLESS = ("rope.scaling.finetuned", "rope.scaling.type")  # the latter is read above
+ONLY = {"attention.causal": (True,), "expert_gating_func": (0, 1)}  # unsaid, or softmax
 LARGEST_GEMMA = {"gemma2": 46, "gemma3": 62}  # layers; its queries are scaled by dim / heads
 
 
@@ -58,7 +59,7 @@ def config_of(
     if "head_dim" in _names(architecture) and not fields.get("head_dim"):
         fields["head_dim"] = fields["dim"] // fields["n_heads"]
     if architecture.family == "gemma":
-        fields |= _gemma_fields(architecture, given, fields)
+        fields |= _gemma_fields(architecture, given, fields, what)
     else:
         fields |= _scaling(given, what)
     config = config_from_dict(architecture.family, fields)
@@ -111,7 +112,7 @@ def _from_tensors(
 
 
 def _gemma_fields(
-    architecture: Architecture, given: Mapping[str, Any], fields: Mapping[str, Any]
+    architecture: Architecture, given: Mapping[str, Any], fields: Mapping[str, Any], what: str
 ) -> dict[str, Any]:
     """The scale of queries, which no key says; no window means that all layers see everything."""
     out: dict[str, Any] = {"query_scalar": _query_scalar(architecture, fields)}
@@ -119,13 +120,18 @@ def _gemma_fields(
         out |= {"window": fields["max_seq_len"], "global_every": 1}
     if architecture.name == "gemma2":
         out["local_rope_theta"] = fields["rope_theta"]
-    elif given.get("rope.scaling.type") == "linear":
-        out["rope_factor"] = given["rope.scaling.factor"]
+    scaling = _scaling(given, what)
+    if scaling.pop("rope_scaling", "linear") != "linear" or (
+        scaling and architecture.name == "gemma2"
+    ):
+        raise WeightsError(f"{what}: {architecture.name} has no such rope.scaling.type here")
     pattern = fields.get("global_every")
     if isinstance(pattern, list):  # True for each layer with a window
         every = pattern.index(False) + 1 if False in pattern else len(pattern) + 1
         out["global_every"] = every
-    return out
+        if pattern != [bool((i + 1) % every) for i in range(len(pattern))]:
+            raise WeightsError(f"{what}: its windows follow no regular pattern: {pattern}")
+    return out | scaling
 
 
 def _query_scalar(architecture: Architecture, fields: Mapping[str, Any]) -> float:
@@ -170,7 +176,7 @@ def _refuse_unknown(
 ) -> None:
     """Errors: a key that nothing here reads, or one that contradicts the rest."""
     scaling = {f"rope.scaling.{key}" for key in SCALING["yarn"]}
-    known = set(architecture.keys) | set(HARMLESS) | scaling
+    known = {*architecture.keys, *HARMLESS, *ONLY, *scaling}
     if architecture.family == "moe":  # of dense layers, of which there are none
         known |= {"feed_forward_length", "expert_feed_forward_length"}
     for key, value in given.items():
@@ -180,7 +186,7 @@ def _refuse_unknown(
                 f"{what}: '{architecture.name}.{key}' is {value}, but the rest of the file says "
                 f"{getattr(config, ours)}; no network of ours has both"
             )
-        if not ours and key not in known:
+        if not ours and (key not in known or value not in ONLY.get(key, (value,))):
             raise WeightsError(
                 f"{what}: the setting '{architecture.name}.{key}' = {value!r} is not one that the "
                 f"family '{architecture.family}' has; its results would differ"
