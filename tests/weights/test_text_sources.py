@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import layerwise
+from layerwise.bundle import Model
 from layerwise.data.tokens import Tokenizer
 from layerwise.data.train_tokenizer import train_bpe, train_wordpiece
 from layerwise.errors import LayerwiseError, WeightsError
@@ -58,7 +59,7 @@ def folder_of(case: Case, words: Tokenizer, folder: Path, n_shards: int = 1) -> 
     return network
 
 
-def same(model: layerwise.bundle.Model, network: torch.nn.Module) -> bool:
+def same(model: Model, network: torch.nn.Module) -> bool:
     ids = torch.tensor([model.processor.tokenizer.encode(TEXT[0])[:16]])
     with torch.no_grad():
         return torch.equal(model.network(ids), network(ids))
