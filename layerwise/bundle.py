@@ -27,6 +27,7 @@ from layerwise.data.table import TableProcessor
 from layerwise.data.text_processor import TextProcessor
 from layerwise.data.tokens import Tokenizer
 from layerwise.errors import StorageError, WeightsError, unknown
+from layerwise.generate import greedy
 from layerwise.tasks import task_from_dict, task_of_head
 from layerwise.tasks.calibration import conformal_quantile
 from layerwise.tasks.scores import sigmoid, softmax
@@ -34,6 +35,7 @@ from layerwise.train.checkpoint import storage_error
 from layerwise.train.run import predict_rows
 from layerwise.weights import config_encoders, files, names, published
 from layerwise.weights.cards import CARDS, Card
+from layerwise.weights.config_json import read_json
 from layerwise.weights.config_text import write_config
 
 WORTH_FUSING = 256  # rows from which preparing the fused network pays
@@ -97,8 +99,9 @@ class Model:
                 f"this model reads {self.kind}s, but {rows.source or 'the data'} holds {rows.kind}s"
             )
         if self.task is None or (rows.kind, self.task.head_kind) == ("text", "causal"):
+            more = ", or `layerwise generate` from a prompt" if self.task else ""
             raise WeightsError(
-                f"{self.variant} has no answer to give of a row: `layerwise fit` it, by --base"
+                f"{self.variant} has no answer to give of a row: `layerwise fit` it by --base{more}"
             )
         machine = machine or runtime.start()
         network = self.network.to(machine.device)
@@ -196,6 +199,25 @@ class Model:
             best.set = [self.labels[i] for i in order if 1 - shares[i] <= level]
             best.unsure = len(best.set) != 1
         return best
+
+    def generate(self, prompt: str, n_tokens: int = 64) -> str:
+        """What this model writes after `prompt`, always the likeliest token, until its end token.
+
+        Errors: WeightsError for a model that does not continue text.
+        """
+        if getattr(self.task, "name", "") != "causal":
+            raise WeightsError(
+                f"this model does not continue text: it is a {self.family} for "
+                f"{self.task.name if self.task else 'other tasks to start from'}"
+            )
+        words = self.processor.tokenizer
+        ids = words.encode(prompt)
+        ids = ids[:-1] if len(ids) > 1 and ids[-1] == words.eos_id else ids
+        ids = ids or [words.bos_id if words.bos_id is not None else words.eos_id or 0]
+        stop = () if words.eos_id is None else (words.eos_id,)
+        tokens = torch.tensor([ids], device=next(self.network.parameters()).device)
+        out = greedy.generate(self.network, tokens, n_tokens, stop)[0].tolist()
+        return words.decode(out)[len(words.decode(ids)) :]
 
     # ---- keep ----------------------------------------------------------------------------------
 
@@ -308,6 +330,7 @@ def load(source: str | pathlib.Path) -> Model:
     """A model from a folder that `save` wrote, a run, a card's name, a weights file or a hub id;
     or from a PEFT adapter, merged into the base that it names.
 
+    Of networks that read text also from a .gguf file, or one of llama2.c's with its tokens beside.
     Errors: WeightsError for files that are damaged, incomplete, or not of this network.
     """
     folder = pathlib.Path(source)
@@ -323,7 +346,7 @@ def load(source: str | pathlib.Path) -> Model:
         variant, processor = above if name == "model" else name, reader_of(network, card)
     processor = processor or ImageProcessor.from_dict(dict(card.processor))
     head = getattr(network.config, "head_kind", "class" if card.labels else "causal")
-    task = task_of_head(head, published.labels_of(card))
+    task = task_of_head(card.problem or head, published.labels_of(card))
     return Model(network, card.family, processor, task, variant, card=dataclasses.asdict(card))
 
 
@@ -348,15 +371,9 @@ def load_adapted(folder: pathlib.Path) -> Model:
 
 
 def reader_of(network: nn.Module, card: Card) -> TextProcessor:
-    """The processor of a published network of text, by the tokenizer that lies beside it.
-
-    Errors: WeightsError where there is none, or it does not belong to the network.
-    """
-    config: Any = network.config
-    tokenizer = Tokenizer.load(published.tokenizer_folder(card))
-    tokenizer.check(config.vocab_size)
-    kinds = getattr(config, "n_token_types", 0)
-    return TextProcessor(tokenizer, card.processor["max_length"], kinds > 1)
+    """The processor of a published network of text, by the tokenizer that lies beside it."""
+    kinds = getattr(network.config, "n_token_types", 0)
+    return TextProcessor(published.tokenizer_of(card), card.processor["max_length"], kinds > 1)
 
 
 def load_saved(folder: pathlib.Path) -> Model:
@@ -366,23 +383,19 @@ def load_saved(folder: pathlib.Path) -> Model:
             raise unknown(f"key in {folder / 'layerwise.json'}", key, KEYS)
     module = models.family(own["family"])
     config = models.config_from_dict(own["family"], own["config"])
-    tensors = files.read_tensors(folder / "model.safetensors")
-    with torch.device("meta"):
-        network = module.Model(config)
-    if own["format"] != OURS:
-        wanted = {k: tuple(v.shape) for k, v in network.state_dict().items()}
-        tensors = names.rename(tensors, module.PUBLISHED[own["format"]], wanted)
-    files.load_into(network, tensors)
+    rules = None if own["format"] == OURS else module.PUBLISHED[own["format"]]
+    path = folder / "model.safetensors"
+    network = files.filled(own["family"], config, files.read_tensors(path), rules, str(path))
     if own["kind"] == "text":
         tokenizer = Tokenizer.load(folder)
-        tokenizer.check(config.vocab_size, own.get("tokenizer"))
+        tokenizer.check(config.vocab_size, own.get("tokenizer"), f"{folder}: ")
         values = {"reads": "text"} | own["processor"]
         processor: Any = READERS[values.pop("reads")](tokenizer, **values)
     else:
         saved = read_json(folder / "preprocessor_config.json")
         processor = PROCESSORS[own["kind"]].from_dict(saved)
     return Model(
-        network.eval(),
+        network,
         own["family"],
         processor,
         task_from_dict(own["task"]),
@@ -391,18 +404,6 @@ def load_saved(folder: pathlib.Path) -> Model:
         tuple(own["conformal"]),
         own["card"],
     )
-
-
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """Errors: WeightsError for a file that is missing or no JSON, with its name."""
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except FileNotFoundError as e:
-        raise WeightsError(
-            f"{path} is missing; the model folder is not whole, copy it again"
-        ) from e
-    except ValueError as e:
-        raise WeightsError(f"{path} is damaged ({e}); copy the model folder again") from e
 
 
 def write_json(path: pathlib.Path, values: Any) -> None:

@@ -22,6 +22,8 @@ VERBS = {
     "plan": "parameters, FLOPs, memory, time and money, before paying",
     "inspect": "what each layer of a trained model learned",
     "audit": "what is wrong with the data",
+    "generate": "text continued by a language model",
+    "export": "a model as other tools read it: GGUF for llama.cpp, or Hugging Face's layout",
     "models": "families, sizes and published weights",
     "demo": "the whole way on the bundled handwritten digits",
     "doctor": "what this machine offers, and versions for bug reports",
@@ -150,6 +152,19 @@ def audit_arguments(p: argparse.ArgumentParser) -> None:
     add_settings(p, AUDITED)
 
 
+def generate_arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument("model", help="folder of a model or run, a .gguf file, or a hub id")
+    p.add_argument("prompt", nargs="?", default="", help="the text to go on from")
+    p.add_argument("--tokens", type=int, default=64, help="how many to write at most [64]")
+
+
+def export_arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument("model", help="folder of a model or run, a weights file, or a published name")
+    p.add_argument("--to", default="gguf", help="gguf or huggingface [gguf]")
+    p.add_argument("--quantize", default="bf16", help="GGUF: f32, f16, bf16, q8_0, q4_0 [bf16]")
+    p.add_argument("--output", default="", help="file or folder to write [by the model's name]")
+
+
 def models_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("family", nargs="?", default="", help="one family only")
 
@@ -169,6 +184,8 @@ ARGUMENTS = {
     "plan": plan_arguments,
     "inspect": inspect_arguments,
     "audit": audit_arguments,
+    "generate": generate_arguments,
+    "export": export_arguments,
     "models": models_arguments,
     "demo": demo_arguments,
     "doctor": no_arguments,

@@ -112,6 +112,25 @@ def audit(console: Console, data: str, **options: Any) -> dict[str, Any]:
     return {"understood": examples.understood, "findings": [vars(f) for f in findings]}
 
 
+def generate(console: Console, model: str, prompt: str, tokens: int) -> dict[str, Any]:
+    from layerwise.evaluate import as_model
+
+    text = as_model(model).generate(prompt, tokens)
+    console.say(prompt + text)
+    return {"prompt": prompt, "text": text}
+
+
+def export(console: Console, model: str, **options: Any) -> dict[str, Any]:
+    from layerwise.export import export
+
+    done = export(model, **options)
+    console.say(
+        f"{done.path}: {done.bytes / 1e6:.1f} MB as {done.form}; opened again, its outputs are "
+        f"{done.difference:.2g} off the model's, and it agrees on {done.agreement:.1%} of tokens"
+    )
+    return done.to_dict()
+
+
 def models(console: Console, family: str = "") -> list[dict[str, Any]]:
     from layerwise.verbs import list_models
 

@@ -13,7 +13,7 @@ from layerwise.console import Console
 from layerwise.data.corpus import NO_LOSS, Windows, tokenise
 from layerwise.data.train_tokenizer import train_bpe
 from layerwise.errors import DataError, LayerwiseError
-from tests.oracles import import_transformers
+from tests.oracles import LlamaCpp, import_transformers
 
 QUIET = Console(quiet=True)
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "while", "one", "dog", "ran", "over", "hill", "and"]
@@ -66,6 +66,22 @@ def test_transformers_opens_what_was_trained(fitted):
     with torch.inference_mode():
         want, got = theirs(ids).logits, ours.network(ids)
     assert (got - want).abs().max() <= 1e-5 * want.abs().max()
+
+
+@pytest.mark.oracle
+def test_llama_cpp_opens_what_was_trained(fitted, tmp_path: pathlib.Path):
+    done = layerwise.export(fitted.folder, str(tmp_path / "a.gguf"), quantize="f32")
+    llama_cpp = LlamaCpp(pathlib.Path(done.path))
+    model = layerwise.load(fitted.folder)
+    words, text = model.processor.tokenizer, "the dog ran over one hill"
+    assert llama_cpp.tokens(text) == words.encode(text)
+    ids, scores = llama_cpp.continued(words.encode(text), 12, words.vocab_size)
+    rows = torch.tensor([words.encode(text) + ids[:-1]])
+    with torch.inference_mode():
+        ours = model.network(rows)[0, -len(ids) :].log_softmax(-1)
+    assert (scores - ours).abs().max() < 0.05  # its cache keeps 16 bits
+    assert ids == ours.argmax(-1).tolist()
+    assert words.decode(ids) == model.generate(text, 12)
 
 
 def test_windows_hold_every_token_once(tmp_path: pathlib.Path):

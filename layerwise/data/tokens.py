@@ -120,26 +120,27 @@ class Tokenizer:
         told = json.dumps([vocab, self.encode(PROBE)], ensure_ascii=False)
         return hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()
 
-    def check(self, vocab_size: int, fingerprint: str | None = None) -> None:
+    def check(self, vocab_size: int, fingerprint: str | None = None, what: str = "") -> None:
         """Errors: WeightsError where this tokenizer cannot be that of a network.
 
         vocab_size: the network's. fingerprint: the one kept with its weights, if any. A few rows
         that no token uses are usual (they round the size up); a good part of them is not.
+        what: how to begin an error, the file's name.
         """
         if fingerprint is not None and fingerprint != self.fingerprint:
             raise WeightsError(
-                f"this tokenizer ({self.fingerprint[:12]}) is not the one the weights were trained "
-                f"with ({fingerprint[:12]}): use the tokenizer saved beside them"
+                f"{what}this tokenizer ({self.fingerprint[:12]}) is not the one the weights were "
+                f"trained with ({fingerprint[:12]}): use the tokenizer saved beside them"
             )
+        sizes = f"{what}the tokenizer has {self.vocab_size:,} tokens, the network knows"
         if self.vocab_size > vocab_size:
             raise WeightsError(
-                f"the tokenizer has {self.vocab_size:,} tokens, the network knows {vocab_size:,}: "
-                f"they do not belong together, or the network's embedding has to be enlarged"
+                f"{sizes} {vocab_size:,}: they do not belong together, or the network's embedding "
+                f"has to be enlarged"
             )
         if vocab_size - self.vocab_size > vocab_size // SPARE:
             raise WeightsError(
-                f"the network knows {vocab_size:,} tokens, the tokenizer has {self.vocab_size:,}: "
-                f"that is more than spare rows, they do not belong together"
+                f"{sizes} {vocab_size:,}: that is more than spare rows, they do not belong together"
             )
 
     # ---- texts to numbers --------------------------------------------------------------------

@@ -71,8 +71,8 @@ LLAMA31 = replace(
 LLAMA32 = replace(LLAMA31, rope_factor=32.0, tied_head=True)
 QWEN2 = Config(
     vocab_size=151936, max_seq_len=32768, rope_theta=1e6, norm_eps=1e-6, qkv_bias=True
-)  # the tables give the sizes; positions, eps and padded vocabulary are in the published configs
-QWEN2_LARGE = replace(QWEN2, vocab_size=152064, norm_eps=1e-5)
+)  # the tables give the sizes; positions, eps and padded vocabulary are in the base models' configs
+QWEN2_LARGE = replace(QWEN2, vocab_size=152064, max_seq_len=131072, norm_eps=1e-5)
 QWEN3 = replace(QWEN2, max_seq_len=40960, qkv_bias=False, qk_norm=True)
 
 VARIANTS = {
@@ -96,7 +96,7 @@ VARIANTS = {
     ),
     # Qwen2.5, table 1 (0.5b, 1.5b, 7b and 72b as in Qwen2, table 1)
     "qwen25_0_5b": _sized(QWEN2, 896, 24, 14, 2, 4864, head_dim=64, tied_head=True),
-    "qwen25_1_5b": _sized(QWEN2, 1536, 28, 12, 2, 8960, tied_head=True),
+    "qwen25_1_5b": _sized(QWEN2, 1536, 28, 12, 2, 8960, max_seq_len=131072, tied_head=True),
     "qwen25_3b": _sized(QWEN2, 2048, 36, 16, 2, 11008, tied_head=True),
     "qwen25_7b": _sized(QWEN2_LARGE, 3584, 28, 28, 4, 18944, norm_eps=1e-6),
     "qwen25_14b": _sized(QWEN2_LARGE, 5120, 48, 40, 8, 13824),

@@ -27,7 +27,13 @@ FORMS: dict[str, dict[str, str]] = {  # of text: task -> which processor reads i
     "pairs": {"classify": "text", "tag": "text", "regress": "text"},
 }
 
-HEADS = {"class": "classify", "pooled": "classify", "causal": "causal"}  # of published networks
+HEADS = {  # of published networks, or their problem_type
+    "class": "classify",
+    "multi_label_classification": "tag",
+    "regression": "regress",
+    "pooled": "classify",
+    "causal": "causal",
+}
 
 
 def task_class(name: str) -> Any:

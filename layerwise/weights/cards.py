@@ -32,6 +32,7 @@ class Card:
     processor: `preprocessor_config.json`. labels: the class names, or the name of a list of them.
     config: fields in which the network departs from the family's size `variant`.
     counters: whether the file has BatchNorm's batch counters.
+    problem: what the outputs of a head for classes are, where not one class: their problem_type.
     """
 
     name: str
@@ -39,16 +40,17 @@ class Card:
     variant: str
     format: str
     source: str
-    licence: str
-    paper: str
     processor: Mapping[str, Any]
+    licence: str = "unknown"
+    paper: str = ""
     labels: str | tuple[str, ...] = "imagenet-1k"
-    trained_on: str = "ImageNet-1k"
+    trained_on: str = "unknown"
     scores: Mapping[str, float] = field(default_factory=dict)
     sha256: str = ""
     filename: str = "model.safetensors"
     config: Mapping[str, Any] = field(default_factory=dict)
     counters: bool = True
+    problem: str = ""
 
 
 # ---- files that are not on the hub -------------------------------------------------------------
@@ -103,6 +105,7 @@ def _others() -> Iterator[Card]:
         licence="Apache-2.0",
         paper="arXiv:1704.04861",
         processor=ImageProcessor(mean=HALF, std=HALF, crop_down=True).to_dict(),
+        trained_on="ImageNet-1k",
         scores={"top1": 68.4, "top5": 88.2},  # tensorflow/models, slim/nets/mobilenet_v1.md
         sha256="dc4776d22d5b179f260bc4915548a2db0e99bb0f6c1e3848cea161d6553f8c58",
         filename="mobilenet_v1_0.75_224.safetensors",
@@ -117,6 +120,7 @@ def _others() -> Iterator[Card]:
         licence="BSD-2-Clause",
         paper="arXiv:1602.07360",
         processor=CAFFE_PROCESSOR.to_dict(),
+        trained_on="ImageNet-1k",
         scores={"top1": 57.5, "top5": 80.3},  # table 2 of the paper
         sha256="d2797a11aa9aadeb10902f281089a09976aac0c6391188267b82a5ed9f2c0de6",
         filename="squeezenet_v1.0_deep_compression.safetensors",
@@ -162,6 +166,7 @@ def _torchvision() -> Iterator[Card]:
             licence="BSD-3-Clause",
             paper=f"arXiv:{paper}",
             processor=ImageProcessor(resize=short).to_dict(),
+            trained_on="ImageNet-1k",
             scores={"top1": top1, "top5": top5},
             sha256=Path(file).stem.rsplit("-", 1)[1],
             filename=file,

@@ -13,6 +13,7 @@ from layerwise.errors import WeightsError
 from layerwise.models.bert import Config
 from layerwise.weights.cards import Card
 from layerwise.weights.config_json import numbered, read_json
+from layerwise.weights.config_rope import refused
 from layerwise.weights.config_text import HARMLESS
 
 # ours: theirs in BERT and RoBERTa, theirs in DistilBERT, their default where both have one
@@ -41,6 +42,7 @@ KINDS = {  # what follows "BertFor" in `architectures`: our head_kind
     "TokenClassification": "tag",
     "QuestionAnswering": "span",
 }
+PROBLEMS = ("regression", "multi_label_classification")  # their problem_type, beside one class
 CLASSES = {"bert": "Bert", "roberta": "Roberta", "distilbert": "DistilBert"}
 ONLY: dict[str, tuple[Any, ...]] = {  # settings that make a network we do not have
     "hidden_act": ("gelu",),
@@ -67,23 +69,23 @@ def encoder_config(values: Mapping[str, Any], head_kind: str | None = None) -> C
     """
     kind = values.get("model_type", "")
     if kind not in STYLES:
-        raise _refused("model_type", kind, tuple(STYLES))
+        raise refused("model_type", kind, STYLES)
     for key, known in ONLY.items():
         if key in values and values[key] not in known:
-            raise _refused(key, values[key], known)
+            raise refused(key, values[key], known)
     read = {*KNOWN.split(), *ONLY, *(name for row in FIELDS.values() for name in row[:2])}
     if strange := [key for key in values if key not in read and values[key]]:
         key = strange[0]
         raise WeightsError(f"config.json: {key} = {values[key]!r} is not a setting that we know")
     style, head_kind = STYLES[kind], head_kind or _head_kind(values)
     if head_kind == "masked" and not values.get("tie_word_embeddings", True):
-        raise _refused("tie_word_embeddings", False, (True,))
+        raise refused("tie_word_embeddings", False, (True,))
     if "vocab_size" not in values:
         raise WeightsError("config.json: no vocab_size in it; fetch the file again")
     fields = _sizes(values, style)
     fields["n_classes"] = len(values.get("id2label") or {}) or values.get("num_labels", 2)
     if head_kind == "span" and fields["n_classes"] != 2:
-        raise _refused("num_labels", fields["n_classes"], (2,))
+        raise refused("num_labels", fields["n_classes"], (2,))
     return Config(style=style, head_kind=head_kind, **fields)
 
 
@@ -97,7 +99,7 @@ def _sizes(values: Mapping[str, Any], style: str) -> dict[str, Any]:
     if style == "roberta":
         fields["max_seq_len"] -= Config(style=style).first_position
         if values.get("pad_token_id", 1) != 1:  # positions count from the one after it
-            raise _refused("pad_token_id", values["pad_token_id"], (1,))
+            raise refused("pad_token_id", values["pad_token_id"], (1,))
     fields["n_token_types"] = 0 if distil else values.get("type_vocab_size", 2)
     fields["norm_eps"] = 1e-12 if distil else values.get("layer_norm_eps", 1e-12)
     return fields
@@ -110,16 +112,8 @@ def _head_kind(values: Mapping[str, Any]) -> str:
         return "embed"
     kind = KINDS.get(name.partition("For")[2])
     if kind is None:
-        raise _refused("architectures", name, tuple(f"...For{k}" for k in KINDS))
+        raise refused("architectures", name, (f"...For{k}" for k in KINDS))
     return kind
-
-
-def _refused(
-    key: str, value: Any, known: Sequence[Any], where: str = "config.json"
-) -> WeightsError:
-    return WeightsError(
-        f"{where}: {key} = {value!r} is not supported, only {', '.join(map(repr, known))}"
-    )
 
 
 # ---- sentence-transformers ---------------------------------------------------------------------
@@ -137,14 +131,14 @@ def sentence_fields(folder: Path) -> dict[str, Any]:
         return {}
     modules = {m["type"].rsplit(".", 1)[-1]: m for m in read_json(path, list)}
     if unknown := [m for m in modules if m not in MODULES]:
-        raise _refused("type", unknown[0], MODULES, str(path))
+        raise refused("type", unknown[0], MODULES, path)
     place = folder / modules.get("Pooling", {}).get("path", POOLING) / "config.json"
     values = read_json(place)
     ways = [key for key in values if key.startswith("pooling_mode_") and values[key]]
     mode = values.get("pooling_mode") or "+".join(w.removeprefix("pooling_mode_") for w in ways)
     known = {"mean_tokens": "mean", "mean": "mean", "cls_token": "cls", "cls": "cls"}
     if mode not in known:
-        raise _refused("pooling_mode", mode, ("mean", "cls"), str(place))
+        raise refused("pooling_mode", mode, ("mean", "cls"), place)
     return {"head_kind": "embed", "pooling": known[mode], "normalise": "Normalize" in modules}
 
 
@@ -160,6 +154,8 @@ def encoder_card(values: Mapping[str, Any], source: str, folder: Path) -> Card:
     sentence = sentence_fields(folder)
     config = encoder_config(values, sentence.get("head_kind"))
     fields = {**vars(config), **sentence} if sentence else {**vars(config), "normalise": False}
+    said = "regression" if config.n_classes == 1 else values.get("problem_type")
+    problem = said if config.head_kind == "class" and said in PROBLEMS else ""
     names = values.get("id2label") or {}
     labels = tuple(names[k] for k in sorted(names, key=int)) or numbered(config.n_classes)
     return Card(
@@ -168,12 +164,10 @@ def encoder_card(values: Mapping[str, Any], source: str, folder: Path) -> Card:
         variant="bert-base-uncased",
         format=published_format(config),
         source=source,
-        licence="unknown",
-        paper="",
         processor={"max_length": max_length(folder, config)},
-        labels=labels if config.head_kind in ("class", "tag") else (),
-        trained_on="unknown",
+        labels=labels if config.head_kind in ("class", "tag") and problem != PROBLEMS[0] else (),
         config=fields,
+        problem=problem,
     )
 
 

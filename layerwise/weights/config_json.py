@@ -13,6 +13,7 @@ from layerwise.errors import WeightsError
 from layerwise.models import resolve
 from layerwise.weights import config_text
 from layerwise.weights.cards import Card
+from layerwise.weights.config_rope import refused
 
 
 def card_of_folder(folder: Path, source: str) -> Card:
@@ -28,7 +29,7 @@ def card_of_folder(folder: Path, source: str) -> Card:
     if config.get("model_type") in config_encoders.STYLES:
         return config_encoders.encoder_card(config, source, folder)
     if config.get("model_type") in (*config_text.DIALECTS, "gemma3"):
-        return config_text.decoder_card(config, source)
+        return config_text.decoder_card(*config_text.read_config(config), source)
     reader = HUGGINGFACE.get(config.get("model_type", ""))
     if reader is None:
         raise WeightsError(
@@ -149,10 +150,8 @@ def _resnet(c: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 def _require(config: dict[str, Any], **known: tuple[Any, ...]) -> None:
     """Errors: a setting of theirs that our network does not have."""
     for key, values in known.items():
-        if key in config and config[key] not in values:
-            raise WeightsError(
-                f"config.json: {key} = {config[key]!r} is not supported, only {values[0]!r}"
-            )
+        if config.get(key, values[0]) not in values:
+            raise refused(key, config[key], values)
 
 
 HUGGINGFACE: dict[str, Callable[[dict[str, Any]], tuple[str, dict[str, Any]]]] = {
@@ -176,10 +175,7 @@ def huggingface_card(
         variant=variant,
         format="huggingface",
         source=source,
-        licence="unknown",
-        paper="",
         processor=read_json(pixels) if pixels.is_file() else ImageProcessor().to_dict(),
         labels=labels or numbered(fields["n_classes"]),
-        trained_on="unknown",
         config=fields,
     )

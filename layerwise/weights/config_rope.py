@@ -4,6 +4,7 @@ Readers take what they understand out of a table of settings and return fields o
 the family does not do is a WeightsError naming it.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 from layerwise.errors import WeightsError
@@ -11,9 +12,12 @@ from layerwise.errors import WeightsError
 Values = dict[str, Any]
 
 
-def refused(key: str, value: Any, known: tuple[Any, ...]) -> WeightsError:
+def refused(
+    key: str, value: Any, known: Iterable[Any], where: object = "config.json"
+) -> WeightsError:
+    """A setting that makes a network we do not have."""
     only = " or ".join(repr(k) for k in known)
-    return WeightsError(f"config.json: {key} = {value!r} is not supported, only {only}")
+    return WeightsError(f"{where}: {key} = {value!r} is not supported, only {only}")
 
 
 # ---- rotary positions --------------------------------------------------------------------------

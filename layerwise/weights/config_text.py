@@ -306,19 +306,16 @@ def write_config(name: str, config: Any) -> Values:
     return values
 
 
-def decoder_card(values: Values, source: str) -> Card:
-    """The card of a model folder with this `config.json`."""
-    name, config, naming = read_config(values)
+def decoder_card(name: str, config: Any, naming: str, source: str, licence: str = "") -> Card:
+    """The card of a network that continues text."""
     return Card(
         name=source,
         family=name,
         variant=next(iter(family(name).VARIANTS)),  # every field of which is replaced
         format=naming,
         source=source,
-        licence="unknown",
-        paper="",
+        licence=licence or "unknown",
         processor={"max_length": config.max_seq_len},
         labels=(),
-        trained_on="unknown",
         config=vars(config),
     )

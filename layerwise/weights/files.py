@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.errors import WeightsError
+from layerwise.models import family as family_module
 from layerwise.storage import replacing
-from layerwise.weights.names import mismatch
+from layerwise.weights.names import Rules, mismatch, rename
 
 NESTED = ("state_dict", "model", "state_dict_ema", "model_ema")  # where checkpoints keep weights
 IN_A_FOLDER = (
@@ -201,6 +202,26 @@ def load_into(network: nn.Module, tensors: Mapping[str, Tensor], what: str = "th
     cast = {n: t.to(wanted[n].dtype) for n, t in tensors.items()}
     on_meta = any(t.is_meta for t in wanted.values())
     network.load_state_dict(cast, strict=True, assign=on_meta)
+
+
+def filled(
+    family: str,
+    config: Any,
+    tensors: Mapping[str, Tensor],
+    rules: Rules | None = None,
+    what: str = "the weights",
+    dtype: torch.dtype | None = None,
+) -> nn.Module:
+    """A network around these tensors, in evaluation mode, nothing of it allocated twice.
+
+    rules: the naming of the tensors where it is not ours. dtype: float32 by default.
+    """
+    with torch.device("meta"):
+        network = family_module(family).Model(config).to(dtype or torch.float32)
+    if rules is not None:
+        tensors = rename(tensors, rules, network.state_dict(), what)
+    load_into(network, tensors, what)
+    return network.eval()
 
 
 # ---- saving ------------------------------------------------------------------------------------

@@ -25,7 +25,8 @@ SCALING["yarn"] = {
     "yarn_beta_fast": "rope_high",
 }
 YARN = {"rope_low": 1.0, "rope_high": 32.0}
-HARMLESS = ("attention.causal", "rope.scaling.finetuned", "rope.scaling.type", "expert_gating_func")
+HARMLESS = ("rope.scaling.finetuned", "rope.scaling.type")  # the latter is read above
+ONLY = {"attention.causal": (True,), "expert_gating_func": (0, 1)}  # unsaid, or softmax
 LARGEST_GEMMA = {"gemma2": 46, "gemma3": 62}  # layers; its queries are scaled by dim / heads
 
 
@@ -58,7 +59,7 @@ def config_of(
     if "head_dim" in _names(architecture) and not fields.get("head_dim"):
         fields["head_dim"] = fields["dim"] // fields["n_heads"]
     if architecture.family == "gemma":
-        fields |= _gemma_fields(architecture, given, fields)
+        fields |= _gemma_fields(architecture, given, fields, what)
     else:
         fields |= _scaling(given, what)
     config = config_from_dict(architecture.family, fields)
@@ -111,23 +112,31 @@ def _from_tensors(
 
 
 def _gemma_fields(
-    architecture: Architecture, given: Mapping[str, Any], fields: Mapping[str, Any]
+    architecture: Architecture, given: Mapping[str, Any], fields: Mapping[str, Any], what: str
 ) -> dict[str, Any]:
     """The scale of queries, which no key says; no window means that all layers see everything."""
-    largest = fields["n_layers"] == LARGEST_GEMMA[architecture.name]
-    scalar = fields["dim"] // fields["n_heads"] if largest else fields["head_dim"]
-    out: dict[str, Any] = {"query_scalar": float(scalar)}
+    out: dict[str, Any] = {"query_scalar": _query_scalar(architecture, fields)}
     if not fields.get("window"):
         out |= {"window": fields["max_seq_len"], "global_every": 1}
     if architecture.name == "gemma2":
         out["local_rope_theta"] = fields["rope_theta"]
-    elif given.get("rope.scaling.type") == "linear":
-        out["rope_factor"] = given["rope.scaling.factor"]
+    scaling = _scaling(given, what)
+    if scaling.pop("rope_scaling", "linear") != "linear" or (
+        scaling and architecture.name == "gemma2"
+    ):
+        raise WeightsError(f"{what}: {architecture.name} has no such rope.scaling.type here")
     pattern = fields.get("global_every")
     if isinstance(pattern, list):  # True for each layer with a window
         every = pattern.index(False) + 1 if False in pattern else len(pattern) + 1
         out["global_every"] = every
-    return out
+        if pattern != [bool((i + 1) % every) for i in range(len(pattern))]:
+            raise WeightsError(f"{what}: its windows follow no regular pattern: {pattern}")
+    return out | scaling
+
+
+def _query_scalar(architecture: Architecture, fields: Mapping[str, Any]) -> float:
+    largest = fields["n_layers"] == LARGEST_GEMMA[architecture.name]
+    return float(fields["dim"] // fields["n_heads"] if largest else fields["head_dim"])
 
 
 def _scaling(given: Mapping[str, Any], what: str) -> dict[str, Any]:
@@ -167,7 +176,7 @@ def _refuse_unknown(
 ) -> None:
     """Errors: a key that nothing here reads, or one that contradicts the rest."""
     scaling = {f"rope.scaling.{key}" for key in SCALING["yarn"]}
-    known = set(architecture.keys) | set(HARMLESS) | scaling
+    known = {*architecture.keys, *HARMLESS, *ONLY, *scaling}
     if architecture.family == "moe":  # of dense layers, of which there are none
         known |= {"feed_forward_length", "expert_feed_forward_length"}
     for key, value in given.items():
@@ -177,7 +186,7 @@ def _refuse_unknown(
                 f"{what}: '{architecture.name}.{key}' is {value}, but the rest of the file says "
                 f"{getattr(config, ours)}; no network of ours has both"
             )
-        if not ours and key not in known:
+        if not ours and (key not in known or value not in ONLY.get(key, (value,))):
             raise WeightsError(
                 f"{what}: the setting '{architecture.name}.{key}' = {value!r} is not one that the "
                 f"family '{architecture.family}' has; its results would differ"
@@ -190,34 +199,25 @@ def architecture_for(family: str, config: Any) -> Architecture:
 
     Errors: WeightsError naming the setting that llama.cpp has no way to say.
     """
-    of_family = [a for a in ARCHITECTURES if a.family == family]
-    if not of_family:
+    reason = ""
+    for architecture in (a for a in ARCHITECTURES if a.family == family):
+        wanted = {"rope_magnitude": 0.0, **architecture.implied}
+        if family == "gemma":
+            wanted["query_scalar"] = _query_scalar(architecture, vars(config))
+        if architecture.name == "gemma2":
+            wanted["local_rope_theta"] = config.rope_theta
+        if getattr(config, "window", 0) >= config.max_seq_len:
+            wanted.pop("window", None)  # it hides nothing
+        given = {k: getattr(config, k, v) for k, v in wanted.items()}
+        reason = ", ".join(f"{k}={given[k]}" for k, v in wanted.items() if given[k] != v)
+        if not reason:
+            return architecture
+    if not reason:
         raise WeightsError(f"the family '{family}' has no GGUF form here")
-    differing = {}
-    for architecture in of_family:
-        implied = architecture.implied
-        differing = {k: getattr(config, k) for k, v in implied.items() if getattr(config, k) != v}
-        if not differing:
-            break
-        if "window" in differing and config.window >= config.max_seq_len:
-            differing.pop("window")
-            if not differing:
-                break
-    reason = ", ".join(f"{k}={v}" for k, v in differing.items())
-    if not differing and family == "gemma":
-        fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
-        wanted = _gemma_fields(architecture, {}, fields)["query_scalar"]
-        reason = f"query_scalar={config.query_scalar}" * (config.query_scalar != wanted)
-        if architecture.name == "gemma2" and config.local_rope_theta != config.rope_theta:
-            reason = f"local_rope_theta={config.local_rope_theta}"
-    if getattr(config, "rope_magnitude", 0):
-        reason = f"rope_magnitude={config.rope_magnitude}"
-    if reason:
-        raise WeightsError(
-            f"llama.cpp has no way to compute {reason} in this family, so a GGUF file would give "
-            f"other results; save in Hugging Face's layout"
-        )
-    return architecture
+    raise WeightsError(
+        f"llama.cpp has no way to compute {reason} in this family, so a GGUF file would give "
+        f"other results; save in Hugging Face's layout"
+    )
 
 
 def metadata_of(architecture: Architecture, config: Any) -> dict[str, Any]:

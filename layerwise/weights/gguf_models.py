@@ -9,13 +9,12 @@ import torch
 from torch import nn
 
 from layerwise.errors import WeightsError
-from layerwise.models import family as family_module
-from layerwise.weights.files import load_into
+from layerwise.weights.files import filled
 from layerwise.weights.gguf import read_gguf
 from layerwise.weights.gguf_config import architecture_for, config_of, divisors_of, metadata_of
 from layerwise.weights.gguf_names import Architecture
 from layerwise.weights.gguf_write import write_gguf
-from layerwise.weights.names import Rules, publish, rename
+from layerwise.weights.names import Rules, publish
 
 FREQUENCIES = "rope_freqs.weight"  # Llama 3.1's scaling: what each frequency is divided by
 
@@ -32,13 +31,9 @@ def load_gguf(
     shapes = {name: entry.shape for name, entry in tensors.entries.items()}
     scale = tensors[FREQUENCIES].double().numpy() if FREQUENCIES in shapes else None
     architecture, config = config_of(metadata, shapes, scale, str(path))
-    module = family_module(architecture.family)
-    with torch.device("meta"):
-        network = module.Model(config)
-    network = network if dtype is None else network.to(dtype)
     rules = tensor_rules(architecture, config)
-    load_into(network, rename(tensors, rules, network.state_dict(), str(path)), str(path))
-    return network.eval(), architecture.family, metadata
+    network = filled(architecture.family, config, tensors, rules, str(path), dtype)
+    return network, architecture.family, metadata
 
 
 def save_gguf(

@@ -31,6 +31,13 @@ NORMS = ("attn_norm", "mlp_norm")
 CONTROL, UNKNOWN, BYTE, NORMAL = 3, 2, 6, 1  # GGUF's types of tokens
 
 
+def is_llama2c(path: Path) -> bool:
+    """By its suffix, and by what PyTorch's files of the same suffix do not begin with."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    return path.suffix == ".bin" and (start == MAGIC or start[2:] == b"\0\0")
+
+
 def read_llama2c(path: Path | str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Fields of the llama family's Config, and its tensors under our names.
 
@@ -118,6 +125,20 @@ def _tensors(
             own = permute_rope(layer, config["head_dim"]) if turned else layer
             tensors[name.format(i)] = own
     return tensors
+
+
+def tokenizer_beside(path: Path, vocab_size: int) -> Path:
+    """The file of tokens that goes with a checkpoint: tok512.bin for 512 of them, or tokenizer.bin.
+
+    Errors: WeightsError where neither is there.
+    """
+    for name in (f"tok{vocab_size}.bin", "tokenizer.bin"):
+        if path.with_name(name).is_file():
+            return path.with_name(name)
+    raise WeightsError(
+        f"{path}: neither tok{vocab_size}.bin nor tokenizer.bin beside it; copy the tokenizer that "
+        f"came with these weights there"
+    )
 
 
 def read_llama2c_tokenizer(path: Path | str, vocab_size: int | None = None) -> dict[str, Any]:

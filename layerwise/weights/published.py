@@ -1,4 +1,5 @@
-"""Published networks: from a card's name, a file, a folder or a hub id to a network, and back.
+"""Published networks: from a card's name, a file, a folder or a hub id to a network, and back; and
+the tokenizers that lie with those that read text.
 
 Nothing is guessed from tensors: a card, a `config.json`, or the caller says which network and which
 naming a file has; the tensors are only checked against it.
@@ -9,26 +10,36 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from layerwise.data.image import ImageProcessor
+from layerwise.data.tokenizer_files import IN_A_FOLDER as TOKENIZERS
+from layerwise.data.tokens import Tokenizer
 from layerwise.errors import WeightsError, nearest, unknown
+from layerwise.models import config_from_dict, resolve
 from layerwise.models import family as family_module
-from layerwise.models import resolve
 from layerwise.weights import hub
 from layerwise.weights.cards import CARDS, Card, card_for_file, labels_of
 from layerwise.weights.config_json import card_of_folder, labels_for, read_json
+from layerwise.weights.config_text import decoder_card
 from layerwise.weights.files import (
     IN_A_FOLDER,
-    load_into,
+    filled,
     read_tensors,
     save_tensors,
     weights_file,
 )
-from layerwise.weights.names import COUNTER, publish, rename
+from layerwise.weights.gguf import read_metadata
+from layerwise.weights.gguf_models import load_gguf
+from layerwise.weights.llama2c import (
+    is_llama2c,
+    read_llama2c,
+    read_llama2c_tokenizer,
+    tokenizer_beside,
+)
+from layerwise.weights.names import COUNTER, publish
 
-__all__ = ["in_reach", "labels_of", "load_published", "save_published"]
+__all__ = ["in_reach", "labels_of", "load_published", "save_published", "tokenizer_of"]
 
 ENCODERS = (  # of text, on the hub
     "FacebookAI/roberta-base",
@@ -37,11 +48,6 @@ ENCODERS = (  # of text, on the hub
     "sentence-transformers/all-MiniLM-L6-v2",
     "distilbert/distilbert-base-uncased",
 )
-BESIDE = (  # what a hub repository of text holds beside the weights: a tokenizer, how it is pooled
-    *("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model"),
-    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("modules.json", "1_Pooling/config.json", "sentence_bert_config.json"),
-)
 
 
 def load_published(
@@ -49,8 +55,9 @@ def load_published(
 ) -> tuple[nn.Module, Card]:
     """A network with published weights, in evaluation mode on the CPU, and its card.
 
-    source: the name of a card ("resnet18.a1_in1k"), a weights file, a folder in the layout of
-        Hugging Face or timm (with `config.json`), or a hub id ("timm/resnet18.a1_in1k").
+    source: the name of a card ("resnet18.a1_in1k"), a weights file (of text networks: .gguf, or
+        llama2.c's .bin), a folder in the layout of Hugging Face or timm (with `config.json`), or a
+        hub id ("timm/resnet18.a1_in1k", "owner/name/file.gguf").
     name, format: for a file that no card knows: its size ("resnet18") and naming ("torchvision").
     fields: of the network's config, where it departs from that size (`n_classes=10`).
     Errors: WeightsError for a source that is not there, damaged, or of another network.
@@ -61,14 +68,17 @@ def load_published(
     if path.is_dir():
         return _load(weights_file(path), card_of_folder(path, source))
     if path.is_file():
-        return _load(path, _card_of_file(path))
+        return _load_file(path, source)
     if source in CARDS:
         return _load(hub.fetch_card(CARDS[source]), CARDS[source])
     known = next((c for c in CARDS.values() if c.source == source), None)
     if known is not None:
         return _load(hub.fetch_card(known), known)
+    if _is_file_of_hub(source):
+        return _load_file(fetched(source), source)
     if hub.is_hub_id(source) and path.suffix.lower() not in (".safetensors", ".pth", ".pt", ".th"):
-        return _load_hub(source)
+        folder = fetched(source)
+        return _load(weights_file(folder), card_of_folder(folder, source))
     raise WeightsError(
         f"{source}: neither a file or folder here, nor a card's name, nor a hub id (owner/name)"
         f"{nearest(source, CARDS)} Cards: {', '.join(sorted(CARDS))}."
@@ -81,13 +91,6 @@ def in_reach(kind: str = "image") -> list[str]:
         return [name for name in ENCODERS if hub.cached(name, "model.safetensors")]
     here = [c for c in CARDS.values() if c.labels == "imagenet-1k" and hub.find_card(c)]
     return [c.name for c in sorted(here, key=lambda c: -c.scores.get("top1", 0.0))]
-
-
-def tokenizer_folder(card: Card) -> Path:
-    """Where the tokenizer of a text network's folder or hub id lies."""
-    if (folder := Path(card.source).expanduser()).is_dir():
-        return folder
-    return hub.fetch(card.source, "config.json").parent
 
 
 def save_published(
@@ -111,14 +114,41 @@ def _rules(family: str, format: str) -> dict[str, str]:
 def _load(path: Path, card: Card) -> tuple[nn.Module, Card]:
     """Build on the meta device, rename strictly, take the tensors over."""
     _, config = resolve(card.variant, **card.config)
-    with torch.device("meta"):
-        network = family_module(card.family).Model(config)
     tensors = read_tensors(path)
-    wanted = network.state_dict()
-    ours = rename(tensors, _rules(card.family, card.format), wanted, what=str(path))
-    load_into(network, ours, what=str(path))
+    network = filled(card.family, config, tensors, _rules(card.family, card.format), str(path))
     counted = any(n.endswith(COUNTER) for n in tensors)
-    return network.eval(), replace(card, counters=counted)
+    return network, replace(card, counters=counted)
+
+
+def _load_file(path: Path, source: str) -> tuple[nn.Module, Card]:
+    if path.suffix == ".gguf":
+        network, family, keys = load_gguf(path)
+        licence = keys.get("general.license", "")
+        return network, decoder_card(family, network.config, "gguf", source, licence)
+    if is_llama2c(path):
+        fields, tensors = read_llama2c(path)
+        network = filled("llama", config_from_dict("llama", fields), tensors, what=str(path))
+        return network, decoder_card("llama", network.config, "llama2c", source)
+    return _load(path, _card_of_file(path))
+
+
+def tokenizer_of(card: Card) -> Tokenizer:
+    """The tokenizer that lies with the weights of a text network.
+
+    Errors: WeightsError where there is none, or where it belongs to other weights.
+    """
+    path, n_tokens = Path(card.source).expanduser(), card.config["vocab_size"]
+    if not path.exists():
+        path = fetched(card.source)
+    if path.suffix == ".gguf":
+        tokenizer = Tokenizer.from_gguf(read_metadata(path))
+    elif path.is_file():
+        keys = read_llama2c_tokenizer(tokenizer_beside(path, n_tokens), n_tokens)
+        tokenizer = Tokenizer.from_gguf(keys)
+    else:
+        tokenizer = Tokenizer.load(path)
+    tokenizer.check(n_tokens, what=f"{path}: ")
+    return tokenizer
 
 
 # ---- which network a file holds ----------------------------------------------------------------
@@ -148,24 +178,42 @@ def _card_by_hand(path: Path, variant: str, format: str | None, fields: dict[str
         variant=variant,
         format=format,
         source=str(path),
-        licence="unknown",
-        paper="",
         processor=ImageProcessor.from_crop_pct(side, 0.875).to_dict(),
         labels=labels_for(config.n_classes),
-        trained_on="unknown",
         config=fields,
     )
 
 
-def _load_hub(hub_id: str) -> tuple[nn.Module, Card]:
-    config = hub.fetch(hub_id, "config.json")
-    path = hub.fetch_first(hub_id, IN_A_FOLDER)
-    if path.name.endswith(".index.json"):
-        for shard in sorted(set(read_json(path).get("weight_map", {}).values())):
-            hub.fetch(hub_id, shard)
-    config_json = read_json(config)
-    beside = BESIDE if "vocab_size" in config_json else ("preprocessor_config.json",)
-    for name in beside:  # timm keeps its own inside config.json
+# ---- the hub -----------------------------------------------------------------------------------
+BESIDE = ("preprocessor_config.json",)  # timm keeps it inside config.json
+BESIDE_TEXT = (
+    *("modules.json", "1_Pooling/config.json", "sentence_bert_config.json"),
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("chat_template.jinja", "merges.txt", *TOKENIZERS),
+)
+
+
+def _is_file_of_hub(source: str) -> bool:
+    """Whether this reads as owner/name/file.gguf, and not as a place on this machine."""
+    owner, *rest = source.split("/", 2)
+    known = source.endswith(".gguf") and len(rest) == 2 and hub.is_hub_id(f"{owner}/{rest[0]}")
+    return known and not Path(owner).exists()
+
+
+def fetched(source: str) -> Path:
+    """A model of the hub on this machine: the folder of "owner/name", or "owner/name/file.gguf"."""
+    if source.count("/") > 1:
+        owner, name, file = source.split("/", 2)
+        return hub.fetch(f"{owner}/{name}", file)
+    folder = hub.fetch(source, "config.json").parent
+    weights = hub.fetch_first(source, IN_A_FOLDER)
+    needed = []
+    if weights.name.endswith(".index.json"):
+        needed = sorted(set(read_json(weights).get("weight_map", {}).values()))
+    for name in needed:
+        hub.fetch(source, name)
+    is_text = {"vocab_size", "text_config"} & read_json(folder / "config.json").keys()
+    for name in BESIDE_TEXT if is_text else BESIDE:
         with contextlib.suppress(hub.MissingFileError):
-            hub.fetch(hub_id, name)
-    return _load(path, card_of_folder(config.parent, hub_id))
+            hub.fetch(source, name)
+    return folder

@@ -27,7 +27,7 @@ class Kind:
     number: int  # GGUF's own
     block: int
     layout: Any  # numpy dtype of one block
-    file_type: int = -1  # general.file_type of a file mostly of this kind
+    file_type: int  # general.file_type of a file mostly of this kind
 
     @property
     def bytes(self) -> int:
@@ -43,8 +43,8 @@ KINDS = {
     "BF16": Kind("BF16", 30, 1, "<u2", 32),
     "Q8_0": Kind("Q8_0", 8, 32, np.dtype([_D, ("q", "i1", 32)]), 7),
     "Q4_0": Kind("Q4_0", 2, 32, np.dtype([_D, ("q", "u1", 16)]), 2),
-    "Q4_K": Kind("Q4_K", 12, 256, _Q4_K),
-    "Q6_K": Kind("Q6_K", 14, 256, _Q6_K),
+    "Q4_K": Kind("Q4_K", 12, 256, _Q4_K, 15),
+    "Q6_K": Kind("Q6_K", 14, 256, _Q6_K, 18),
 }
 WRITTEN = ("F32", "F16", "BF16", "Q8_0", "Q4_0")
 _NAMES = """F32 F16 Q4_0 Q4_1 Q4_2 Q4_3 Q5_0 Q5_1 Q8_0 Q8_1 Q2_K Q3_K Q4_K Q5_K Q6_K Q8_K IQ2_XXS

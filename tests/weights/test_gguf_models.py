@@ -175,5 +175,27 @@ def test_files_that_ask_for_something_else(tmp_path):
     refused({"llama.rope.dimension_count": 8}, "'llama.rope.dimension_count' is 8, but")
     refused({"llama.attention.head_count_kv": [1, 2]}, "differs between the layers")
     refused({}, "the key 'llama.block_count' is missing", "llama.block_count")
+    refused({"llama.attention.causal": False}, "'llama.attention.causal' = False is not one")
     tensors["blk.0.attn_output.bias"] = torch.zeros(64)
     refused({}, "these are not the weights of this network")
+
+
+def test_gemma_files_that_ask_for_something_else(tmp_path):
+    path, (name, fields) = tmp_path / "a.gguf", CASES["gemma3"]
+    save_gguf(path, name, network(name, fields))
+    metadata, tensors = read_metadata(path), dict(read_gguf(path)[1])
+
+    def written(changes: dict) -> None:
+        write_gguf(path, metadata | changes, tensors)
+
+    pattern = "gemma3.attention.sliding_window_pattern"
+    written({pattern: [True, True, False]})
+    assert load_gguf(path)[0].config.global_every == 3
+    for changes, said in (
+        ({pattern: [False, True, False]}, "its windows follow no regular pattern"),
+        ({"gemma3.rope.scaling.type": "yarn"}, "gemma3 has no such rope.scaling.type here"),
+        ({"gemma3.rope.scaling.type": "su"}, "rope.scaling.type 'su' is not one of"),
+    ):
+        written(changes)
+        with pytest.raises(WeightsError, match=f"a.gguf: .*{said}"):
+            load_gguf(path)
