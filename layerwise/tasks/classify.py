@@ -52,14 +52,14 @@ class Classify:
 
     def loss(self, network: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The summed cross-entropy over the rows; targets (B,) classes or (B, C) shares."""
-        logits = network(batch["inputs"]).float()  # (B, C)
+        logits = network(batch["inputs"], **batch.context).float()  # (B, C)
         total = F.cross_entropy(
             logits, batch["targets"], reduction="sum", label_smoothing=self.label_smoothing
         )
         return total, {"cross_entropy": total.detach()}
 
     def predict(self, network: nn.Module, batch: Batch) -> Tensor:
-        return network(batch["inputs"]).float()  # (B, C) logits
+        return network(batch["inputs"], **batch.context).float()  # (B, C) logits
 
     def scored(self, outputs: np.ndarray) -> np.ndarray:
         """What `metric` takes of the raw outputs (B, C): all of them."""
