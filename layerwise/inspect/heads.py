@@ -7,6 +7,7 @@ every family (rotary positions, norms of query and key, windows, padding) and it
 Shapes: B rows, T queries, S keys, H heads, K key and value heads, Dh head width.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -64,6 +65,7 @@ def witnessed(module: nn.Module, see: Callable[..., None]) -> FunctionType:
     return out
 
 
+@torch.no_grad()
 def measures(
     q: Tensor,
     k: Tensor,
@@ -99,10 +101,8 @@ def measures(
     found["previous"] = torch.cat([torch.zeros_like(found["first"][..., :1]), found["previous"]], 2)
     total = counted.sum((0, 2)).clamp_min(1)  # (1,)
     kept = {n: (x * counted).sum((0, 2)) / total for n, x in found.items()}  # (H,)
-    nothing = not bool(counted.any())
-    return {
-        n: np.where(nothing, np.nan, x.double().cpu().numpy()) for n, x in kept.items()
-    }, weights
+    none = 0.0 if bool(counted.any()) else math.nan
+    return {n: x.double().cpu().numpy() + none for n, x in kept.items()}, weights
 
 
 def entropy(weights: Tensor) -> Tensor:

@@ -46,7 +46,8 @@ class Reading:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a report; the sentences are among them."""
         depth = None if self.depth is None else self.depth.to_dict()
-        return asdict(self) | {"depth": depth, "sentences": self.sentences()}
+        tokens = [(t, round(b, 3) if np.isfinite(b) else None) for t, b in self.tokens]
+        return asdict(self) | {"depth": depth, "tokens": tokens, "sentences": self.sentences()}
 
     def sentences(self) -> list[str]:
         found = [] if self.depth is None else self.depth.sentences()
@@ -84,7 +85,10 @@ def reading(
     if task in NAMES_TOKENS:
         bits = [token_bits(network, batch) for batch in batches]
         found["lens"], found["guess"] = logit_lens(network, batches), guessing(batches)
-        found["hard"], found["n_tokens"] = hard_share(bits), sum(np.isfinite(b).sum() for b in bits)
+        found["hard"], found["n_tokens"] = (
+            hard_share(bits),
+            int(sum(np.isfinite(b).sum() for b in bits)),
+        )
         found["tokens"] = strip(batches[0], bits[0], stream) if stream else []
     elif task in ("classify", "tag", "words", "regress"):
         found["depth"] = depth_report(network, batches, labels, seed, gradients)
