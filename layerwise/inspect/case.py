@@ -98,7 +98,7 @@ class Case:
     def values(self, key: str, look: int) -> dict[str, float]:
         """{layer: value} of one look, layers without a value left out."""
         layers = self.history[look]["layers"]
-        return {n: s[key] for n, s in layers.items() if finite(s.get(key)) and s[key] is not None}
+        return {n: s[key] for n, s in layers.items() if s.get(key) is not None and finite(s[key])}
 
     def hidden(self, key: str, look: int) -> dict[str, float]:
         """The same without the last layer, whose outputs are the answer."""

@@ -1,17 +1,17 @@
 """One class out of C: cross-entropy, accuracy.
 
-The same for images and tables: the modality lies in the processor, the loss here.
+The same for images, tables and texts: the modality lies in the processor, the loss here.
 Shapes: B rows, C classes.
 """
 
 from typing import Any
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layerwise.data.examples import Batch, Examples
+from layerwise.data.sources import batch_of
 from layerwise.errors import DataError
 from layerwise.tasks import scores
 
@@ -23,10 +23,17 @@ class Classify:
     score = "accuracy"
     metric = staticmethod(scores.accuracy)
     higher_is_better = True
+    target_kind = "class"
+    head_kind = "class"
+    batch = staticmethod(batch_of)
 
     def __init__(self, labels: tuple[str, ...] | list[str], label_smoothing: float = 0.0):
         self.labels = tuple(labels)
         self.label_smoothing = label_smoothing
+
+    @classmethod
+    def of(cls, examples: Examples, label_smoothing: float = 0.0) -> "Classify":
+        return cls(examples.labels, label_smoothing)
 
     @property
     def n_outputs(self) -> int:
@@ -38,12 +45,6 @@ class Classify:
             "labels": list(self.labels),
             "label_smoothing": self.label_smoothing,
         }
-
-    def batch(self, examples: Examples, processor: Any) -> Batch:
-        tensors = {"inputs": processor(examples.inputs)}  # (B, ...)
-        if examples.targets is not None:
-            tensors["targets"] = torch.from_numpy(np.asarray(examples.targets, np.int64))  # (B,)
-        return Batch(tensors, np.arange(len(examples)))
 
     def count(self, batch: Batch) -> int:
         if not len(batch):

@@ -20,12 +20,13 @@ V, T = 48, 24
 
 
 def text(n: int, seed: int) -> torch.Tensor:
-    """Rows (n, T + 1) in which a token is mostly the one before it times three."""
+    """Rows (n, T + 1) in which a token mostly follows from the one two places before it."""
     g = torch.Generator().manual_seed(seed)
     x = torch.randint(V, (n, T + 1), generator=g)
-    for t in range(1, T + 1):
+    x = x * (torch.rand(n, T + 1, generator=g) < 0.5)  # token 0 is common
+    for t in range(2, T + 1):
         keep = torch.rand(n, generator=g) < 0.8
-        x[:, t] = torch.where(keep, (3 * x[:, t - 1] + 1) % V, x[:, t])
+        x[:, t] = torch.where(keep, x[:, t - 2], x[:, t])
     return x
 
 
@@ -111,7 +112,7 @@ def test_nothing_is_said_of_a_sound_decoder(config: dict[str, Any]):
     found, watch, network = train(**config)
     assert found == []
     seen = watch.history[0]["layers"]["blocks.0"]
-    assert seen["entropy"] > 0.9  # fresh heads look everywhere
+    assert seen["entropy"] > 0.8  # fresh heads look everywhere
     assert seen["idle"] == 0
     assert watch.history[0]["layers"]["token_embed"]["common"] < 0.5
     assert "inputs" not in watch.history[0]  # numbers of tokens say nothing by their size
@@ -152,6 +153,7 @@ def test_nothing_is_said_of_a_sound_encoder():
     assert len(watch.history[0]["layers"]["embed"]) == len(watch.history[0]["layers"]["head"])
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute")
 def test_heads_are_read_the_same_from_compiled_blocks_and_training_stays_the_same():
     ends, seen = [], []
     for compiled in (False, True):
@@ -170,7 +172,7 @@ def test_heads_are_read_the_same_from_compiled_blocks_and_training_stays_the_sam
             optimizer = torch.optim.SGD(again.parameters(), 0.1)
             watch = Watch(again.layers(), optimizer, every=every, budget=1.0)  # type: ignore[operator]
             for s in range(3):
-                torch.manual_seed(s)
+                torch.manual_seed(s)  # as the loop does: dropout is a function of the step
                 batch = batch_of(text(4, s))
                 watch.before(s)
                 Causal().loss(again, batch)[0].backward()

@@ -95,7 +95,7 @@ def test_where_heads_look_is_measured_right():
     for key, q in (("itself", places), ("previous", before)):
         found, weights = measures(q * 400, places, None, True, {})
         counted = slice(3, None)  # earlier queries see fewer than four keys
-        assert found[key] == pytest.approx(weights[0, 0, counted].amax(-1).mean(), abs=1e-4)
+        assert found[key] == pytest.approx(float(weights[0, 0, counted].amax(-1).mean()), abs=1e-4)
         assert found[key] > 0.99
         assert found["entropy"] < 0.01
         assert found["distance"] == pytest.approx(float(key == "previous"), abs=0.01)
@@ -224,8 +224,8 @@ def test_what_a_fine_tune_changed_is_named():
     assert rows["blocks.0"]["change"] == 0
     assert rows["blocks.0"]["cka"] == pytest.approx(1, abs=1e-4)
     before, after = (dict(n.blocks[1].named_parameters()) for n in (base, network))
-    size = math.sqrt(sum(float(p.square().sum()) for p in before.values()))
-    moved = float((after["mlp.fc2.weight"] - before["mlp.fc2.weight"]).norm())
+    size = math.sqrt(sum(float(p.detach().square().sum()) for p in before.values()))
+    moved = float((after["mlp.fc2.weight"] - before["mlp.fc2.weight"]).detach().norm())
     assert rows["blocks.1"]["change"] == pytest.approx(moved / size, rel=1e-4)
     assert rows["blocks.1"]["cka"] < 0.9
     said = reading(network, batches, "causal", base=base).sentences()[-1]
