@@ -133,28 +133,32 @@ def likeness(network: nn.Module, batch: Batch) -> float:
 def token_signal(network: nn.Module, probe: Batch, held_out: Batch) -> Signal:
     """Can the targets of tokens be foretold better than by their frequencies?
 
-    Asked is the network on `held_out`, and a table of which target follows on which input token,
-    counted on `probe` and thinned out by the frequencies where a token is rare.
+    Asked is the network on `held_out`, against the frequencies there, and a table of which target
+    follows on which input token, counted on `probe` and thinned out where a token is rare, against
+    the frequencies in `probe`.
     """
     seen, wanted = (b["targets"][b["targets"] >= 0] for b in (probe, held_out))
     if min(len(seen), len(wanted)) < FEW:
         return Signal(None, f"only {len(wanted)} tokens: too few to tell")
     inputs, asked = (b["inputs"][b["targets"] >= 0] for b in (probe, held_out))
     V = 1 + int(max(seen.max(), wanted.max()))
-    shares = (torch.bincount(seen, minlength=V) + 1.0) / (len(seen) + V)
-    plain = -shares[wanted].log()
+    own, known = (torch.bincount(x, minlength=V).float() for x in (wanted, seen))
+    shares = (known + 1) / (len(seen) + V)
     pairs, times = torch.unique(inputs * V + seen, return_counts=True)
     key = asked * V + wanted
     place = torch.searchsorted(pairs, key).clamp_max(len(pairs) - 1)
     together = torch.where(pairs[place] == key, times[place], 0)
     often = torch.bincount(inputs, minlength=1 + int(asked.max()))[asked]
-    table = -((together + PRIOR * shares[wanted]) / (often + PRIOR)).log()
+    table = (together + PRIOR * shares[wanted]) / (often + PRIOR)
     with evaluating(network):
         x = network.features(held_out["inputs"], **held_out.context)  # type: ignore[operator]
         bits, _ = judged(read_out(network), x, held_out["targets"])
-    own = torch.from_numpy(bits * math.log(2)).to(plain)
+    losses = torch.from_numpy(bits * math.log(2)).to(table)
     tried = []
-    for who, loss in (("the network", own), ("a table of neighbours", table)):
+    for who, loss, plain in (
+        ("the network", losses, -(own / own.sum())[wanted].log()),
+        ("a table of neighbours", -table.log(), -shares[wanted].log()),
+    ):
         gain = plain - loss
         tried.append(
             f"{who} needs {float(loss.mean()):.2f} nats for each of {len(loss):,} unseen tokens, "

@@ -19,14 +19,14 @@ from layerwise.tasks.causal import Causal
 V, T = 48, 24
 
 
-def text(n: int, seed: int) -> torch.Tensor:
-    """Rows (n, T + 1) in which a token mostly follows from the one two places before it."""
+def text(n: int, seed: int, back: int = 1) -> torch.Tensor:
+    """Rows (n, T + 1) in which a token is mostly that of `back` places before."""
     g = torch.Generator().manual_seed(seed)
     x = torch.randint(V, (n, T + 1), generator=g)
     x = x * (torch.rand(n, T + 1, generator=g) < 0.5)  # token 0 is common
-    for t in range(2, T + 1):
+    for t in range(back, T + 1):
         keep = torch.rand(n, generator=g) < 0.8
-        x[:, t] = torch.where(keep, x[:, t - 2], x[:, t])
+        x[:, t] = torch.where(keep, x[:, t - back], x[:, t])
     return x
 
 
@@ -34,7 +34,7 @@ def batch_of(rows: torch.Tensor) -> Batch:
     return Batch({"inputs": rows[:, :-1], "targets": rows[:, 1:].clone()}, np.arange(len(rows)))
 
 
-def train(break_=None, spoil=None, lr=3e-3, steps=48, **config: Any):
+def train(break_=None, spoil=None, lr=3e-3, steps=48, back=1, **config: Any):
     torch.manual_seed(0)
     small = {"vocab_size": V, "dim": 32, "n_layers": 3, "n_heads": 4, "n_kv_heads": 4}
     made = models.family("llama").Config(**small | {"head_dim": 8, "mlp_dim": 64} | config)
@@ -44,7 +44,7 @@ def train(break_=None, spoil=None, lr=3e-3, steps=48, **config: Any):
     optimizer = torch.optim.AdamW(network.parameters(), lr, weight_decay=0.0)
     watch, curve, task = Watch(network.layers(), optimizer, every=12, budget=1.0), [], Causal()
     for s in range(steps):
-        batch = batch_of(text(16, s))
+        batch = batch_of(text(16, s, back))
         if spoil:
             spoil(batch)
         watch.before(s)
@@ -56,7 +56,7 @@ def train(break_=None, spoil=None, lr=3e-3, steps=48, **config: Any):
         watch.after_step()
         curve.append({"step": s + 1, "loss": loss.item()})
     watch.detach()
-    probe, held = batch_of(text(60, 1000)), batch_of(text(60, 2000))
+    probe, held = (batch_of(text(60, seed, back)) for seed in (1000, 2000))
     for b in (probe, held):
         if spoil:
             spoil(b)
@@ -67,7 +67,7 @@ def train(break_=None, spoil=None, lr=3e-3, steps=48, **config: Any):
 def sharpen(network: nn.Module) -> None:
     for name, p in network.named_parameters():
         if "q_proj" in name or "k_proj" in name:
-            p.data *= 60
+            p.data *= 200
 
 
 def collapse(network: Any) -> None:
@@ -91,7 +91,7 @@ def mask(batch: Batch) -> None:
 
 
 @pytest.mark.parametrize(("fault", "layer", "given"), [
-    ("saturated_attention", "blocks.0 to blocks.2", {"break_": sharpen}),
+    ("saturated_attention", "blocks.0 to blocks.2", {"break_": sharpen, "back": 2}),
     ("embedding_collapse", "token_embed", {"break_": collapse}),
     ("dead_heads", "blocks.1", {"break_": kill_head}),
     ("masked_labels", "", {"spoil": mask}),
