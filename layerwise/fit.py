@@ -92,6 +92,7 @@ def fit(
         model=as_model(winner, job.task, base, data, examples.target_name),
         seconds_so_far=time.monotonic() - started,
         data=str(data),
+        base=None if winner.way == "scratch" else base,
     )
 
 

@@ -81,15 +81,16 @@ def reading(
     """
     device = str(next(network.parameters()).device)
     batches = [batch.to(device) for batch in batches]
-    found: dict[str, Any] = {"heads": head_table(network, batches[0])}
-    if task in NAMES_TOKENS:
+    some = len(batches) // 2  # texts come in order of their length
+    found: dict[str, Any] = {"heads": head_table(network, batches[some])}
+    if task in NAMES_TOKENS and "targets" in batches[0].tensors:
         bits = [token_bits(network, batch) for batch in batches]
         found["lens"], found["guess"] = logit_lens(network, batches), guessing(batches)
         found["hard"], found["n_tokens"] = (
             hard_share(bits),
             int(sum(np.isfinite(b).sum() for b in bits)),
         )
-        found["tokens"] = strip(batches[0], bits[0], stream) if stream else []
+        found["tokens"] = strip(batches[some], bits[some], stream) if stream else []
     elif task in ("classify", "tag", "words", "regress"):
         found["depth"] = depth_report(network, batches, labels, seed, gradients)
     if base is not None:

@@ -38,8 +38,12 @@ def chance_loss(batch: Batch) -> float | None:
 
     None for numbers and several labels per row, where it depends on the task.
     """
-    targets = batch["targets"]
-    if targets.is_floating_point() or not (targets.ndim == 1 or tokenwise(batch)):
+    targets = batch.tensors.get("targets")
+    if (
+        targets is None
+        or targets.is_floating_point()
+        or not (targets.ndim == 1 or tokenwise(batch))
+    ):
         return None
     targets = targets[targets >= 0]
     if not len(targets):
