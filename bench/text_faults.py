@@ -17,17 +17,18 @@ from layerwise.data.corpus import NO_LOSS
 from layerwise.data.examples import Batch
 from layerwise.data.train_tokenizer import train_bpe
 
-T, VOCABULARY, ROWS = 48, 512, 4000
-TOPICS = 4
+T, ROWS = 48, 4000
+LETTERS, WORDS, TOPICS = 128, 2048, 4
 
 
 def architectures() -> list[tuple[str, Any, Any, str, int, float]]:
     """Name, Model, config, data, steps, learning rate."""
     llama, bert = models.family("llama"), models.family("bert")
-    small = {"vocab_size": VOCABULARY, "max_seq_len": T, "dim": 64, "n_layers": 4, "n_heads": 4}
-    decoder = llama.Config(**small, n_kv_heads=4, head_dim=16, mlp_dim=128, tied_head=True)
+    small = {"max_seq_len": T, "dim": 64, "n_layers": 4, "n_heads": 4, "mlp_dim": 128}
+    attend = {"n_kv_heads": 4, "head_dim": 16, "tied_head": True}
+    decoder = llama.Config(vocab_size=LETTERS, **small, **attend)
     none = {"dropout": 0.0, "attn_dropout": 0.0, "head_dropout": 0.0, "head_kind": "class"}
-    encoder = bert.Config(**small, **none, mlp_dim=128, n_classes=TOPICS)
+    encoder = bert.Config(vocab_size=WORDS, **small, **none, n_classes=TOPICS)
     return [
         ("decoder", llama.Model, decoder, "shakespeare", 150, 3e-3),
         ("encoder", bert.Model, encoder, "ag_news", 200, 1e-3),
@@ -38,16 +39,15 @@ def architectures() -> list[tuple[str, Any, Any, str, int, float]]:
 def load(name: str, folder: pathlib.Path) -> tuple[Tensor, Tensor]:
     """Tokens (n, T), and what follows each (n, T), or a topic (n,); padding is token -1."""
     if name == "shakespeare":
-        text = (folder / "text" / "tinyshakespeare.txt").read_text("utf-8")[: ROWS * T * 3]
-        tokens = np.array(train_bpe([text], VOCABULARY).encode(text, special=False))
-        rows = torch.from_numpy(tokens[: (len(tokens) - 1) // T * T + 1])
-        return rows[:-1].reshape(-1, T)[:ROWS], rows[1:].reshape(-1, T)[:ROWS]
+        text = (folder / "text" / "tinyshakespeare.txt").read_bytes()[: ROWS * T + 1]
+        rows = torch.from_numpy(np.frombuffer(text, np.uint8).astype(np.int64))
+        return rows[:-1].reshape(ROWS, T), rows[1:].reshape(ROWS, T)
     path = folder / "text-classification" / "ag_news" / "train10k.tsv.gz"
     with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
         lines = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))[: 2 * ROWS]
     texts, topics = zip(*((line[0], line[1]) for line in lines if len(line) == 2), strict=True)
     names = sorted(set(topics))
-    tokenizer = train_bpe(texts, VOCABULARY)
+    tokenizer = train_bpe(texts, WORDS)
     x = torch.full((len(texts), T), -1)
     for i, ids in enumerate(tokenizer.encode_batch(texts, special=False)):
         ids = [tokenizer.eos_id, *ids][:T]  # the encoder answers at the first position
