@@ -95,7 +95,7 @@ class Rows:
     def __init__(self, x: Tensor, y: Tensor, seed: int, options: dict[str, Any]):
         order = torch.randperm(len(y), generator=runtime.generator(seed))
         y = text_faults.spoilt(y, options, runtime.generator(seed, 1))
-        cut, batch_size = len(y) * 3 // 4, 64 if x.is_floating_point() else 24
+        cut, batch_size = len(y) * 3 // 4, 64 if x.is_floating_point() else 16
         self.x, self.y, self.seed, self.batch_size = x, y, seed, batch_size
         self.train, self.test = order[:cut], order[cut:]
 

@@ -17,21 +17,21 @@ from layerwise.data.corpus import NO_LOSS
 from layerwise.data.examples import Batch
 from layerwise.data.train_tokenizer import train_bpe
 
-T, ROWS = 48, 4000
+T, ROWS = 32, 4000
 LETTERS, WORDS, TOPICS = 128, 2048, 4
 
 
 def architectures() -> list[tuple[str, Any, Any, str, int, float]]:
     """Name, Model, config, data, steps, learning rate."""
     llama, bert = models.family("llama"), models.family("bert")
-    small = {"max_seq_len": T, "dim": 64, "n_layers": 4, "n_heads": 4, "mlp_dim": 128}
+    small = {"max_seq_len": T, "dim": 64, "n_layers": 3, "n_heads": 4, "mlp_dim": 128}
     attend = {"n_kv_heads": 4, "head_dim": 16, "tied_head": True}
     decoder = llama.Config(vocab_size=LETTERS, **small, **attend)
     none = {"dropout": 0.0, "attn_dropout": 0.0, "head_dropout": 0.0, "head_kind": "class"}
     encoder = bert.Config(vocab_size=WORDS, **small, **none, n_classes=TOPICS)
     return [
         ("decoder", llama.Model, decoder, "shakespeare", 150, 3e-3),
-        ("encoder", bert.Model, encoder, "ag_news", 200, 1e-3),
+        ("encoder", bert.Model, encoder, "ag_news", 200, 2e-3),
     ]
 
 

@@ -20,7 +20,7 @@ from layerwise.report.thumbnails import data_uri, overlay, picture
 from layerwise.result import Rows
 
 PROBED = 1500  # rows that the depth report looks at
-WINDOWS = 16  # of running text
+TOKENS, WINDOWS = 4096, 16  # of running text, and its least number of windows
 LOOKED_THROUGH = 600  # rows among which a unit's favourites are sought
 SHOWN = 6  # rows whose saliency is shown
 UNITS, FAVOURITES = 2, 4  # per layer
@@ -64,7 +64,8 @@ def read_text(
     if task == "causal" and held.kind == "text":
         corpus = tokenise(texts_of(held), words)
         held = windows_of(held, corpus, model.processor.max_seq_len)
-    some = some_rows(held, WINDOWS if task in NAMES_TOKENS else PROBED)
+    most = max(WINDOWS, TOKENS // model.processor.max_seq_len)
+    some = some_rows(held, most if task in NAMES_TOKENS else PROBED)
     return reading(
         model.network,
         list(in_order(some, model.processor, WINDOWS)),
