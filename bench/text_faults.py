@@ -93,6 +93,7 @@ def collapse(network: nn.Module) -> None:
 
 def kill_heads(network: nn.Module) -> None:
     """Half of the heads without values and without a way out."""
+    m: Any
     for m in network.modules():
         if hasattr(m, "o_proj"):
             half = m.o_proj.in_features // 2

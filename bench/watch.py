@@ -131,7 +131,7 @@ def extra(times: list[tuple[float, bool]], plain: float) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--seconds", type=float, default=20.0, help="per network")
     parser.add_argument("--only", default="", help="networks whose name contains this")
     args = parser.parse_args()

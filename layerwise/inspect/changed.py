@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 from torch import nn
 
@@ -12,7 +13,7 @@ from layerwise.inspect.probe import cka
 
 def changed_layers(
     network: nn.Module, base: nn.Module, batches: Iterable[Batch]
-) -> list[dict[str, float | str]]:
+) -> list[dict[str, Any]]:
     """[{name, change, cka}] of the layers that both have, in order.
 
     change: norm of the difference of the weights over that of the base's; cka: likeness of what
@@ -22,7 +23,7 @@ def changed_layers(
     batches = list(batches)
     ours, theirs = network.layers(), base.layers()  # type: ignore[operator]
     now, before = collect(network, batches)[0], collect(base, batches)[0]
-    out: list[dict[str, float | str]] = []
+    out: list[dict[str, Any]] = []
     for name in (n for n in ours if n in theirs and n in now and n in before):
         new, old = (dict(layer[name].named_parameters()) for layer in (ours, theirs))
         if not old or any(k not in new or new[k].shape != p.shape for k, p in old.items()):
@@ -35,7 +36,7 @@ def changed_layers(
     return out
 
 
-def changed_sentences(rows: list[dict[str, float | str]]) -> list[str]:
+def changed_sentences(rows: list[dict[str, Any]]) -> list[str]:
     """Where most was changed, and what stayed."""
     if not rows:
         return []

@@ -159,7 +159,7 @@ def collect(
     kept: dict[str, list[np.ndarray]] = {"inputs": [], **{name: [] for name in layers}}
     raw: list[Tensor] = []
     targets: list[np.ndarray] = []
-    now: Batch | None = None
+    now: Any = None  # the batch that is being read
 
     def keep(name: str) -> Any:
         return lambda _, args, out: kept[name].append(features_of(out, now))
