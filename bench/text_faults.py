@@ -88,7 +88,7 @@ def collapse(network: nn.Module) -> None:
     """Token embeddings that are one vector and a trace of difference."""
     tables = [m for m in network.modules() if isinstance(m, nn.Embedding)]
     table = max(tables, key=lambda m: m.num_embeddings)
-    table.weight.data = 0.02 * torch.randn(1, table.embedding_dim) + 1e-4 * table.weight.data
+    table.weight.data = torch.randn(1, table.embedding_dim) + 1e-4 * table.weight.data
 
 
 def kill_heads(network: nn.Module) -> None:
