@@ -92,13 +92,12 @@ def collapse(network: nn.Module) -> None:
 
 
 def kill_heads(network: nn.Module) -> None:
-    """Half of the heads without values and without a way out."""
+    """Heads without values and without a way out."""
     m: Any
     for m in network.modules():
         if hasattr(m, "o_proj"):
-            half = m.o_proj.in_features // 2
-            m.v_proj.weight.data[:half] = 0
-            m.o_proj.weight.data[:, :half] = 0
+            m.v_proj.weight.data.zero_()
+            m.o_proj.weight.data.zero_()
 
 
 def scores(network: nn.Module, test: Batch) -> tuple[float, float]:

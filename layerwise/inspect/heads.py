@@ -135,7 +135,7 @@ def head_statistics(layer: nn.Module, args: tuple, options: dict[str, Any]) -> d
     with evaluating(layer), heads_seen(layer, see):
         layer.forward(*first_row(args, n_rows), **first_row(options, n_rows))
     where = {n: np.concatenate([w[n] for w, _ in found]) for n in ("entropy", "first")}
-    idle = [(c < IDLE * c.max()).mean() for _, c in found]
+    idle = [(c <= IDLE * c.max()).mean() for _, c in found]
     if np.isnan(where["entropy"]).any():
         return {"idle": float(np.mean(idle))}
     stuck = (where["entropy"] < SHARP) & (where["first"] < RESTING)

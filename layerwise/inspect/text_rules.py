@@ -92,7 +92,7 @@ def dead_heads(case: Case) -> Iterable[Diagnosis]:
         yield Diagnosis(
             "dead_heads",
             span(list(worst)),
-            f"in {n} {share:.0%} of the heads add next to nothing beside the strongest one",
+            f"in {n} {share:.0%} of the heads add nothing, or next to nothing beside the strongest",
             "start again from fresh weights: where values and output of a head are both zero, no "
             "gradient reaches either",
             {"init": "normal"},
