@@ -19,7 +19,9 @@ def is_text(batch: Batch) -> bool:
 def tokenwise(batch: Batch) -> bool:
     """Whether the tokens have the labels, not the texts: then a row is a token."""
     found = batch.tensors.get("targets")
-    return is_text(batch) and found is not None and found.shape == batch["inputs"].shape
+    if found is None or found.is_floating_point():
+        return False
+    return is_text(batch) and found.shape == batch["inputs"].shape
 
 
 def rows_of_text(x: Tensor, batch: Batch) -> Tensor:
