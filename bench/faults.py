@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import text_faults
 import torch
 import torch.nn.functional as F
 from plain_conv import PlainConfig, PlainConv
@@ -16,16 +17,18 @@ from torch import Tensor, nn
 
 from layerwise import models, runtime
 from layerwise.data.examples import Batch
-from layerwise.errors import TrainingStopped
+from layerwise.errors import DataError, TrainingStopped
 from layerwise.inspect.diagnosis import Diagnosis, diagnose, split_cure
 from layerwise.inspect.watch import Watch
+from layerwise.tasks.causal import Causal
 from layerwise.tasks.classify import Classify
 from layerwise.train.checkpoint import State
 from layerwise.train.loop import Course, Hooks, train
 from layerwise.train.optim import build_optimizer
 
 LABELS = tuple(str(i) for i in range(10))
-ADAPTIVE = ("vit",)  # nobody trains these with plain SGD
+TEXT = ("decoder", "encoder")
+ADAPTIVE = ("vit", *TEXT)  # nobody trains these with plain SGD
 
 
 # ---- architectures -------------------------------------------------------------------------------
@@ -57,6 +60,7 @@ def architectures() -> list[Arch]:
         Arch("vit", vit.Model, dataclasses.replace(vit_config, **small), "digits16", 150, 3e-3),
         Arch("resnet", resnet.Model, dataclasses.replace(thin, **small), "cifar", 100, 2e-3),
         Arch("mobilenet", mobilenet.Model, slim, "digits16", 100, 2e-3),
+        *(Arch(*parts) for parts in text_faults.architectures()),
     ]
 
 
@@ -65,7 +69,10 @@ def architectures() -> list[Arch]:
 
 @functools.cache
 def load(name: str, folder: pathlib.Path) -> tuple[Tensor, Tensor]:
-    """Inputs (standardised) and classes: digits as (n, 64) or (n, 3, 16, 16), CIFAR-10 halved."""
+    """Inputs (standardised) and classes: digits as (n, 64) or (n, 3, 16, 16), CIFAR-10 halved; text
+    as tokens."""
+    if name in ("shakespeare", "ag_news"):
+        return text_faults.load(name, folder)
     if name == "cifar" and (folder / "cifar10").exists():
         from PIL import Image
 
@@ -85,11 +92,10 @@ def load(name: str, folder: pathlib.Path) -> tuple[Tensor, Tensor]:
 class Rows:
     """Batches as a function of (seed, step), and rows held out."""
 
-    def __init__(self, x: Tensor, y: Tensor, seed: int, shuffled: bool, batch_size: int = 64):
+    def __init__(self, x: Tensor, y: Tensor, seed: int, options: dict[str, Any]):
         order = torch.randperm(len(y), generator=runtime.generator(seed))
-        if shuffled:
-            y = y[torch.randperm(len(y), generator=runtime.generator(seed, 1))]
-        cut = len(y) * 3 // 4
+        y = text_faults.spoilt(y, options, runtime.generator(seed, 1))
+        cut, batch_size = len(y) * 3 // 4, 64 if x.is_floating_point() else 16
         self.x, self.y, self.seed, self.batch_size = x, y, seed, batch_size
         self.train, self.test = order[:cut], order[cut:]
 
@@ -100,6 +106,8 @@ class Rows:
         return self.batch(self.train[pick])
 
     def batch(self, rows: Tensor) -> Batch:
+        if not self.x.is_floating_point():
+            return text_faults.batch_of(self.x, self.y, rows)
         return Batch({"inputs": self.x[rows], "targets": self.y[rows]}, rows.numpy())
 
 
@@ -159,7 +167,8 @@ def faults(arch: Arch) -> list[Fault]:
     with_relu = (*plain, "resnet", "mobilenet")
     high = {"lr": 30.0, "optimizer": "sgd"}
     low = {"lr": 1e-6, "optimizer": "sgd"}
-    tiny = {"dtype": "fp16", "faint": 1e-5}
+    tiny, half = {"dtype": "fp16", "faint": 1e-5}, {"masked": 0.5}
+    sharp, collapse, kill = text_faults.sharpen, text_faults.collapse, text_faults.kill_heads
     found = [
         Fault("vanishing gradients", "vanishing_gradients", sigmoid, archs=plain),
         Fault("exploding gradients", "exploding_gradients", {"n_layers": deep}, {}, grow, plain),
@@ -167,7 +176,7 @@ def faults(arch: Arch) -> list[Fault]:
         Fault("saturated sigmoids", "saturated_units", tanh, archs=plain),
         Fault("init too small", "init_too_small", {"init": "small"}, archs=plain),
         Fault("init too large", "init_too_large", {"init": "large"}, archs=plain),
-        Fault("init too large", "init_too_large", break_=swell, archs=("vit",)),
+        Fault("init too large", "init_too_large", break_=swell, archs=("vit", *TEXT)),
         Fault("no residuals", "no_residuals", {"n_layers": deep * 2}, archs=plain),
         Fault("lr too high", "lr_too_high", settings={"lr": arch.lr * 1000}),
         Fault("lr too low", "lr_too_low", settings={"lr": arch.lr / 1000}),
@@ -177,6 +186,11 @@ def faults(arch: Arch) -> list[Fault]:
         Fault("detached layers", "detached_layer", break_=detach, by_hand=True),
         Fault("shuffled labels", "shuffled_labels", settings={"shuffled": True}, by_hand=True),
         Fault("fp16 underflow", "fp16_underflow", settings=tiny),
+        Fault("saturated attention", "saturated_attention", break_=sharp, archs=TEXT),
+        Fault("embedding collapse", "embedding_collapse", break_=collapse, archs=TEXT),
+        Fault("dead heads", "dead_heads", break_=kill, archs=TEXT),
+        Fault("half the rows masked", "masked_labels", {}, half, archs=TEXT[:1], by_hand=True),
+        Fault("all rows masked", "refused", {}, {"masked": 2.0}, archs=TEXT[:1], by_hand=True),
     ]
     return [f for f in found if not f.archs or arch.name in f.archs]
 
@@ -203,19 +217,29 @@ def healthy(arch: Arch) -> list[tuple[str, Fault]]:
             ),
             ("PyTorch's init", {"init": "default"}, {}),
         ]
+    if arch.name == "decoder":
+        ways += [
+            ("norms of query and key", {"qk_norm": True}, {}),
+            ("one head", {"n_heads": 1, "n_kv_heads": 1}, {}),
+            ("shared keys, own head", {"n_kv_heads": 1, "tied_head": False}, {}),
+        ]
     return [(name, Fault("healthy", "", config, settings)) for name, config, settings in ways]
 
 
 # ---- one training --------------------------------------------------------------------------------
 
 
-class Faint(Classify):
-    """The same loss in a far smaller unit: harmless, until numbers have few bits."""
+class Faint:
+    """A task with its loss in a far smaller unit: harmless, until numbers have few bits."""
 
-    unit = 1.0
+    def __init__(self, task: Any, unit: float):
+        self.task, self.unit = task, unit
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.task, name)
 
     def loss(self, network: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        total, parts = super().loss(network, batch)
+        total, parts = self.task.loss(network, batch)
         return total * self.unit, parts
 
 
@@ -244,20 +268,19 @@ def run(
         config = dataclasses.replace(config, **fields)
         by_person = fault.by_hand and cure.fault == fault.right
         if by_person:
-            options["shuffled"] = False
+            options |= {"shuffled": False, "masked": 0.0}
         if by_person or "init" in cure.cure_options or "unfreeze" in cure.cure_options:
             break_ = None  # fresh weights, everything trains
     with runtime.seeded(seed):
         network = arch.build(config)
     if break_ is not None:
         break_(network)
-    rows = Rows(*data, seed, bool(options.get("shuffled")))
+    rows = Rows(*data, seed, options)
     return fit(network, rows, options, arch, seed)
 
 
 def fit(network: nn.Module, rows: Rows, options: dict[str, Any], arch: Arch, seed: int) -> Outcome:
-    task = Faint(LABELS)
-    task.unit = options.get("faint", 1.0)
+    task = Faint(Causal() if arch.name == "decoder" else Classify(LABELS), options.get("faint", 1))
     parameters = [p for p in network.parameters() if p.requires_grad]
     groups = [{"params": parameters, "weight_decay": 0.0}]
     optimizer = build_optimizer(options["optimizer"], groups, options["lr"])
@@ -272,16 +295,15 @@ def fit(network: nn.Module, rows: Rows, options: dict[str, Any], arch: Arch, see
         train(network, task, rows, optimizer, course, State(seed=seed), machine, hooks)
     except TrainingStopped as e:
         stopped = str(e)
+    except DataError as e:
+        return Outcome([Diagnosis("refused", "", str(e), "")] if not curve else [], math.inf, 0.0)
     watch.detach()
     test = rows.batch(rows.test)
     found = diagnose(
         watch.history, network, curve, probe=rows.batch(rows.train[:600]), held_out=test,
         lr=options["lr"], optimizer=options["optimizer"], stopped=stopped,
     )  # fmt: skip
-    with runtime.evaluating(network):
-        logits = network(test["inputs"]).float()
-    loss = float(F.cross_entropy(logits, test["targets"]))
-    accuracy = float((logits.argmax(1) == test["targets"]).float().mean())
+    loss, accuracy = text_faults.scores(network, test)
     return Outcome(found, loss if math.isfinite(loss) else math.inf, accuracy)
 
 

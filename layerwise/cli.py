@@ -144,7 +144,8 @@ def inspect_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("model", help="folder of a model or run, a weights file, or a published name")
     p.add_argument("data", help="labelled data to look with")
     p.add_argument("--rows", type=int, default=1500, help="rows to look at [1500]")
-    p.add_argument("--output", default="", help="also write the page here")
+    p.add_argument("--base", default="", help="what a text model was fine-tuned from")
+    p.add_argument("--output", default="", help="also write the figures here, as JSON")
 
 
 def audit_arguments(p: argparse.ArgumentParser) -> None:

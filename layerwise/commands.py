@@ -83,10 +83,12 @@ def plan(console: Console, model: str, **options: Any) -> dict[str, Any]:
     return found.to_dict()
 
 
-def inspect(console: Console, model: str, data: str, rows: int, output: str) -> dict[str, Any]:
+def inspect(
+    console: Console, model: str, data: str, rows: int, base: str, output: str
+) -> dict[str, Any]:
     from layerwise.verbs import inspect
 
-    report = inspect(model, data, rows=rows)
+    report = inspect(model, data, rows=rows, base=base)
     for sentence in report.sentences():
         console.say(sentence)
     console.table(*report.table())

@@ -14,6 +14,7 @@ from layerwise.models import replace_fields
 from layerwise.train.log import read_metrics
 
 PROBED = 200  # rows of each split that a diagnosis looks at
+WINDOWS = 24  # of running text
 
 
 def some_rows(examples: Examples, most: int) -> Examples:
@@ -34,10 +35,11 @@ def metrics_of(job: Job, contender: Contender) -> list[dict[str, Any]]:
 
 def diagnoses(job: Job, contender: Contender) -> list[Diagnosis]:
     """What was wrong with a training, root cause first; each is said."""
-    if contender.outcome is None or not contender.outcome.history or job.train.kind == "tokens":
+    if contender.outcome is None or not contender.outcome.history:
         return []
     processor = contender.choice.processor
-    seen, unseen = (job.task.batch(some_rows(r, PROBED), processor) for r in (job.train, job.val))
+    most = WINDOWS if job.train.kind == "tokens" else PROBED
+    seen, unseen = (job.task.batch(some_rows(r, most), processor) for r in (job.train, job.val))
     found = diagnose(
         contender.outcome.history,
         contender.network,

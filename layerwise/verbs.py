@@ -162,10 +162,12 @@ def sizes_of(family: str, config: Any, variant: str) -> tuple[int, int]:
     return int(found[0]), int(found[1])
 
 
-def inspect(model: Any, data: Any, rows: int = 1500, seed: int = 0) -> Any:
-    """What each layer of a trained model learned, measured on labelled rows it was not trained on.
+def inspect(model: Any, data: Any, rows: int = 1500, seed: int = 0, base: Any = "") -> Any:
+    """What each layer of a trained model learned, measured on rows it was not trained on.
 
-    Returns a DepthReport: probe accuracy, effective rank and similarity by layer, and sentences.
+    base: of a text model, what it was fine-tuned from, to see which layers that changed.
+    Returns a DepthReport (probe accuracy, effective rank and similarity by layer) or, of texts, a
+    Reading; both have `sentences()`, `table()` and `to_dict()`.
     """
     from layerwise.data.loader import in_order
     from layerwise.evaluate import as_model, rows_to_score
@@ -175,6 +177,10 @@ def inspect(model: Any, data: Any, rows: int = 1500, seed: int = 0) -> Any:
     loaded = as_model(model)
     held, _ = rows_to_score(loaded, data, "", "auto")
     some = held.subset(np.linspace(0, len(held) - 1, min(rows, len(held))).astype(int))
+    if loaded.kind == "text":
+        from layerwise.report.inside import read_text
+
+        return read_text(loaded, some, as_model(base) if base else None, seed)
     batches = in_order(some, loaded.processor, 128)
     return depth_report(loaded.network, batches, loaded.labels, seed=seed)
 

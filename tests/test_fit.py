@@ -112,6 +112,7 @@ def test_evaluate_and_compare(fitted, bars: pathlib.Path):
 def test_inspect_reads_a_saved_model(fitted, bars: pathlib.Path):
     report = layerwise.inspect(fitted.folder, bars, rows=90)
     assert [row["name"] for row in report.to_dict()["layers"]][-1] == "head"
+    assert [row[0] for row in report.table()[1]][-1] == "head"
     assert report.sentences()
 
 

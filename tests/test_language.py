@@ -54,6 +54,33 @@ def test_the_saved_model_is_the_same_and_scores_the_same(fitted, book: pathlib.P
         assert torch.equal(again.network(ids), fitted.model.network.eval()(ids))
 
 
+def test_inspect_says_how_it_reads(fitted, book: pathlib.Path, capsys: pytest.CaptureFixture[str]):
+    from layerwise import cli
+
+    found = layerwise.inspect(fitted.folder, book)
+    assert found.lens[-1]["bits"] < found.guess["bits"]
+    assert found.lens[-1]["bits"] < found.lens[0]["bits"]
+    assert list(found.heads) == [f"blocks.{i}" for i in range(len(found.lens) - 1)]
+    text = "".join(t for t, _ in found.tokens)
+    assert any(line in book.read_text() for line in text.splitlines()[1:-1])
+    assert cli.main(["inspect", fitted.folder, str(book)]) == 0
+    said = capsys.readouterr().out
+    assert "brings most" in said
+    assert "tokens right" in said
+
+
+def test_the_report_shows_the_lens_the_heads_and_hard_tokens(fitted):
+    folder = pathlib.Path(fitted.folder)
+    page = json.loads((folder / "result.json").read_text())
+    assert page["diagnoses"] == []
+    floors = {row["name"]: row for row in page["layers"]}
+    assert 0 < floors["blocks.0"]["probe"] < 1
+    assert floors["blocks.0"]["bits"] > 0
+    html = (folder / "report.html").read_text()
+    assert "Where its heads look" in html
+    assert html.count("--h:") > 100
+
+
 @pytest.mark.oracle
 def test_transformers_opens_what_was_trained(fitted):
     transformers = import_transformers()

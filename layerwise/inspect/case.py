@@ -27,6 +27,10 @@ DEEP, VERY_DEEP = 12, 20  # weight layers without a shortcut
 ALIKE = 0.02  # spread below which a layer hands on nearly the same for every row
 WILD, IDLE = 0.15, 5e-4  # pace that is far too large, far too small
 AIM = {"sgd": 3e-3, "": 8e-3}  # the pace that a corrected learning rate aims at
+ALMOST_ALL = 0.9  # of a token embedding's size that is the same for every token
+PARALLEL = 0.995  # mean cosine between what the network makes of different texts
+STUCK = 0.5  # share of a layer's heads that read one key alone
+EMPTY_ROWS = 0.1  # share of rows without any loss
 UNDERFLOW = 0.3  # share of gradient entries that are zero in fp16, beside those of silent units
 
 
@@ -39,6 +43,8 @@ class Case:
     structure: Structure | None = None
     signal: Signal | None = None
     chance: float | None = None
+    carried: np.ndarray | None = None  # (n,) share of each text's tokens that carry loss
+    likeness: float = 0.0  # mean cosine between different texts' features
     lr: float = 0.0
     optimizer: str = ""
     frozen: frozenset[str] = frozenset()
@@ -92,7 +98,7 @@ class Case:
     def values(self, key: str, look: int) -> dict[str, float]:
         """{layer: value} of one look, layers without a value left out."""
         layers = self.history[look]["layers"]
-        return {n: s[key] for n, s in layers.items() if finite(s.get(key)) and s[key] is not None}
+        return {n: s[key] for n, s in layers.items() if s.get(key) is not None and finite(s[key])}
 
     def hidden(self, key: str, look: int) -> dict[str, float]:
         """The same without the last layer, whose outputs are the answer."""
@@ -129,7 +135,12 @@ class Case:
 
     @cached_property
     def fade(self) -> float:
-        """Size of the last hidden activations over that of the inputs, at the first look."""
+        """Size of the last hidden activations over that of the inputs, at the first look.
+
+        1 for transformers: a norm stands before every matrix, whatever the stream's own size.
+        """
+        if self.values("entropy", 0):
+            return 1.0
         sizes = list(self.hidden("act_std", 0).values())
         inputs = self.history[0].get("inputs", {}).get("std") or 1.0
         return sizes[-1] / inputs if sizes else 1.0

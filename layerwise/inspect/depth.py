@@ -23,6 +23,7 @@ from layerwise.data.splits import stratified_folds as folds_of
 from layerwise.errors import DataError
 from layerwise.inspect.floors import DepthReport, LayerDepth
 from layerwise.inspect.probe import CrossFit, cka, effective_rank, one_hot, r_squared
+from layerwise.inspect.texts import is_text, rows_of_text, tokenwise
 from layerwise.runtime import evaluating
 
 POOLED, WIDEST = (
@@ -43,17 +44,18 @@ def depth_report(
 ) -> DepthReport:
     """Probe every layer of a trained network.
 
-    batches: rows with "inputs" and "targets": (B,) classes, (B,) numbers, or (B, C) several labels;
-    best rows it was not trained on; at most 2,000 are used. labels: names of the classes, for the
-    sentences. gradients: {layer: gradient norm}, as the watch saw them.
+    batches: rows with "inputs" and "targets": (B,) classes, (B,) numbers, (B, C) several labels, or
+    (B, T) a class for each token of a text, negative where there is none; best rows it was not
+    trained on; about 2,000 are used. labels: names of the classes, for the sentences.
+    gradients: {layer: gradient norm}, as the watch saw them.
     Errors: DataError when there are too few rows to score a probe on.
     """
-    features, inputs, targets = collect(network, batches)
+    features, images, targets = collect(network, batches)
     n = len(targets)
     if n < FEWEST:
         raise DataError(f"a depth report needs at least {FEWEST} labelled rows; {n} were given")
     task = Task(targets, seed)
-    properties = image_properties(inputs) if inputs.ndim == 4 else {}
+    properties = {} if images is None else image_properties(images)
     floors: list[LayerDepth] = []
     merits: list[np.ndarray] = []  # (n,) per layer: how right the probe was on each row
     for name, x in features.items():
@@ -146,25 +148,34 @@ def rounded(table: np.ndarray) -> list[list[float]]:
 
 def collect(
     network: nn.Module, batches: Iterable[Batch]
-) -> tuple[dict[str, np.ndarray], Tensor, np.ndarray]:
-    """{layer: features (n, D)} beginning with the inputs; the inputs; the targets."""
-    layers: dict[str, nn.Module] = network.layers()  # type: ignore[operator]
-    device = next(network.parameters()).device
+) -> tuple[dict[str, np.ndarray], Tensor | None, np.ndarray]:
+    """{layer: features (n, D)} beginning with the inputs; the images, if it is images; the targets.
+
+    Of texts with a class for each token, every such token is a row.
+    """
+    layers: dict[str, nn.Module] = dict(network.layers())  # type: ignore[operator]
+    layers.pop("pos_embed", None)  # says the same of every text
+    device = str(next(network.parameters()).device)
     kept: dict[str, list[np.ndarray]] = {"inputs": [], **{name: [] for name in layers}}
     raw: list[Tensor] = []
     targets: list[np.ndarray] = []
+    now: Any = None  # the batch that is being read
 
     def keep(name: str) -> Any:
-        return lambda _, args, out: kept[name].append(pooled(out))
+        return lambda _, args, out: kept[name].append(features_of(out, now))
 
     hooks = [layer.register_forward_hook(keep(name)) for name, layer in layers.items()]
     try:
         with evaluating(network), torch.compiler.set_stance("force_eager"):
             for batch in batches:
-                network(batch["inputs"].to(device))
-                kept["inputs"].append(pooled(batch["inputs"]))
-                raw.append(batch["inputs"].float().cpu())
-                targets.append(batch["targets"].cpu().numpy())
+                now = batch.to(device)
+                network(now["inputs"], **now.context)
+                kept["inputs"].append(features_of(now["inputs"], now))
+                if batch["inputs"].ndim == 4:
+                    raw.append(batch["inputs"].float().cpu())
+                wanted = batch["targets"]
+                wanted = wanted[wanted >= 0] if tokenwise(batch) else wanted
+                targets.append(wanted.cpu().numpy())
                 if sum(len(t) for t in targets) >= MOST_ROWS:
                     break
     finally:
@@ -173,7 +184,12 @@ def collect(
     if not targets:
         raise DataError("a depth report needs labelled rows; no batch was given")
     found = {k: project(np.concatenate(parts)) for k, parts in kept.items() if parts}
-    return found, torch.cat(raw), np.concatenate(targets)
+    return found, torch.cat(raw) if raw else None, np.concatenate(targets)
+
+
+def features_of(x: Tensor, batch: Batch) -> np.ndarray:
+    """(n, D): one row per example, or per token where those have the labels."""
+    return rows_of_text(x.detach(), batch).cpu().numpy() if is_text(batch) else pooled(x)
 
 
 def pooled(x: Tensor) -> np.ndarray:

@@ -12,14 +12,16 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from layerwise.data.examples import Batch
-from layerwise.inspect import rules
+from layerwise.inspect import rules, text_rules
 from layerwise.inspect.case import Case
 from layerwise.inspect.rules import Diagnosis
-from layerwise.inspect.signal import chance_loss, signal
+from layerwise.inspect.signal import chance_loss, likeness, signal
 from layerwise.inspect.structure import structure
+from layerwise.inspect.texts import is_text, tokenwise
 from layerwise.settings import Settings
 
 __all__ = ["Diagnosis", "diagnose", "split_cure"]
@@ -28,15 +30,20 @@ RULES: tuple[Callable[[Case], Iterable[Diagnosis]], ...] = (  # causes before co
     rules.fp16_underflow,
     rules.detached_layer,
     rules.frozen_layer,
+    text_rules.masked_labels,
+    text_rules.dead_heads,
     rules.saturated_units,
     rules.dead_units,
     rules.bad_init,
+    text_rules.embedding_collapse,
+    text_rules.saturated_attention,
     rules.vanishing_gradients,
     rules.exploding_gradients,
     rules.no_residuals,
     rules.wrong_lr,
     rules.shuffled_labels,
 )
+ATTENTION = ("saturated_attention", "embedding_collapse")
 FLOW = ("vanishing_gradients", "exploding_gradients", "no_residuals")
 RATE = ("lr_too_high", "lr_too_low")
 EXPLAINS: dict[str, tuple[str, ...]] = {  # a cause and the faults that follow from it
@@ -45,8 +52,12 @@ EXPLAINS: dict[str, tuple[str, ...]] = {  # a cause and the faults that follow f
     "frozen_layer": (*FLOW, *RATE),
     "saturated_units": ("init_too_large", "init_too_small", *FLOW, *RATE, "shuffled_labels"),
     "dead_units": ("init_too_large", "init_too_small", *FLOW, *RATE, "shuffled_labels"),
+    "masked_labels": (),
+    "embedding_collapse": ("saturated_attention", *FLOW, *RATE, "shuffled_labels"),
+    "saturated_attention": (*FLOW, *RATE, "shuffled_labels"),
+    "dead_heads": ("dead_units",),  # what silent heads hand on is silent
     "init_too_small": (*FLOW, *RATE, "shuffled_labels"),
-    "init_too_large": (*FLOW, *RATE, "shuffled_labels"),
+    "init_too_large": (*ATTENTION, *FLOW, *RATE, "shuffled_labels"),
     "vanishing_gradients": (*FLOW, *RATE, "shuffled_labels"),
     "exploding_gradients": (*FLOW, *RATE, "shuffled_labels"),
     "no_residuals": (*RATE, "shuffled_labels"),
@@ -84,13 +95,22 @@ def diagnose(
     case.stopped, case.chance = stopped, chance
     if probe is not None:
         case.chance = chance if chance is not None else chance_loss(probe)
-    if probe is not None and network is not None and probe["inputs"].is_floating_point():
+        case.carried = carried(probe) if tokenwise(probe) else None
+    if probe is not None and network is not None and "targets" in probe.tensors:
         device = str(next(network.parameters()).device)
         rows = [b.to(device) if b is not None else None for b in (probe, held_out)]
         assert rows[0] is not None
-        case.structure = structure(network, rows[0]["inputs"][:2])
+        if not is_text(rows[0]):
+            case.structure = structure(network, rows[0]["inputs"][:2])
+        elif hasattr(network, "features") and not tokenwise(rows[0]):
+            case.likeness = likeness(network, rows[1] or rows[0])
         case.signal = signal(network, rows[0], rows[1])
     return ranked(case)
+
+
+def carried(batch: Batch) -> np.ndarray:
+    """(n,) the share of each row's tokens that carry loss."""
+    return (batch["targets"] >= 0).double().mean(1).cpu().numpy()
 
 
 def ranked(case: Case) -> list[Diagnosis]:

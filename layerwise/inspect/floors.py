@@ -57,6 +57,19 @@ class DepthReport:
         """Plain values for a report; the sentences are among them."""
         return asdict(self) | {"sentences": self.sentences()}
 
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Head and rows for the console."""
+        rows = [
+            [
+                f.name,
+                shown(self, f),
+                number(self, f.control),
+                f"{f.effective_rank:.0f} of {f.width}",
+            ]
+            for f in self.layers
+        ]
+        return ["layer", f"probe {self.score_name}", "labels shuffled", "directions used"], rows
+
     def sentences(self) -> list[str]:
         """What the numbers say, most important first."""
         parts: tuple[Callable[[DepthReport], list[str]], ...] = (

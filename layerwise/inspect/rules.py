@@ -114,6 +114,9 @@ def saturated_units(case: Case) -> Iterable[Diagnosis]:
         return
     for i in range(min(3, len(case.history))):
         worst = worst_layers(case.hidden("saturated", i), SATURATED)
+        few = len(worst) < len(case.hidden("saturated", i)) / 2
+        if few and np.median(list(case.hidden("gain", 0).values()) or [1.0]) > GAIN_HIGH:
+            return  # one squashed layer among many: bad_init says why
         if worst and not (i and max(case.paces[:i], default=0) > WILD):  # else the rate did it
             share = max(worst.values())
             step = case.history[i]["step"]

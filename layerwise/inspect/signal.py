@@ -13,13 +13,16 @@ from torch import Tensor, nn
 
 from layerwise.data.examples import Batch
 from layerwise.data.splits import stratified_folds
+from layerwise.inspect.lens import judged, read_out
 from layerwise.inspect.probe import CrossFit, one_hot
+from layerwise.inspect.texts import is_text, rows_of_text, tokenwise
 from layerwise.runtime import evaluating
 
 FEW = 100  # rows below which nothing can be said
 SURE = 3.0  # standard errors above chance that count as signal
 LARGEST = 512  # features a ridge regression is given
 PIECE = 64  # rows
+PRIOR = 20.0  # times that a token must have been seen to count as much as the frequencies
 
 
 @dataclass(frozen=True)
@@ -31,14 +34,19 @@ class Signal:
 
 
 def chance_loss(batch: Batch) -> float | None:
-    """The mean loss of the best constant answer: entropy of the classes, or 0.5 for scaled numbers.
+    """The mean loss of the best constant answer: the entropy of the classes, or of the tokens.
 
-    None for several labels per row, where it depends on the task.
+    None for numbers and several labels per row, where it depends on the task.
     """
-    targets = batch["targets"]
-    if targets.ndim != 1:
+    targets = batch.tensors.get("targets")
+    if (
+        targets is None
+        or targets.is_floating_point()
+        or not (targets.ndim == 1 or tokenwise(batch))
+    ):
         return None
-    if targets.is_floating_point():
+    targets = targets[targets >= 0]
+    if not len(targets):
         return None
     shares = torch.bincount(targets).double() / len(targets)
     shares = shares[shares > 0]
@@ -52,6 +60,8 @@ def signal(network: nn.Module, probe: Batch, held_out: Batch | None) -> Signal:
     on `probe` and `held_out`, and on the network's features only on `held_out`: of the rows it was
     trained on, the network may have learned the labels by heart.
     """
+    if tokenwise(probe):
+        return token_signal(network, probe, held_out or probe)
     tried: list[str] = []
     if held_out is not None and names_classes(held_out):  # few rows can show it, not disprove it
         score = network_score(network, held_out)
@@ -85,27 +95,82 @@ def usable(batch: Batch) -> bool:
 def views(network: nn.Module | None, batch: Batch) -> list[tuple[str, np.ndarray]]:
     """The rows as numbers (n, D): the raw values, and the network's features where it has them."""
     inputs = batch["inputs"]
-    raw = inputs.float()
+    raw = rows_of_text(inputs, batch) if is_text(batch) else inputs.float()
     while raw.ndim == 4 and raw[0].numel() > LARGEST:
         raw = nn.functional.avg_pool2d(raw, 2)
-    found = [("the raw values", raw.flatten(1)[:, :LARGEST].cpu().numpy())]
+    what = "the counts of the words" if is_text(batch) else "the raw values"
+    found = [(what, raw.flatten(1)[:, :LARGEST].cpu().numpy())]
     if network is not None and hasattr(network, "features"):
-        features = in_pieces(network, network.features, inputs)  # type: ignore[arg-type]
+        features = in_pieces(network, network.features, batch)  # type: ignore[arg-type]
         features = features.flatten(1)[:, :LARGEST]
         if bool(torch.isfinite(features).all()):
             found.append(("the network's features", features.cpu().numpy()))
     return found
 
 
-def in_pieces(network: nn.Module, call: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
-    """call(inputs) in evaluation mode, PIECE rows at a time: large images would not fit at once."""
+def in_pieces(network: nn.Module, call: Callable[..., Tensor], batch: Batch) -> Tensor:
+    """call(inputs) in evaluation mode, PIECE rows at a time: large images would not fit at once.
+
+    What is said of a text token by token is pooled, (B, T, D) to (B, D).
+    """
+    out = []
     with evaluating(network):
-        return torch.cat([call(part).float() for part in inputs.split(PIECE)])
+        for part in batch.split(-(-len(batch) // PIECE)):
+            x = call(part["inputs"], **part.context).float()
+            out.append(rows_of_text(x, part) if is_text(part) and x.ndim == 3 else x)
+    return torch.cat(out)
 
 
 def network_score(network: nn.Module, batch: Batch) -> float:
-    logits = in_pieces(network, network, batch["inputs"])  # (n, C)
+    logits = in_pieces(network, network, batch)  # (n, C)
     return float((logits.argmax(1) == batch["targets"]).float().mean())
+
+
+def likeness(network: nn.Module, batch: Batch) -> float:
+    """The mean cosine between what the network makes of different texts: 1 where it is the same."""
+    x = in_pieces(network, network.features, batch)  # type: ignore[arg-type]
+    x = nn.functional.normalize(x.double(), dim=1)  # (n, D)
+    n = len(x)
+    return float((x.sum(0).square().sum() - n) / (n * (n - 1))) if n > 1 else 0.0
+
+
+def token_signal(network: nn.Module, probe: Batch, held_out: Batch) -> Signal:
+    """Can the targets of tokens be foretold better than by their frequencies?
+
+    Asked is the network on `held_out`, against the frequencies there, and a table of which target
+    follows on which input token, counted on `probe` and thinned out where a token is rare, against
+    the frequencies in `probe`.
+    """
+    seen, wanted = (b["targets"][b["targets"] >= 0] for b in (probe, held_out))
+    if min(len(seen), len(wanted)) < FEW:
+        return Signal(None, f"only {len(wanted)} tokens: too few to tell")
+    inputs, asked = (b["inputs"][b["targets"] >= 0] for b in (probe, held_out))
+    V = 1 + int(max(seen.max(), wanted.max()))
+    own, known = (torch.bincount(x, minlength=V).float() for x in (wanted, seen))
+    shares = (known + 1) / (len(seen) + V)
+    pairs, times = torch.unique(inputs * V + seen, return_counts=True)
+    key = asked * V + wanted
+    place = torch.searchsorted(pairs, key).clamp_max(len(pairs) - 1)
+    together = torch.where(pairs[place] == key, times[place], 0)
+    often = torch.bincount(inputs, minlength=1 + int(asked.max()))[asked]
+    table = (together + PRIOR * shares[wanted]) / (often + PRIOR)
+    with evaluating(network):
+        x = network.features(held_out["inputs"], **held_out.context)  # type: ignore[operator]
+        bits, _ = judged(read_out(network), x, held_out["targets"])
+    losses = torch.from_numpy(bits * math.log(2)).to(table)
+    tried = []
+    for who, loss, plain in (
+        ("the network", losses, -(own / own.sum())[wanted].log()),
+        ("a table of neighbours", -table.log(), -shares[wanted].log()),
+    ):
+        gain = plain - loss
+        tried.append(
+            f"{who} needs {float(loss.mean()):.2f} nats for each of {len(loss):,} unseen tokens, "
+            f"their frequencies {float(plain.mean()):.2f}"
+        )
+        if float(gain.mean()) > SURE * float(gain.std()) / math.sqrt(len(gain)):
+            return Signal(True, tried[-1])
+    return Signal(False, "; ".join(tried))
 
 
 def ridge_score(features: np.ndarray, targets: np.ndarray, folds: int = 5) -> float:

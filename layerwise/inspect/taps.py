@@ -70,6 +70,23 @@ def tap_compiled(module: nn.Module, arrive: Any, leave: Any) -> Callable[[], Any
     return lambda: setattr(module, "_compiled_call_impl", inner)
 
 
+def tap_call(module: nn.Module, see: Callable[[tuple, dict], None]) -> Callable[[], Any]:
+    """Show the arguments of every call to `see(args, options)` after it; returns what undoes it."""
+    if not is_compiled(module):
+        return module.register_forward_hook(
+            lambda _, args, options, out: see(args, options), with_kwargs=True
+        ).remove
+    inner: Any = module._compiled_call_impl
+
+    def call(*args: Any, **options: Any) -> Any:
+        out = inner(*args, **options)
+        see(args, options)
+        return out
+
+    module._compiled_call_impl = call
+    return lambda: setattr(module, "_compiled_call_impl", inner)
+
+
 def is_tensor(args: tuple[Any, ...]) -> bool:
     return bool(args) and isinstance(args[0], Tensor)
 

@@ -208,3 +208,32 @@ def confusion(labels: list[str], matrix: list[list[int]]) -> str:
             f"{escape(labels[j][:16])}</text>"
         )
     return svg(body, width, height, "confusion matrix", narrow=True)
+
+
+def heads(table: dict[str, list[dict[str, float]]]) -> str:
+    """Layers from top to bottom, a square per head: its colour says where it mostly looks."""
+    kinds = {"first": "var(--c4)", "itself": "var(--c3)", "previous": "var(--c2)"}
+    layers = list(table.items())[::-1]
+    cell, left = 24, 96
+    width = left + max(300, cell * max(len(row) for _, row in layers))
+    body = ""
+    for i, (name, row) in enumerate(layers):
+        y = 4 + cell * i
+        body += f'<text x="{left - 8}" y="{y + 15}" text-anchor="end">{escape(name)}</text>'
+        for j, head in enumerate(row):
+            kind = max(kinds, key=head.__getitem__)
+            spread = head[kind] < 0.3
+            colour = "var(--c1)" if spread else kinds[kind]
+            shade = 0.15 + 0.85 * (1 - head["entropy"] if spread else head[kind])
+            said = ", ".join(f"{k} {v:.2f}" for k, v in head.items())
+            body += (
+                f'<rect x="{left + cell * j}" y="{y}" width="{cell - 3}" height="{cell - 3}" '
+                f'rx="4" fill="{colour}" fill-opacity="{shade:.2f}">'
+                f"<title>{escape(name)} head {j}: {said}</title></rect>"
+            )
+    x, y = left, 4 + cell * len(layers) + 14
+    for what, colour in {**kinds, "spread out": "var(--c1)"}.items():
+        body += f'<circle cx="{x + 5}" cy="{y - 4}" r="5" fill="{colour}"/>'
+        body += f'<text x="{x + 14}" y="{y}">{what}</text>'
+        x += 26 + 7 * len(what)
+    return svg(body, width, y + 8, "where each attention head looks", narrow=True)

@@ -44,6 +44,7 @@ def finish(
     model: Model,
     seconds_so_far: float,
     data: str,
+    base: Model | None = None,
 ) -> Result:
     """Turn a trained winner into a Result, a saved model and a report."""
     console, started = job.console, time.monotonic()
@@ -66,7 +67,7 @@ def finish(
     finished = winner.outcome is None or winner.outcome.state.finished
     page |= score_model(job, rows, model)
     page["audit"] = findings_of(examples, rows, page)
-    page |= look_inside(job, rows, model, winner)
+    page |= look_inside(job, rows, model, winner, base)
     model.card |= {"score": page["score"], "rows": page["rows"]}
     model.save(job.folder / "model")
     page["seconds"] = seconds_so_far + time.monotonic() - started

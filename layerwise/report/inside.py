@@ -6,22 +6,33 @@ import torch
 
 from layerwise.bundle import Model
 from layerwise.cure import some_rows
+from layerwise.data.corpus import tokenise
+from layerwise.data.examples import Examples
 from layerwise.data.loader import in_order
+from layerwise.data.text_documents import texts_of
 from layerwise.errors import DataError
 from layerwise.inspect.attribution import heat, smooth_grad, top_examples
 from layerwise.inspect.depth import depth_report
+from layerwise.inspect.reading import NAMES_TOKENS, Reading, reading
 from layerwise.ladder import Contender, Job
+from layerwise.language import windows_of
 from layerwise.report.thumbnails import data_uri, overlay, picture
 from layerwise.result import Rows
 
 PROBED = 1500  # rows that the depth report looks at
+TOKENS, WINDOWS = 4096, 16  # of running text, and its least number of windows
 LOOKED_THROUGH = 600  # rows among which a unit's favourites are sought
 SHOWN = 6  # rows whose saliency is shown
 UNITS, FAVOURITES = 2, 4  # per layer
 
 
-def look_inside(job: Job, rows: Rows, model: Model, winner: Contender) -> dict[str, Any]:
-    """The layers as the report shows them, and pictures for images."""
+def look_inside(
+    job: Job, rows: Rows, model: Model, winner: Contender, base: Model | None = None
+) -> dict[str, Any]:
+    """The layers as the report shows them, pictures for images, and how texts are read.
+
+    base: what the winner was fine-tuned from.
+    """
     history = winner.outcome.history if winner.outcome else []
     out: dict[str, Any] = {"layers": layer_rows(model, history)}
     if job.settings.depth and rows.test.kind in ("image", "table"):
@@ -29,7 +40,53 @@ def look_inside(job: Job, rows: Rows, model: Model, winner: Contender) -> dict[s
         if rows.test.kind == "image" and job.task.name == "classify":
             show_favourites(rows, model, out["layers"])
             out["saliency"] = saliency(rows, model)
+    elif job.settings.depth:
+        gradients = {r["name"]: r["grad_norm"] for r in out["layers"] if r.get("grad_norm")}
+        try:
+            found = read_text(model, rows.test, base, job.settings.seed, gradients)
+        except DataError as e:  # too few held-out rows to probe with
+            return out | {"depth": {"sentences": [str(e)]}}
+        out["reading"] = found.to_dict()
+        out["depth"] = {"sentences": found.sentences()}
+        fill_floors(out["layers"], out["reading"])
     return out
+
+
+def read_text(
+    model: Model,
+    held: Examples,
+    base: Model | None = None,
+    seed: int = 0,
+    gradients: dict[str, float] | None = None,
+) -> Reading:
+    """How a model reads texts that it was not trained on; see `inspect.reading`."""
+    words, task = model.processor.tokenizer, getattr(model.task, "name", "")
+    if task == "causal" and held.kind == "text":
+        corpus = tokenise(texts_of(held), words)
+        held = windows_of(held, corpus, model.processor.max_seq_len)
+    most = max(WINDOWS, TOKENS // model.processor.max_seq_len)
+    some = some_rows(held, most if task in NAMES_TOKENS else PROBED)
+    return reading(
+        model.network,
+        list(in_order(some, model.processor, WINDOWS)),
+        task,
+        getattr(model.task, "labels", ()),
+        words.stream,
+        None if base is None else base.network,
+        seed,
+        gradients,
+    )
+
+
+def fill_floors(layers: list[dict[str, Any]], found: dict[str, Any]) -> None:
+    """The figures of a reading beside the layers they are of."""
+    rows = {row["name"]: row for row in layers}
+    first = layers[0]["name"]
+    for floor in found["lens"]:
+        name = first if floor["name"] == "embeddings" else floor["name"]
+        rows[name] |= {"probe": floor["right"], "bits": floor["bits"]}
+    for row in [*(found["depth"] or {"layers": []})["layers"], *found["changed"]]:
+        rows.get(row["name"], {}).update({k: v for k, v in row.items() if k != "name"})
 
 
 def layer_rows(model: Model, history: list[dict[str, Any]]) -> list[dict[str, Any]]:

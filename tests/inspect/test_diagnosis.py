@@ -190,7 +190,7 @@ def look_history(
 
 def test_every_fault_says_what_it_explains():
     assert all(set(v) <= set(EXPLAINS) for v in EXPLAINS.values())
-    assert len(RULES) == 11
+    assert len(RULES) == 15
 
 
 def test_a_cure_is_split_by_who_knows_it():

@@ -1,0 +1,48 @@
+"""Texts as rows of numbers, for probes that are too simple to be at fault.
+
+Shapes: B texts, T tokens, D width, N tokens that have a label, n rows.
+"""
+
+import torch
+from torch import Tensor
+
+from layerwise.data.examples import Batch
+from layerwise.layers.pool import mean_over
+
+WORDS = 512  # columns that token numbers are counted in
+
+
+def is_text(batch: Batch) -> bool:
+    return not batch["inputs"].is_floating_point()
+
+
+def tokenwise(batch: Batch) -> bool:
+    """Whether the tokens have the labels, not the texts: then a row is a token."""
+    found = batch.tensors.get("targets")
+    if found is None or found.is_floating_point():
+        return False
+    return is_text(batch) and found.shape == batch["inputs"].shape
+
+
+def rows_of_text(x: Tensor, batch: Batch) -> Tensor:
+    """(n, D) fp32 of tokens (B, T), of what a layer makes of them (B, T, D), or of outputs (B, D).
+
+    A text is the mean over its tokens beside its first one, or counts of its tokens.
+    """
+    if x.is_floating_point() and x.ndim == 2:
+        return x.float()
+    if tokenwise(batch):
+        rows = x[batch["targets"] >= 0]
+        return rows.float() if rows.ndim == 2 else counts(rows[:, None])
+    mask = batch.tensors.get("mask")
+    if x.ndim == 2:
+        return counts(x, mask)
+    return torch.cat([mean_over(x.float(), mask), x[:, 0].float()], 1)
+
+
+def counts(tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+    """(B, T) token numbers to (B, WORDS): log(1 + how often), rare tokens sharing a column."""
+    columns = tokens % WORDS
+    weights = torch.ones_like(tokens, dtype=torch.float32) if mask is None else mask.float()
+    found = weights.new_zeros(len(tokens), WORDS).scatter_add_(1, columns, weights)
+    return found.log1p()
