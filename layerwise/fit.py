@@ -26,12 +26,14 @@ from layerwise.data.text_processor import TextProcessor
 from layerwise.errors import DataError, OptionError
 from layerwise.ladder import Contender, Job, Rung, climb, features_of
 from layerwise.plan import Plan
+from layerwise.proxies import choose_by_law
 from layerwise.result import Result, Rows
 from layerwise.settings import Settings, seconds, settings
 from layerwise.tasks import task_for
 from layerwise.train.checkpoint import storage_error
 from layerwise.weights import published
 
+TRAINING_SHARE = 0.85  # of the budget; the rest is for scoring, probing and the report
 FEW_FOR_VALIDATION = 100  # rows below which a tenth is too few to choose by
 
 
@@ -71,10 +73,10 @@ def fit(
         console,
         mirror=kind_allows_mirror(rows.train, console),
         features=rows.features,
-        deadline=started + 0.85 * budget,  # the rest is for scoring, probing and the report
+        deadline=started + TRAINING_SHARE * budget,
         on_plan=lambda plan, way: note_plan(plan, way, console),
     )
-    winner, rungs = climb(job, base, lambda: choose_fresh(job, reader, budget))
+    winner, rungs = climb(job, base, lambda: choose_fresh(job, reader))
     found = diagnoses(job, winner)
     if found and chosen.cure and base is None:
         winner = apply_cure(job, winner, found, rungs)
@@ -119,12 +121,13 @@ def task_of(train: Examples, chosen: Settings) -> Any:
     )
 
 
-def choose_fresh(job: Job, reader: TextProcessor | None, budget: float) -> Choice:
+def choose_fresh(job: Job, reader: TextProcessor | None) -> Choice:
     """The network to train from nothing."""
     if reader is None:
         return choose_scratch(job.train, job.task, job.settings)
-    flops = language.affordable(budget, job.machine, job.folder)
-    return language.choose_decoder(job.train, reader, job.settings, flops)
+    if job.settings.model == "auto" and job.settings.budget:
+        return choose_by_law(job, reader, job.deadline - time.monotonic())
+    return language.choose_decoder(job.train, reader, job.settings)
 
 
 def show_ladder(job: Job, rungs: list[Rung]) -> None:

@@ -27,6 +27,7 @@ from layerwise.choose import SMALL_SIDE, Choice, recipe_for
 from layerwise.console import Console, duration
 from layerwise.data.examples import Examples
 from layerwise.data.loader import in_order
+from layerwise.lens import Lens, look, show
 from layerwise.plan import Plan, make_plan
 from layerwise.runtime import Runtime, peak_memory_mb
 from layerwise.settings import Settings
@@ -68,6 +69,7 @@ class Job:
     features: np.ndarray | None = None  # (n, D) of the training rows on the base, where known
     deadline: float = float("inf")  # time.monotonic() when the training budget ends
     on_plan: Callable[[Plan, str], None] = lambda plan, way: None
+    lens: Lens | None = None  # what carries loss, once it was looked at
 
 
 @dataclass
@@ -299,8 +301,12 @@ def start(job: Job, way: str, base: Model | None, scratch: Callable[[], Choice])
     prepare_network(network, choice, job)
     side = choice.processor.size[0] if job.train.kind == "image" else 0
     recipe = recipe_for(style, len(job.train), job.train.kind, side, s, job.mirror)
+    recipe = replace(recipe, **choice.fitted)
     network = network.to(job.machine.device)
     contender = Contender(way, network, choice, recipe)
+    if job.lens is None and job.train.kind in ("tokens", "text"):
+        job.lens = look(job.train, choice.processor, job.task)
+        show(job.lens, job.console)
     contender.plan = plan_contender(job, contender)
     job.on_plan(contender.plan, way)
     return contender
@@ -336,7 +342,7 @@ def plan_contender(job: Job, contender: Contender) -> Plan:
     micro = -(-r.global_batch_size // r.grad_accum_steps)
     sample = job.train.subset(np.arange(min(2, len(job.train))))
     batch = job.task.batch(sample, contender.choice.processor)
-    return make_plan(
+    plan = make_plan(
         contender.network,
         batch,
         job.task,
@@ -349,6 +355,7 @@ def plan_contender(job: Job, contender: Contender) -> Plan:
         ema=bool(r.ema),
         measure=True,
     )
+    return replace(plan, forecast=contender.choice.forecast)
 
 
 def compete(job: Job, contenders: list[Contender], rungs: list[Rung]) -> Contender:
@@ -418,7 +425,8 @@ def within(contender: Contender, share: float) -> Recipe:
     if plan is None or share == float("inf"):
         return recipe
     per_step = plan.seconds.value / max(1, plan.steps)
-    steps = max(10, min(contender.recipe.steps, int(share / max(per_step, 1e-6) * 0.9)))
+    most = max(recipe.steps, contender.choice.most_steps)
+    steps = max(10, min(most, int(share / max(per_step, 1e-6) * 0.9)))
     every = max(1, steps // 5)
     return replace(
         recipe,

@@ -72,6 +72,8 @@ def pictures(page: dict[str, Any]) -> dict[str, str]:
         out["reliability"] = charts.reliability(page["calibration"]["bins"])
     if page.get("confusion") and len(page["confusion"]["labels"]) <= SHOWN_CLASSES:
         out["confusion"] = charts.confusion(**page["confusion"])
+    if page.get("forecast"):
+        out["forecast"] = charts.forecast(page["forecast"])
     if page.get("scatter"):
         out["scatter"] = charts.scatter(page["scatter"])
     return out
