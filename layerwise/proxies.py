@@ -221,7 +221,7 @@ class Proxy:
         network, optimizer, state = self.branch()
         self.walk(network, optimizer, course, state)
         job = self.job
-        return predict_rows(network, job.task, None, held, job.machine, len(held))
+        return predict_rows(network, job.task, None, held, job.machine)
 
 
 def some_windows(val: Any, most: int) -> Any:

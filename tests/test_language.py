@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import layerwise
-from layerwise import language, runtime
+from layerwise import language
 from layerwise.console import Console
 from layerwise.data.corpus import NO_LOSS, Windows, tokenise
 from layerwise.data.train_tokenizer import train_bpe
@@ -100,18 +100,8 @@ def test_an_interrupted_tokenisation_leaves_nothing_that_is_read(tmp_path: pathl
     assert np.array_equal(tokenise(texts, tokenizer, tmp_path / "a").tokens, whole.tokens)
 
 
-def test_a_resumed_run_keeps_the_size_it_began_with(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-):
-    machine = runtime.start(threads=1)
-    first = language.affordable(60.0, machine, tmp_path)
-    monkeypatch.setattr(language, "product_rate", lambda machine: 1.0)  # a machine grown slow
-    assert language.affordable(60.0, machine, tmp_path) == first
-    assert language.affordable(float("inf"), machine, tmp_path) == float("inf")
-
-
 def test_sizes_follow_compute_and_text():
-    small, large = (language.decoder_of(n, 1024, 256) for n in (4e5, 1e7))
+    small, large = (language.decoder_of(language.width_for(n), 1024, 256) for n in (4e5, 1e7))
     assert (small.dim, small.n_layers) == (128, 2)
     assert (large.dim, large.n_layers) == (384, 6)
     assert language.vocabulary_for(1_000_000) == 1024
