@@ -90,7 +90,8 @@ def plan_corpus(model: str, data: str, budget: str) -> Any:
 
     Errors: OptionError where a part of the question is missing; DataError for other data than text.
     """
-    from layerwise import fit, language
+    from layerwise import language
+    from layerwise.fit import TRAINING_SHARE, prepare_rows, understand
     from layerwise.ladder import Job, start
     from layerwise.proxies import choose_by_law
 
@@ -100,12 +101,12 @@ def plan_corpus(model: str, data: str, budget: str) -> Any:
             "time: `layerwise plan --data CORPUS --budget 30m`"
         )
     chosen, machine, quiet = settings(budget=budget), runtime.start(), Console(quiet=True)
-    examples = fit.understand(data, chosen, quiet)
+    examples = understand(data, chosen, quiet)
     if examples.form != "plain":
         raise DataError(f"{data}: a plain text was expected; {examples.understood}")
-    rows = fit.prepare_rows(examples, chosen, quiet, None, machine)
+    rows = prepare_rows(examples, chosen, quiet, None, machine)
     rows, reader = language.as_tokens(rows, chosen, quiet)
-    left = fit.TRAINING_SHARE * seconds(budget)
+    left = TRAINING_SHARE * seconds(budget)
     with tempfile.TemporaryDirectory() as folder:
         job = Job(chosen, pathlib.Path(folder), Causal(), rows.train, rows.val, machine, quiet)
         return start(job, "scratch", None, lambda: choose_by_law(job, reader, left)).plan

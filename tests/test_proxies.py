@@ -125,5 +125,5 @@ def test_plan_of_a_corpus(book: pathlib.Path, capsys: pytest.CaptureFixture):
 def test_plan_of_a_corpus_that_is_none(tmp_path: pathlib.Path):
     rows = "\n".join(f"{i},{i % 2}" for i in range(50))
     (tmp_path / "t.csv").write_text("x,label\n" + rows + "\n")
-    with pytest.raises(DataError, match="plain text was expected"):
+    with pytest.raises(DataError, match="no column to learn"):
         layerwise.plan(data=str(tmp_path / "t.csv"), budget="10s")

@@ -29,7 +29,6 @@ from layerwise.train.log import MetricsLog
 from layerwise.train.loop import Average, Course, Hooks, train
 from layerwise.train.optim import build_optimizer, load_optimizer_tensors, optimizer_tensors
 
-
 ROWS_AT_ONCE, TOKENS_AT_ONCE = 256, 4096  # in validation
 
 
