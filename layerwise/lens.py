@@ -13,10 +13,10 @@ import numpy as np
 from layerwise.console import Console
 from layerwise.data.examples import Examples
 from layerwise.errors import DataError
+from layerwise.labelled import WHOLE, whole_lengths
 
-SAMPLE, SHOWN = 500, 2  # rows counted, rows shown
+SAMPLE, SHOWN = 500, 2  # rows looked at, rows shown
 WIDTH = 160  # characters of a row that are shown
-UNCUT = 1 << 20  # tokens: no context ends there
 
 Segment = tuple[str, str]  # a stretch of text, and "loss", "seen" or "cut"
 
@@ -26,22 +26,20 @@ class Lens:
     """What a run learns from, of a sample of its rows."""
 
     rows: list[list[Segment]]
-    n_rows: int
-    tokens: int  # shown to the network, of all rows looked at
-    carried: int  # of these with loss; or rows, where each has one answer
-    cut_rows: int
-    cut_tokens: int  # beside `tokens`
+    n_rows: int  # looked at
+    tokens: int  # of these rows, as the network is shown them
+    carried: int  # of these tokens, the answers of rows among them
+    cut_rows: int  # of all rows
+    cut: str  # what that leaves out, in a sentence
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"said": self.said()}
 
     def said(self) -> str:
         """The sample in a sentence."""
-        share = self.cut_tokens / max(1, self.tokens + self.cut_tokens)
-        cut = f"{self.cut_rows:,} of them cut, {share:.1%} of the tokens" if self.cut_rows else ""
         return (
             f"{self.carried:,} of {self.tokens:,} tokens in {self.n_rows:,} rows carry loss; "
-            + (cut or "nothing is cut")
+            f"{self.cut or 'nothing is cut'}"
         )
 
 
@@ -50,26 +48,26 @@ def look(rows: Examples, processor: Any, task: Any) -> Lens:
 
     Errors: DataError where nothing in it carries loss.
     """
-    some = rows.subset(np.unique(np.linspace(0, len(rows) - 1, min(SAMPLE, len(rows))).astype(int)))
+    picked = np.unique(np.linspace(0, len(rows) - 1, min(SAMPLE, len(rows))).astype(int))
+    some = rows.subset(picked)
     batch = task.batch(some, processor)
     if not task.count(batch):
         raise DataError(
             f"not one token of {len(some):,} rows of {rows.source} carries loss, so nothing could "
             "be learned; look at what the rows ask for"
         )
-    shown = task.lens(batch)
-    marked = [marks(batch, i, row) for i, row in enumerate(shown)]
-    whole = whole_rows(some, processor, batch) if rows.kind == "text" else {}
-    cut = {i: ids for i, ids in whole.items() if len(ids)}
-    picked = [*list(cut)[:1], *(i for i in range(len(marked)) if i not in list(cut)[:1])][:SHOWN]
+    marked = [marks(batch, i, row) for i, row in enumerate(task.lens(batch))]
+    long, said = cut_rows(rows, processor) if rows.kind == "text" else (np.zeros(0, int), "")
+    shown = [i for i, row in enumerate(picked) if row in long][:1]
+    shown = [*shown, *(i for i in range(len(marked)) if i not in shown)][:SHOWN]
     flags = [carries for row in marked for _, carries in row]
     return Lens(
-        [segments(marked[i], cut.get(i, ()), processor.tokenizer) for i in picked],
+        [segments(marked[i], behind(some, i, processor), processor.tokenizer) for i in shown],
         len(some),
         len(flags),
         sum(flags),
-        len(cut),
-        sum(len(ids) for ids in cut.values()),
+        len(long),
+        said,
     )
 
 
@@ -83,14 +81,26 @@ def marks(batch: Any, i: int, row: Any) -> list[tuple[Any, bool]]:
     return [*((int(t), False) for t in kept.flatten()), (f" -> {row}", True)]
 
 
-def whole_rows(some: Examples, processor: Any, batch: Any) -> dict[int, Sequence[int]]:
-    """Of each row the tokens that the context's end cut off."""
-    limit = processor.max_seq_len
-    long = replace(processor, max_seq_len=UNCUT).encode(list(some.inputs))
-    if len(long) != len(batch):  # rows that were divided, not cut
-        return {}
-    ids = [row[0] if getattr(row, "ndim", 1) == 2 else row for row in long]
-    return {i: row[limit:].tolist() for i, row in enumerate(ids) if len(row) > limit}
+def cut_rows(rows: Examples, processor: Any) -> tuple[np.ndarray, str]:
+    """Which texts are longer than what is read, and how much of all text that leaves out."""
+    lengths = whole_lengths(rows, processor)
+    if len(lengths) != len(rows):  # they are divided, not cut
+        return np.zeros(0, int), ""
+    over = (lengths - processor.max_seq_len).clip(0)
+    said = (
+        f"cut at their end: {(over > 0).sum():,} of {len(over):,} rows, "
+        f"{over.sum() / lengths.sum():.1%} of all tokens (--max-seq-len sets the limit)"
+    )
+    return np.flatnonzero(over), said if over.any() else ""
+
+
+def behind(some: Examples, i: int, processor: Any) -> Sequence[int]:
+    """The tokens of row i that the context's end cut off."""
+    if some.kind != "text":
+        return ()
+    whole = replace(processor, max_seq_len=WHOLE).encode([some.inputs[i]])[0]
+    ids = whole[0] if getattr(whole, "ndim", 1) == 2 else whole
+    return [int(t) for t in ids[processor.max_seq_len :]] if isinstance(ids, np.ndarray) else ()
 
 
 def segments(row: Sequence[tuple[Any, bool]], cut: Sequence[int], tokenizer: Any) -> list[Segment]:
