@@ -98,6 +98,8 @@ def climb(job: Job, base: Model | None, scratch: Callable[[], Choice]) -> tuple[
     method = job.settings.method
     rungs: list[Rung] = []
     best: Contender | None = None
+    if base is not None:
+        put_on_lens(job, base.processor)
     if base is not None and job.task.name in PROBES and method in ("auto", "knn", "probe"):
         best = climb_features(job, base, rungs)
         if method != "auto" or not worth_going_on(job, rungs[-1]):
@@ -107,6 +109,13 @@ def climb(job: Job, base: Model | None, scratch: Callable[[], Choice]) -> tuple[
     if best is not None and best.rung and not better(job, trained.rung, best.rung):
         return choose_winner(best, rungs)
     return choose_winner(trained, rungs)
+
+
+def put_on_lens(job: Job, processor: Any) -> None:
+    """Once in a run, show which tokens of the texts carry loss."""
+    if job.lens is None and job.train.kind in ("tokens", "text"):
+        job.lens = look(job.train, processor, job.task)
+        show(job.lens, job.console)
 
 
 def ways(job: Job, base: Model | None) -> list[str]:
@@ -331,9 +340,7 @@ def start(job: Job, way: str, base: Model | None, scratch: Callable[[], Choice])
     recipe = replace(recipe, **choice.fitted)
     network = network.to(job.machine.device)
     contender = Contender(way, network, choice, recipe)
-    if job.lens is None and job.train.kind in ("tokens", "text"):
-        job.lens = look(job.train, choice.processor, job.task)
-        show(job.lens, job.console)
+    put_on_lens(job, choice.processor)
     contender.plan = plan_contender(job, contender)
     job.on_plan(contender.plan, way)
     return contender
