@@ -12,7 +12,7 @@ vocabulary.
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -34,8 +34,9 @@ from layerwise.train.loop import Course, Hooks, train
 from layerwise.train.optim import build_optimizer
 from layerwise.train.run import Recipe, fresh, predict_rows
 
-SHARE, LEAST_SECONDS = 0.08, 3.0  # of the time: what the proxies take together
+SHARE, LEAST_SECONDS = 0.08, 6.0  # of the time: what the proxies take together
 SIZES = (0.1, 0.25, 0.6)  # of the size that the paper's constants would choose
+FEW_SECONDS, FEW_SIZES = 15.0, (0.1, 0.4)  # where there is no time for three of them
 AMOUNTS = (0.25, 0.5, 1.0)  # of the tokens that a proxy can read in its time
 STABLE = 0.8  # of a run before its decay: `schedule.lr_factor`, "wsd"
 OVERHEAD = 1.6  # of the steps alone: the decays that are gone twice, and the validations
@@ -72,15 +73,17 @@ def outlook_of(job: Job, reader: TextProcessor, seconds: float) -> Forecast:
     kept = job.folder / "proxies.json"
     if not kept.exists():
         flops = affordable(seconds, job.machine)
-        widths = proxy_widths(flops, reader)
+        own = max(LEAST_SECONDS, SHARE * seconds)
+        widths = proxy_widths(flops, reader, FEW_SIZES if own < FEW_SECONDS else SIZES)
         write_json(kept, {"seconds": seconds, "flops": flops, "widths": widths, "runs": []})
     found = read_json(kept)
     own, flops = max(LEAST_SECONDS, SHARE * found["seconds"]), found["flops"]
     job.console.say(f"proxies: small decoders on this corpus for about {duration(own)}")
     for width in found["widths"]:
         if width not in [run["width"] for run in found["runs"]]:
-            share = own / found["seconds"] / len(SIZES)
-            found["runs"] += run_proxy(job, reader, width, own / len(SIZES), share * flops)
+            part = own / len(found["widths"])
+            share = part / found["seconds"]
+            found["runs"] += run_proxy(job, reader, width, part, share * flops)
             write_json(kept, found)
     runs = found["runs"]
     points = [Point(run["params"], run["tokens"], run["loss"]) for run in runs]
@@ -115,15 +118,15 @@ def multiplied(config: Any) -> int:
     return within + config.vocab_size * config.dim
 
 
-def proxy_widths(flops: float, reader: TextProcessor) -> list[int]:
-    """Widths whose N come nearest to SIZES of what the paper's constants would choose."""
+def proxy_widths(flops: float, reader: TextProcessor, shares: Sequence[float]) -> list[int]:
+    """Widths whose N come nearest to these shares of what the paper's constants would choose."""
     a, b, alpha, beta = HOFFMANN
     ratio = (alpha * a / (beta * b)) ** (1 / (alpha + beta))
     best = ratio * (flops / FLOPS) ** (beta / (alpha + beta))
     V, T = reader.tokenizer.vocab_size, reader.max_seq_len
     sizes = np.log([multiplied(decoder_of(w, V, T)) for w in WIDTHS])
-    places = [int(np.argmin(abs(sizes - math.log(share * best)))) for share in SIZES]
-    for i in range(1, len(places)):  # three sizes, also where the smallest are wanted
+    places = [int(np.argmin(abs(sizes - math.log(share * best)))) for share in shares]
+    for i in range(1, len(places)):  # different ones, also where the smallest are wanted
         places[i] = max(places[i], places[i - 1] + 1)
     return [WIDTHS[i] for i in places]
 

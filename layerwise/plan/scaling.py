@@ -150,29 +150,34 @@ def fit_law(points: Sequence[Point], unique_tokens: float, seed: int = 0) -> Law
         solve(params, tokens, fitted + noise * rng.standard_normal(len(logs)), constants, rng)
         for _ in range(DRAWS)
     ]
-    slip = slip_of(params, tokens, logs, compute, noise)
+    slip = slip_of(params, tokens, logs, noise)
     return Law(constants, np.array(draws), unique_tokens, noise, slip, float(compute.max()))
 
 
-def slip_of(
-    params: np.ndarray, tokens: np.ndarray, logs: np.ndarray, compute: np.ndarray, noise: float
-) -> float:
-    """What predicting the largest size, or the most text, from all smaller runs misses by.
+def slip_of(params: np.ndarray, tokens: np.ndarray, logs: np.ndarray, noise: float) -> float:
+    """What predicting larger runs from the smaller ones misses by, per factor of e of compute.
 
-    The root mean square of the error of ln L over ln C past the smaller runs, less their noise.
+    Each size's longest run from all shorter ones, and the largest size from the smaller ones.
     """
-    missed = []
-    for axis in (params, tokens):
-        known = axis < axis.max() * (1 - 1e-6)
-        if known.sum() < 3:
+    longest = tokens >= np.array([tokens[params == n].max() for n in params])
+    largest = params == params.max()
+    compute, missed = np.log(params * tokens), []
+    for unseen in (longest, largest):
+        known = ~unseen
+        if known.sum() < 3 or len(set(params[known])) < 2:
             continue
-        start = start_at(params[known], tokens[known], logs[known])
-        found = solve(params[known], tokens[known], logs[known], start)
-        for i in np.flatnonzero(~known & (compute > compute[known].max())):
+        found = solve(
+            params[known],
+            tokens[known],
+            logs[known],
+            start_at(params[known], tokens[known], logs[known]),
+        )
+        for i in np.flatnonzero(unseen):
+            own = known & (params == params[i])
+            far = compute[i] - compute[own if own.any() else known].max()
             gap = abs(math.log(predict(found, params[i], tokens[i])) - logs[i])
-            far = compute[i] - compute[known].max()
             missed.append(max(0.0, gap - noise) / max(0.5, far))
-    return max(LEAST_SLIP, float(np.sqrt(np.mean(np.square(missed)))) if missed else LEAST_SLIP)
+    return max(LEAST_SLIP, float(np.sqrt(np.mean(np.square(missed)))) if missed else 0.0)
 
 
 def start_at(params: np.ndarray, tokens: np.ndarray, logs: np.ndarray) -> np.ndarray:
