@@ -2,8 +2,8 @@
 
     python bench/forecast.py CORPUS [CORPUS ...] [--budgets 60s 120s 300s] [--threads 1]
 
-Each is a `fit` of its own, in a process of its own: proxies, law, choice, training. What is compared
-is the validation loss in bits per byte, forecast for the tokens that the run had time to read.
+Each is a `fit` in a process of its own: proxies, law, choice, training. What is compared is
+the validation loss in bits per byte, forecast for the tokens that the run had time to read.
 """
 
 import argparse
@@ -49,10 +49,11 @@ def measure(corpus: str, budget: str, threads: int, seed: int) -> dict[str, Any]
 
 
 def row(corpus: str, budget: str, f: dict[str, Any]) -> str:
+    where = "within" if f["within"] else "OUTSIDE"
     return (
         f"{pathlib.Path(corpus).stem:<24}{budget:>6}{f['chosen']:>9}{f['tokens'] / 1e6:>9.2f}M"
         f"{f['epochs']:>7.1f}{f['value']:>10.3f} ({f['low']:.3f} to {f['high']:.3f})"
-        f"{f['came']:>8.3f}{f['value'] / f['came'] - 1:>+8.1%}  {'within' if f['within'] else 'OUTSIDE'}"
+        f"{f['came']:>8.3f}{f['value'] / f['came'] - 1:>+8.1%}  {where}"
     )
 
 
