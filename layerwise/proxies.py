@@ -11,6 +11,7 @@ vocabulary.
 
 import copy
 import math
+import pathlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -27,17 +28,26 @@ from layerwise.console import duration
 from layerwise.data.loader import Batches
 from layerwise.data.text_processor import TextProcessor
 from layerwise.ladder import Job
-from layerwise.language import WIDTHS, affordable, corpus_of, decoder_of
-from layerwise.plan.scaling import FLOPS, REPEATS_WORTH, Forecast, Point, fit_law, forecast
+from layerwise.language import WIDTHS, affordable, corpus_of, decoder_of, unigram_bits
+from layerwise.plan.scaling import (
+    FLOPS,
+    LEAST_RUNS,
+    REPEATS_WORTH,
+    Forecast,
+    Point,
+    fit_law,
+    forecast,
+)
 from layerwise.train.checkpoint import State
 from layerwise.train.loop import Course, Hooks, train
 from layerwise.train.optim import build_optimizer
 from layerwise.train.run import Recipe, fresh, predict_rows
 
 SHARE, LEAST_SECONDS = 0.08, 6.0  # of the time: what the proxies take together
-SIZES = (0.1, 0.25, 0.6)  # of the size that the paper's constants would choose
-FEW_SECONDS, FEW_SIZES = 15.0, (0.1, 0.4)  # where there is no time for three of them
-AMOUNTS = (0.25, 0.5, 1.0)  # of the tokens that a proxy can read in its time
+SIZES = (0.3, 0.8, 2.5)  # of the size that the paper's constants would choose
+FEW_SECONDS, FEW_SIZES = 15.0, (0.8, 2.5)  # where there is no time for three of them
+AMOUNTS = (0.3, 0.55, 1.0)  # of the tokens that a proxy can read in its time
+PLATEAU = 0.97  # of the loss by frequencies alone: above it no law of sizes holds yet
 STABLE = 0.8  # of a run before its decay: `schedule.lr_factor`, "wsd"
 OVERHEAD = 1.6  # of the steps alone: the decays that are gone twice, and the validations
 LEAST_STEPS, TRIED_STEPS = 20, 3
@@ -50,27 +60,42 @@ STEADY = 0.9  # of the time goes into steps, the rest into validation
 def choose_by_law(job: Job, reader: TextProcessor, seconds: float) -> Choice:
     """The decoder of the lowest expected loss for `seconds` of training, the proxies included.
 
-    What was measured is kept in the run's folder: a resumed run measures nothing anew.
+    What was measured is kept in the run's folder: a resumed run measures nothing anew. Where the
+    time is too short for a law, the size follows the paper's constants, without a forecast.
     """
-    outlook = outlook_of(job, reader, seconds)
-    best, s = outlook.best, job.settings
-    config = decoder_of(
-        int(best.name.split("x")[0]), reader.tokenizer.vocab_size, reader.max_seq_len
-    )
-    micro = s.device_batch_size or batch_rows(best.params, best.tokens, reader.max_seq_len)
-    fitted, most = {"global_batch_size": min(micro * s.grad_accum_steps, len(job.train))}, 0
+    outlook, s, T = outlook_of(job, reader, seconds), job.settings, reader.max_seq_len
+    flops, unique = read_json(kept_in(job))["flops"], len(corpus_of(job.train).tokens)
+    if outlook is None:
+        width = proxy_widths(flops, reader, (1.0,))[0]
+        why = "by Hoffmann's constants: the time is too short for small runs to foretell more"
+        job.console.say(f"no forecast; the size is chosen {why}")
+    else:
+        width = int(outlook.best.name.split("x")[0])
+        why = f"lowest expected loss by {len(outlook.runs)} small runs on this corpus"
+    config = decoder_of(width, reader.tokenizer.vocab_size, T)
+    n = multiplied(config)
+    tokens = outlook.best.tokens if outlook else min(flops / (FLOPS * n), MOST_EPOCHS * unique)
+    rows = (s.device_batch_size or batch_rows(n, tokens, T)) * s.grad_accum_steps
+    fitted, most = {"global_batch_size": min(rows, len(job.train))}, 0
     if not (s.steps or s.epochs):
-        step = fitted["global_batch_size"] * reader.max_seq_len
-        most = max(LEAST_STEPS, round(MOST_EPOCHS * outlook.law.unique_tokens / step))
-        fitted["steps"] = max(LEAST_STEPS, round(best.tokens / step))
+        step = fitted["global_batch_size"] * T
+        fitted["steps"] = max(LEAST_STEPS, round(tokens / step))
         fitted["warmup_steps"] = fitted["steps"] // 20
-    why = f"lowest expected loss by {len(outlook.runs)} small runs on this corpus"
-    return Choice(f"qwen3_{best.name}", "llama", config, reader, why, fitted, most, outlook)
+        most = max(LEAST_STEPS, round(MOST_EPOCHS * unique / step))
+    name = f"qwen3_{config.dim}x{config.n_layers}"
+    return Choice(name, "llama", config, reader, why, fitted, most, outlook)
 
 
-def outlook_of(job: Job, reader: TextProcessor, seconds: float) -> Forecast:
-    """The forecast for every size, from proxies run now or kept in the folder."""
-    kept = job.folder / "proxies.json"
+def kept_in(job: Job) -> pathlib.Path:
+    return job.folder / "proxies.json"
+
+
+def outlook_of(job: Job, reader: TextProcessor, seconds: float) -> Forecast | None:
+    """The forecast for every size, from proxies run now or kept in the folder.
+
+    None where too few of them got past the frequencies of tokens.
+    """
+    kept = kept_in(job)
     if not kept.exists():
         flops = affordable(seconds, job.machine)
         own = max(LEAST_SECONDS, SHARE * seconds)
@@ -85,9 +110,11 @@ def outlook_of(job: Job, reader: TextProcessor, seconds: float) -> Forecast:
             share = part / found["seconds"]
             found["runs"] += run_proxy(job, reader, width, part, share * flops)
             write_json(kept, found)
-    runs = found["runs"]
-    points = [Point(run["params"], run["tokens"], run["loss"]) for run in runs]
-    unique = len(corpus_of(job.train).tokens)
+    runs, unique = found["runs"], len(corpus_of(job.train).tokens)
+    flat = PLATEAU * unigram_bits(job.train, job.val)
+    points = [Point(r["params"], r["tokens"], r["loss"]) for r in runs if r["loss"] < flat]
+    if len(points) < LEAST_RUNS or len({p.params for p in points}) < 2:
+        return None
     law = fit_law(points, unique, job.settings.seed)
     sampled = float(np.sqrt(np.mean([run["sampling"] ** 2 for run in runs])))
     law = replace(law, noise=math.hypot(law.noise, sampled))
@@ -228,8 +255,8 @@ class Proxy:
 
 
 def some_windows(val: Any, most: int) -> Any:
-    """Windows to validate on, evenly spaced; at least 48 of them, where there are as many."""
-    n = min(len(val), max(48, most))
+    """Windows to validate on, evenly spaced; at least 32 of them, where there are as many."""
+    n = min(len(val), max(32, most))
     return val.subset(np.unique(np.linspace(0, len(val) - 1, n).astype(int)))
 
 

@@ -25,6 +25,13 @@ from tests.test_language import sentences
 QUIET = Console(quiet=True)
 
 
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of seconds hardly get past the frequencies of tokens; here they count all the same."""
+    monkeypatch.setattr(proxies, "PLATEAU", 9.0)
+    monkeypatch.setattr(proxies, "LEAST_SECONDS", 2.0)
+
+
 @pytest.fixture(scope="module")
 def book(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     path = tmp_path_factory.mktemp("text") / "book.txt"
@@ -72,8 +79,8 @@ def test_the_law_chooses_and_resuming_measures_nothing_anew(job, monkeypatch):
     assert choice.config.dim == int(best.name.split("x")[0])
     assert choice.fitted["steps"] <= choice.most_steps
     kept = json.loads((job.folder / "proxies.json").read_text())
-    assert len({r["width"] for r in kept["runs"]}) == 3
-    assert len(choice.forecast.runs) == 9
+    assert len({r["width"] for r in kept["runs"]}) == 2
+    assert len(choice.forecast.runs) == 6
 
     def forbidden(*args, **values):
         raise AssertionError("measured anew")
@@ -82,6 +89,16 @@ def test_the_law_chooses_and_resuming_measures_nothing_anew(job, monkeypatch):
     monkeypatch.setattr(proxies, "affordable", forbidden)
     again = proxies.choose_by_law(job, reader, 99.0)
     assert (again.config, again.fitted) == (choice.config, choice.fitted)
+
+
+def test_where_nothing_was_learned_there_is_no_forecast(job, monkeypatch):
+    job, reader = job
+    proxies.choose_by_law(job, reader, 10.0)
+    monkeypatch.setattr(proxies, "PLATEAU", 0.1)
+    choice = proxies.choose_by_law(job, reader, 10.0)
+    assert choice.forecast is None
+    assert "too short" in choice.why
+    assert choice.fitted["steps"] >= proxies.LEAST_STEPS
 
 
 def test_the_pace_is_that_of_the_runs():
