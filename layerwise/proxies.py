@@ -101,9 +101,9 @@ def outlook_of(job: Job, reader: TextProcessor, seconds: float) -> Forecast | No
         own = max(LEAST_SECONDS, SHARE * seconds)
         widths = proxy_widths(flops, reader, FEW_SIZES if own < FEW_SECONDS else SIZES)
         write_json(kept, {"seconds": seconds, "flops": flops, "widths": widths, "runs": []})
+        job.console.say(f"proxies: small decoders on this corpus for about {duration(own)}")
     found = read_json(kept)
     own, flops = max(LEAST_SECONDS, SHARE * found["seconds"]), found["flops"]
-    job.console.say(f"proxies: small decoders on this corpus for about {duration(own)}")
     for width in found["widths"]:
         if width not in [run["width"] for run in found["runs"]]:
             part = own / len(found["widths"])
