@@ -95,31 +95,6 @@ def lines(
     return svg(body, label=f"{y_name} over {x_name}")
 
 
-def forecast(found: dict) -> str:
-    """The expected loss of every size at this compute with its interval, and what came."""
-    curve = [{**c, "x": math.log10(c["params"] / 1e6)} for c in found["curve"]]
-    own = math.log10(found["params"] / 1e6)
-    xs, came = [c["x"] for c in curve], found["came"]
-    ends = [v for c in curve for v in (c["low"], c["high"])] + [came]
-    x, y = (min(xs), max(xs)), (min(ends), max(ends))
-    body = axes(x, y, "million parameters, as a power of ten", found["unit"].replace("_", " "))
-    px = scale(xs, *x, LEFT, W - RIGHT)
-    low, mid, high = (
-        scale([c[k] for c in curve], *y, H - BOTTOM, TOP) for k in ("low", "value", "high")
-    )
-    at, up = scale([own], *x, LEFT, W - RIGHT)[0], scale([came], *y, H - BOTTOM, TOP)[0]
-    points = lambda v: [f"{a:.1f},{b:.1f}" for a, b in zip(px, v, strict=True)]  # noqa: E731
-    band = " ".join(points(high) + points(low)[::-1])
-    body += f'<polygon points="{band}" fill="var(--c1)" fill-opacity=".18"/>'
-    line = " ".join(points(mid))
-    body += f'<polyline fill="none" stroke="var(--c1)" stroke-width="2" points="{line}"/>'
-    body += f'<circle cx="{at:.1f}" cy="{up:.1f}" r="6" fill="var(--c2)"/>'
-    body += (
-        f'<text x="{at + 10:.1f}" y="{up - 8:.1f}" style="fill:var(--c2)">came {came:.3f}</text>'
-    )
-    return svg(body, label="expected loss over size, and what came")
-
-
 def thin(points: list[tuple[float, float]], most: int = 300) -> list[tuple[float, float]]:
     """At most `most` points, each the mean of its neighbours."""
     if len(points) <= most:
