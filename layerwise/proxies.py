@@ -184,7 +184,7 @@ def run_proxy(
     config = decoder_of(width, reader.tokenizer.vocab_size, reader.max_seq_len)
     n, T, s = multiplied(config), reader.max_seq_len, job.settings
     rows = min(batch_rows(n, flops / (FLOPS * n), T), len(job.train))
-    recipe = recipe_for("text", len(job.train), 0, s)
+    recipe = recipe_for("tokens_scratch", len(job.train), 0, s)
     batches = Batches(job.train, reader, None, rows, s.seed)
     proxy = Proxy(job, config, recipe, batches)
     steps = max(LEAST_STEPS, round(seconds / proxy.try_step() / OVERHEAD))

@@ -52,7 +52,7 @@ def job(book: pathlib.Path, tmp_path_factory: pytest.TempPathFactory):
 
 def proxy_of(job: Job, reader) -> proxies.Proxy:
     config = language.decoder_of(32, reader.tokenizer.vocab_size, 32)
-    recipe = recipe_for("text", len(job.train), 0, job.settings)
+    recipe = recipe_for("tokens_scratch", len(job.train), 0, job.settings)
     return proxies.Proxy(job, config, recipe, Batches(job.train, reader, None, 4, 0))
 
 
