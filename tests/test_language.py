@@ -1,7 +1,9 @@
 """Plain text through `fit`: tokenised, trained on, scored in bits per byte, opened elsewhere."""
 
+import importlib.util
 import json
 import pathlib
+import sys
 
 import numpy as np
 import pytest
@@ -127,3 +129,17 @@ def test_training_goes_on_from_a_base(fitted, book: pathlib.Path, tmp_path: path
 def test_a_network_that_does_not_write(book: pathlib.Path, tmp_path: pathlib.Path):
     with pytest.raises(DataError, match="does not continue text"):
         layerwise.fit(book, console=QUIET, output=str(tmp_path / "run"), model="resnet20", steps=2)
+
+
+def test_the_recipe_runs(book: pathlib.Path):
+    path = pathlib.Path(__file__).parents[1] / "recipes" / "pretrain_shakespeare.py"
+    spec = importlib.util.spec_from_file_location("pretrain_shakespeare", path)
+    assert spec is not None
+    assert spec.loader is not None
+    recipe = importlib.util.module_from_spec(spec)
+    sys.modules["pretrain_shakespeare"] = recipe
+    spec.loader.exec_module(recipe)
+    options = ["--quick", "--length", "32", "--vocab", "300", "--dim", "32", "--epochs", "1"]
+    (score,) = recipe.main([str(book), *options])
+    assert score.nats == min(score.nats, score.last)
+    assert 0.3 < score.nats < 2.5  # 13 words at random: 0.56 nats per character

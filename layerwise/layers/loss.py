@@ -24,9 +24,9 @@ def token_loss(hidden: Tensor, head: nn.Linear, targets: Tensor) -> Tensor:
     """
     cap = getattr(head, "softcap", 0.0)
     rows, wanted = hidden.flatten(0, -2), targets.flatten()
-    if not isinstance(hidden, FakeTensor):  # of which nobody knows how many are left
-        keep = wanted >= 0
-        rows, wanted = rows[keep], wanted[keep]  # (N, D), (N,)
+    fake = isinstance(hidden, FakeTensor)  # of which nobody knows how many are left: all
+    keep = torch.arange(len(wanted)) if fake else (wanted >= 0).nonzero()[:, 0]
+    rows, wanted = rows.index_select(0, keep), wanted.index_select(0, keep)  # (N, D), (N,)
     return TokenLoss.apply(rows, head.weight, head.bias, wanted, cap, working_dtype(hidden))
 
 
