@@ -159,8 +159,9 @@ def proxy_widths(flops: float, reader: TextProcessor, shares: Sequence[float]) -
 
 
 def batch_rows(params: float, tokens: float, length: int) -> int:
-    """Windows of a step: 0.292 C^0.327 tokens (DeepSeek LLM, arXiv:2401.02954, section 3.1)."""
-    wanted = 0.292 * (FLOPS * params * tokens) ** 0.3271 / length
+    """Windows of a step: a quarter of the 0.292 C^0.327 tokens of large runs (DeepSeek LLM,
+    arXiv:2401.02954, section 3.1), since short runs lack steps rather than tokens: docs/log.md."""
+    wanted = 0.292 / 4 * (FLOPS * params * tokens) ** 0.3271 / length
     return int(np.clip(2 ** round(math.log2(max(wanted, 1))), 4, 512))
 
 
