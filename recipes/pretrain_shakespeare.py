@@ -92,9 +92,10 @@ def network_of(choices: Choices, vocab_size: int, seed: int) -> nn.Module:
         return F.dropout(out, choices.dropout, module.training)
 
     for block in network.blocks:
+        assert isinstance(block, llama.Block)
         for part, last in ((block.attn, block.attn.o_proj), (block.mlp, block.mlp.down_proj)):
-            nn.init.zeros_(last.weight)  # type: ignore[arg-type]
-            part.register_forward_hook(drop)  # type: ignore[union-attr]
+            nn.init.zeros_(last.weight)
+            part.register_forward_hook(drop)
     return network
 
 
@@ -128,7 +129,7 @@ def train_once(
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Score]:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="tiny Shakespeare on two cores")
     parser.add_argument("data")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)
