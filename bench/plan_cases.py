@@ -10,7 +10,7 @@ class Case:
     """One configuration: a named size, what its config changes, and the setting of its step."""
 
     name: str
-    side: int  # of the images; values per row for mlp
+    side: int  # of the images; values per row for mlp, tokens per row for text
     batch: int
     dtype: str = "fp32"
     optimizer: str = "adamw"
@@ -21,12 +21,36 @@ class Case:
     def __str__(self) -> str:
         more = [f"x{self.accumulation}"] if self.accumulation > 1 else []
         more += ["ckpt"] if self.checkpointing else []
+        change = dict(self.changes)
+        size = f" {change['dim']}x{change['n_layers']}" if change else ""
+        unit = "t" if self.name.startswith(TEXT) else "px"
         return " ".join(
-            [self.name, f"{self.side}px b{self.batch}", self.dtype, self.optimizer, *more]
+            [
+                self.name + size,
+                f"{self.side}{unit} b{self.batch}",
+                self.dtype,
+                self.optimizer,
+                *more,
+            ]
         )
 
 
+TEXT = ("gpt", "qwen3", "llama", "bert", "minilm")
 WIDE = (("dim", 2048), ("n_layers", 6))
+
+
+def sized(dim: int, n_layers: int, vocab_size: int, **more: Any) -> tuple[tuple[str, Any], ...]:
+    """What makes a small decoder or encoder of a named one."""
+    heads = dim // 64
+    values = {"dim": dim, "n_layers": n_layers, "vocab_size": vocab_size, "n_heads": heads, **more}
+    return tuple(values.items())
+
+
+def qwen(dim: int, n_layers: int, vocab_size: int) -> tuple[tuple[str, Any], ...]:
+    more = {"n_kv_heads": dim // 64, "head_dim": 64, "mlp_dim": 64 * round(dim / 24)}
+    return sized(dim, n_layers, vocab_size, **more)
+
+
 CASES = [
     Case("alexnet", 127, 16),
     Case("alexnet", 127, 32, "bf16", "sgd"),
@@ -65,6 +89,26 @@ CASES = [
     Case("mlp", 2048, 512, "bf16", "sgd", 4, False, WIDE),
     Case("mlp_residual", 1024, 1024, "fp32", "muon", 1, False, (("dim", 512), ("n_layers", 6))),
 ]
+CASES += [  # decoders and encoders of text
+    Case("gpt2", 256, 4, "bf16", "adamw"),
+    Case("gpt2", 128, 4, "fp32", "adamw"),
+    Case("gpt2", 256, 8, "bf16", "adamw", 1, True),
+    Case("gpt2", 256, 16, "bf16", "muon", 1, False, sized(384, 6, 4096, mlp_dim=1536)),
+    Case("gpt2", 256, 12, "fp32", "adamw", 2, False, sized(384, 6, 512, mlp_dim=1536)),
+    Case("qwen3_0_6b", 256, 32, "bf16", "muon", 1, False, qwen(128, 2, 1024)),
+    Case("qwen3_0_6b", 256, 32, "bf16", "muon", 1, False, qwen(256, 4, 2048)),
+    Case("qwen3_0_6b", 256, 16, "bf16", "adamw", 2, False, qwen(384, 6, 8192)),
+    Case("qwen3_0_6b", 512, 8, "fp32", "muon", 1, False, qwen(512, 8, 8192)),
+    Case("qwen3_0_6b", 512, 8, "bf16", "adamw", 1, True, qwen(768, 12, 32768)),
+    Case("qwen3_0_6b", 1024, 4, "bf16", "adamw", 1, False, qwen(512, 8, 32000)),
+    Case("bert-base-uncased", 128, 8, "bf16", "adamw"),
+    Case("bert-base-uncased", 128, 8, "fp32", "adamw"),
+    Case("bert-base-uncased", 256, 16, "bf16", "adamw", 1, True),
+    Case(
+        "bert-base-uncased", 128, 32, "bf16", "adamw", 1, False, sized(384, 6, 30522, mlp_dim=1536)
+    ),
+    Case("bert-base-uncased", 64, 64, "fp32", "adamw", 2, False, sized(256, 4, 8192, mlp_dim=1024)),
+]
 QUICK = [0, 6, 17, 24, 29, 33]
 
 # networks of no family: plain stacks, so that no constant is fitted to what the table measures
@@ -96,6 +140,8 @@ def parts_of(case: Case) -> tuple[Callable[[], Any], Any, Any]:
     from layerwise.tasks.classify import Classify
 
     task = Classify([str(i) for i in range(10)])
+    if case.name.startswith(TEXT):
+        return text_parts(case)
     images = not case.name.startswith(("mlp", "dense"))
     shape = (2, 3, case.side, case.side) if images else (2, case.side)
     inputs = torch.zeros(shape, device="meta")
@@ -110,6 +156,27 @@ def parts_of(case: Case) -> tuple[Callable[[], Any], Any, Any]:
         changes["n_in"] = case.side
     family, config = models.resolve(case.name, **changes)
     return lambda: models.build(family, config), example, task
+
+
+def text_parts(case: Case) -> tuple[Callable[[], Any], Any, Any]:
+    """The same of text: a decoder that continues it, an encoder that sorts it into 10 classes."""
+    import numpy as np
+    import torch
+
+    from layerwise import models
+    from layerwise.data.examples import Batch
+    from layerwise.tasks.causal import Causal
+    from layerwise.tasks.classify import Classify
+
+    tokens = torch.zeros((2, case.side), dtype=torch.int64, device="meta")
+    if not case.name.startswith("bert"):
+        family, config = models.resolve(case.name, **dict(case.changes))
+        example = Batch({"inputs": tokens, "targets": tokens}, np.arange(2))
+        return lambda: models.build(family, config), example, Causal()
+    changes = {"n_classes": 10, "head_kind": "class", **dict(case.changes)}
+    family, config = models.resolve(case.name, **changes)
+    example = Batch({"inputs": tokens, "targets": tokens[:, 0].clone()}, np.arange(2))
+    return lambda: models.build(family, config), example, Classify([str(i) for i in range(10)])
 
 
 def plain_network(name: str, side: int) -> Any:

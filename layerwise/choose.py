@@ -3,7 +3,7 @@
 Every choice is a plain rule with its reason beside it; `fit` prints what was chosen.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,9 @@ class Choice:
     config: Any
     processor: Any
     why: str
+    fitted: dict[str, Any] = field(default_factory=dict)  # fields of the recipe that come with it
+    most_steps: int = 0  # that would pay, where there is time for more than the recipe has
+    forecast: Any = None  # of the loss, where a law was fitted: plan/scaling.py
 
 
 def image_side(examples: Examples) -> int:

@@ -125,8 +125,11 @@ def evaluate_arguments(p: argparse.ArgumentParser) -> None:
 
 
 def plan_arguments(p: argparse.ArgumentParser) -> None:
-    p.add_argument("model", help="network by name, e.g. resnet50")
-    p.add_argument("--data", default="", help="plan for this data's rows and classes")
+    p.add_argument(
+        "model", nargs="?", default="auto", help="network by name; auto: by --data and --budget"
+    )
+    p.add_argument("--data", default="", help="plan for this data's rows and classes, or this text")
+    p.add_argument("--budget", default="", help="time, e.g. 30m: which decoder to train on a text")
     p.add_argument("--rows", type=int, default=0, help="training rows, where no data is given")
     p.add_argument("--batch", type=int, default=32, help="rows per step [32]")
     p.add_argument("--grad-accum-steps", type=int, default=1, help="micro-batches per step [1]")

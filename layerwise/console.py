@@ -3,9 +3,13 @@
 `--json` keeps standard output for one JSON document; everything here then goes to standard error.
 """
 
+import os
 import sys
 import time
 from typing import Any, TextIO
+
+COLOURS = {"loss": "\033[32m{}\033[0m", "seen": "\033[2m{}\033[0m", "cut": "\033[9;31m{}\033[0m"}
+BRACKETS = {"loss": "[{}]", "seen": "{}", "cut": "~{}~"}
 
 
 class Console:
@@ -49,6 +53,14 @@ class Console:
         if self.shown:
             self.stream.write("\r" + " " * self.shown + "\r")
             self.shown = 0
+
+    def marks(self, row: list[tuple[str, str]]) -> None:
+        """A text in stretches of a kind each: what carries loss, is seen only, or was cut.
+
+        In colour on a terminal, unless NO_COLOR is set; else [loss], seen, ~cut~.
+        """
+        kinds = COLOURS if self.live and not os.environ.get("NO_COLOR") else BRACKETS
+        self.say("  " + "".join(kinds[kind].format(text) for text, kind in row))
 
     def table(self, head: list[str], rows: list[list[Any]]) -> None:
         for line in table_lines(head, rows):

@@ -27,6 +27,7 @@ from layerwise.errors import DataError, OptionError
 from layerwise.frozen import ENOUGH, PROBES, Features, affordable_rows, some_features
 from layerwise.ladder import Contender, Job, Rung, climb
 from layerwise.plan import Plan
+from layerwise.proxies import choose_by_law
 from layerwise.result import Result, Rows
 from layerwise.settings import Settings, seconds, settings
 from layerwise.tasks import task_for, task_name
@@ -35,6 +36,7 @@ from layerwise.weights import published
 
 GOLDEN = 16  # rows on which a merged network is proved
 MERGED = 1e-4  # and by how much it may differ, relative to the largest output: fp32 adds up so
+TRAINING_SHARE = 0.85  # of the budget; the rest is for scoring, probing and the report
 FEW_FOR_VALIDATION = 100  # rows below which a tenth is too few to choose by
 
 
@@ -77,10 +79,10 @@ def fit(
         mirror=kind_allows_mirror(rows.train, console),
         features=rows.features,
         most_features=most,
-        deadline=started + 0.85 * budget,  # the rest is for scoring, probing and the report
+        deadline=started + TRAINING_SHARE * budget,
         on_plan=lambda plan, way: note_plan(plan, way, console),
     )
-    winner, rungs = climb(job, base, lambda: choose_fresh(job, reader, budget))
+    winner, rungs = climb(job, base, lambda: choose_fresh(job, reader))
     found = diagnoses(job, winner)
     if found and chosen.cure and base is None:
         winner = apply_cure(job, winner, found, rungs)
@@ -137,16 +139,15 @@ def task_of(train: Examples, chosen: Settings) -> Any:
     return task_for(train, chosen.task, label_smoothing=smoothing)
 
 
-def choose_fresh(job: Job, reader: TextProcessor | None, budget: float) -> Choice:
+def choose_fresh(job: Job, reader: TextProcessor | None) -> Choice:
     """The network to train from nothing."""
     if job.train.kind == "text":
-        choice = labelled.choose_encoder(job.train, job.task, job.settings)
-        labelled.say_cut(job.train, choice.processor, job.console)
-        return choice
+        return labelled.choose_encoder(job.train, job.task, job.settings)
     if reader is None:
         return choose_scratch(job.train, job.task, job.settings)
-    flops = language.affordable(budget, job.machine, job.folder)
-    return language.choose_decoder(job.train, reader, job.settings, flops)
+    if job.task.name == "causal" and job.settings.model == "auto" and job.settings.budget:
+        return choose_by_law(job, reader, job.deadline - time.monotonic())
+    return language.choose_decoder(job.train, reader, job.settings)
 
 
 def show_ladder(job: Job, rungs: list[Rung]) -> None:
@@ -344,7 +345,6 @@ def find_base(chosen: Settings, examples: Examples, console: Console) -> Model |
         language.check_base(base, task_name(examples, chosen.task))
     elif kind == "text":
         base = labelled.read_by(base, examples, task_of(examples, chosen), chosen)
-        labelled.say_cut(examples, base.processor, console)
     return base
 
 

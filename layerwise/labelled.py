@@ -11,7 +11,6 @@ import numpy as np
 from layerwise import models
 from layerwise.bundle import READERS, Model
 from layerwise.choose import Choice
-from layerwise.console import Console
 from layerwise.data.examples import Examples
 from layerwise.data.text_documents import texts_of
 from layerwise.data.train_tokenizer import train_wordpiece
@@ -55,21 +54,6 @@ def whole_lengths(examples: Examples, processor: Any) -> np.ndarray:
     """Tokens of every row (n,) before anything is cut."""
     uncut = replace(processor, max_seq_len=WHOLE)
     return np.array([uncut.length(row) for row in uncut.encode(list(examples.inputs))])
-
-
-def say_cut(examples: Examples, processor: Any, console: Console) -> None:
-    """How many texts are longer than what is read, and how much of the text that leaves out."""
-    lengths = whole_lengths(examples, processor)
-    over = lengths - processor.max_seq_len
-    console.say(
-        f"texts: {np.median(lengths):.0f} tokens in the median, {lengths.max():,} at most; "
-        f"{processor.max_seq_len} are read"
-    )
-    if (over > 0).any():
-        console.say(
-            f"  cut at their end: {(over > 0).sum():,} of {len(over):,} rows, "
-            f"{over.clip(0).sum() / lengths.sum():.1%} of all tokens (--max-seq-len sets the limit)"
-        )
 
 
 # ---- without a base ------------------------------------------------------------------------------

@@ -37,6 +37,7 @@ from layerwise.frozen import (
     neighbours,
     some_features,
 )
+from layerwise.lens import Lens, look, show
 from layerwise.plan import Plan, make_plan
 from layerwise.runtime import Runtime, peak_memory_mb
 from layerwise.settings import Settings
@@ -79,6 +80,7 @@ class Job:
     most_features: int = ENOUGH  # rows of which they are worth their time
     deadline: float = float("inf")  # time.monotonic() when the training budget ends
     on_plan: Callable[[Plan, str], None] = lambda plan, way: None
+    lens: Lens | None = None  # what carries loss, once it was looked at
 
 
 @dataclass
@@ -103,6 +105,8 @@ def climb(job: Job, base: Model | None, scratch: Callable[[], Choice]) -> tuple[
     method = job.settings.method
     rungs: list[Rung] = []
     best: Contender | None = None
+    if base is not None:
+        put_on_lens(job, base.processor)
     if base is not None and job.task.name in PROBES and method in ("auto", "knn", "probe"):
         best = climb_features(job, base, rungs)
         if method != "auto" or not worth_going_on(job, rungs[-1]):
@@ -112,6 +116,13 @@ def climb(job: Job, base: Model | None, scratch: Callable[[], Choice]) -> tuple[
     if best is not None and best.rung and not better(job, trained.rung, best.rung):
         return choose_winner(best, rungs)
     return choose_winner(trained, rungs)
+
+
+def put_on_lens(job: Job, processor: Any) -> None:
+    """Once in a run, show which tokens of the texts carry loss."""
+    if job.lens is None and job.train.kind in ("tokens", "text"):
+        job.lens = look(job.train, processor, job.task)
+        show(job.lens, job.console)
 
 
 def ways(job: Job, base: Model | None) -> list[str]:
@@ -238,8 +249,10 @@ def start(job: Job, way: str, base: Model | None, scratch: Callable[[], Choice])
     prepare_network(network, choice, job)
     side = choice.processor.size[0] if job.train.kind == "image" else 0
     recipe = recipe_for(style_of(way, job, choice), len(job.train), side, s, job.mirror)
+    recipe = replace(recipe, **choice.fitted)
     network = network.to(job.machine.device)
     contender = Contender(way, network, choice, recipe)
+    put_on_lens(job, choice.processor)
     contender.plan = plan_contender(job, contender)
     job.on_plan(contender.plan, way)
     return contender
@@ -302,7 +315,8 @@ def plan_contender(job: Job, contender: Contender) -> Plan:
 
     some = job.train.subset(np.linspace(0, len(job.train) - 1, SAMPLED).astype(int))
     if some.kind != "text":
-        return planned(some.subset(np.arange(2)), measure=True)
+        plan = planned(some.subset(np.arange(2)), measure=True)
+        return replace(plan, forecast=contender.choice.forecast)
     lengths = np.array([processor.length(row) for row in processor.encode(list(some.inputs))])
     usual = np.argsort(np.abs(lengths - lengths.mean()), kind="stable")[:2]
     largest = planned(some.subset(np.argsort(-lengths, kind="stable")[:2]), measure=False)
@@ -376,7 +390,8 @@ def within(contender: Contender, share: float) -> Recipe:
     if plan is None or share == float("inf"):
         return recipe
     per_step = plan.seconds.value / max(1, plan.steps)
-    steps = max(10, min(contender.recipe.steps, int(share / max(per_step, 1e-6) * 0.9)))
+    most = max(recipe.steps, contender.choice.most_steps)
+    steps = max(10, min(most, int(share / max(per_step, 1e-6) * 0.9)))
     every = max(1, steps // 5)
     return replace(
         recipe,

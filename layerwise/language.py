@@ -6,7 +6,6 @@ key, gated mlp, tied head), so the result opens in other tools.
 Legend: n documents, T tokens of a window, N parameters that multiply, D tokens trained on.
 """
 
-import pathlib
 import time
 from dataclasses import replace
 from typing import Any
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 
 from layerwise import models
-from layerwise.bundle import Model, read_json, write_json
+from layerwise.bundle import Model
 from layerwise.choose import Choice
 from layerwise.console import Console
 from layerwise.data.corpus import Corpus, Windows, tokenise
@@ -31,9 +30,9 @@ from layerwise.settings import Settings
 FEW_DOCUMENTS = 20  # below which documents are split within, not among each other
 LEAST_VOCABULARY, MOST_VOCABULARY = 512, 32_768
 HEAD_DIM = 64
+WIDTHS = (32, 64, 96, *range(128, 2049, 64))
 LENGTHS = (128, 256, 512)  # windows, for a corpus from small to large
 EFFICIENCY = 0.3  # of the rate of large products that small networks reach, validation included
-TOKENS_PER_PARAM = 20  # compute-optimal, Hoffmann et al., arXiv:2203.15556
 
 
 def in_stretches(examples: Examples, chosen: Settings) -> Examples:
@@ -119,13 +118,8 @@ def length_for(n_tokens: int) -> int:
     return LENGTHS[0] if n_tokens < 100_000 else LENGTHS[1] if n_tokens < 5e7 else LENGTHS[2]
 
 
-def choose_decoder(
-    train: Examples, processor: TextProcessor, chosen: Settings, flops: float
-) -> Choice:
-    """A decoder with fresh weights: as named, or of the size that the compute and the text allow.
-
-    flops: what the budget pays for; infinite without one.
-    """
+def choose_decoder(train: Examples, processor: TextProcessor, chosen: Settings) -> Choice:
+    """A decoder with fresh weights: as named, or as large as the text has tokens."""
     V, T = processor.tokenizer.vocab_size, processor.max_seq_len
     if chosen.model != "auto":
         family, config = models.resolve(chosen.model)
@@ -137,32 +131,31 @@ def choose_decoder(
         longer = max(T, config.max_seq_len)
         config = replace(config, vocab_size=V, max_seq_len=longer)
         return Choice(chosen.model, family, config, processor, "as asked")
-    assert isinstance(train.inputs, Windows)
-    n_tokens = len(train.inputs.corpus.tokens)
-    wanted = min(float(n_tokens), (flops / (6 * TOKENS_PER_PARAM)) ** 0.5)
-    config = decoder_of(wanted, V, T)
-    why = f"{config.n_layers} layers of {config.dim} for {n_tokens:,} tokens" + (
-        f" and {flops:.1e} operations" if np.isfinite(flops) else ""
-    )
+    n_tokens = len(corpus_of(train).tokens)
+    config = decoder_of(width_for(n_tokens), V, T)
+    why = f"{config.n_layers} layers of {config.dim} for {n_tokens:,} tokens"
     return Choice(f"qwen3_{config.dim}x{config.n_layers}", "llama", config, processor, why)
 
 
-def decoder_of(n_params: float, vocab_size: int, length: int) -> Any:
-    """The decoder whose blocks come nearest to N parameters: 12 L D^2 with L = D / 64."""
+def width_for(n_params: float) -> int:
+    """The width whose blocks come nearest to this many parameters: about 12 L D^2."""
+    sizes = np.array([12 * max(2, w // HEAD_DIM) * w * w for w in WIDTHS])
+    return WIDTHS[int(np.argmin(abs(np.log(sizes / max(n_params, 1.0)))))]
+
+
+def decoder_of(width: int, vocab_size: int, length: int) -> Any:
+    """A decoder of this width, a multiple of 32, with a layer for every 64 of it."""
     from layerwise.models.llama import Config
 
-    widths = [HEAD_DIM * k for k in range(1, 33)]
-    sizes = [12 * max(2, w // HEAD_DIM) * w * w for w in widths]
-    best = int(np.argmin(np.abs(np.log(np.array(sizes) / max(n_params, 1.0)))))
-    width = widths[best]
+    head_dim = HEAD_DIM if width >= 2 * HEAD_DIM else HEAD_DIM // 2
     return Config(
         vocab_size=vocab_size,
         max_seq_len=length,
         dim=width,
         n_layers=max(2, width // HEAD_DIM),
-        n_heads=width // HEAD_DIM,
-        n_kv_heads=width // HEAD_DIM,
-        head_dim=HEAD_DIM,
+        n_heads=width // head_dim,
+        n_kv_heads=width // head_dim,
+        head_dim=head_dim,
         mlp_dim=HEAD_DIM * round(8 * width / 3 / HEAD_DIM),
         norm_eps=1e-6,
         qk_norm=True,
@@ -170,28 +163,24 @@ def decoder_of(n_params: float, vocab_size: int, length: int) -> Any:
     )
 
 
+def corpus_of(rows: Examples) -> Corpus:
+    """The tokens behind windows."""
+    assert isinstance(rows.inputs, Windows)
+    return rows.inputs.corpus
+
+
 def unigram_bits(train: Examples, test: Examples) -> float:
     """Bits per byte of the test text by the frequencies of the training tokens alone."""
-    assert isinstance(train.inputs, Windows)
-    assert isinstance(test.inputs, Windows)
-    seen, asked = train.inputs.corpus, test.inputs.corpus
+    seen, asked = corpus_of(train), corpus_of(test)
     size = 1 + int(max(seen.tokens.max(), asked.tokens.max()))
     counts = np.bincount(seen.tokens, minlength=size) + 1.0
     bits = -np.log2(counts / counts.sum())
     return float(bits[asked.tokens].sum() / max(1, asked.n_bytes))
 
 
-def affordable(seconds: float, machine: Runtime, folder: pathlib.Path) -> float:
-    """FLOPs that a training budget pays for here, at the rate of large matrix products.
-
-    What was measured is kept in the run's folder: a resumed run trains the network it began with.
-    """
-    if seconds == float("inf"):
-        return seconds
-    kept = folder / "affordable.json"
-    if not kept.exists():
-        write_json(kept, {"flops": EFFICIENCY * seconds * product_rate(machine)})
-    return read_json(kept)["flops"]
+def affordable(seconds: float, machine: Runtime) -> float:
+    """FLOPs that a training budget pays for here, about, at the rate of large matrix products."""
+    return EFFICIENCY * seconds * product_rate(machine)
 
 
 def product_rate(machine: Runtime, side: int = 768) -> float:

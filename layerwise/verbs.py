@@ -2,6 +2,7 @@
 
 import importlib.util
 import pathlib
+import tempfile
 from dataclasses import replace
 from typing import Any
 
@@ -12,8 +13,8 @@ from PIL import Image
 from layerwise import models, runtime
 from layerwise.console import Console
 from layerwise.data.examples import Batch, Examples
-from layerwise.errors import OptionError
-from layerwise.settings import settings
+from layerwise.errors import DataError, OptionError
+from layerwise.settings import seconds, settings
 from layerwise.tasks import task_for
 from layerwise.tasks.causal import Causal
 from layerwise.tasks.classify import Classify
@@ -24,8 +25,9 @@ DEMO_STEPS = 150
 
 
 def plan(
-    model: str,
+    model: str = "auto",
     data: str = "",
+    budget: str = "",
     rows: int = 0,
     batch: int = 32,
     grad_accum_steps: int = 1,
@@ -40,12 +42,16 @@ def plan(
 ) -> Any:
     """What training `model` would take, from tracing the real network without allocating it.
 
+    model: a name; "auto" with a text corpus as `data` and a `budget`: the decoder that a scaling
+    law chooses for that time, by small runs on that corpus (a share of it).
     batch: rows per step, in `grad_accum_steps` micro-batches; rows: of training data, where no
     `data` is given; hardware: "cpu" (this machine, measured) or a named accelerator.
     Returns a Plan. Errors: an unknown model or hardware, with the nearest known name.
     """
     from layerwise.plan import make_plan
 
+    if model == "auto" or budget:
+        return plan_corpus(model, data, budget)
     machine = runtime.start()
     family, config = models.resolve(model)
     writes = hasattr(config, "vocab_size") and not hasattr(config, "head_kind")
@@ -76,6 +82,33 @@ def plan(
         checkpointing=checkpointing,
         hardware=hardware,
     )
+
+
+def plan_corpus(model: str, data: str, budget: str) -> Any:
+    """The plan of pre-training on a corpus, with the forecast of its loss.
+
+    Errors: OptionError where a part of the question is missing; DataError for other data than text.
+    """
+    from layerwise import language
+    from layerwise.fit import TRAINING_SHARE, prepare_rows, understand
+    from layerwise.ladder import Job, start
+    from layerwise.proxies import choose_by_law
+
+    if model != "auto" or not data or not budget:
+        raise OptionError(
+            "to plan a network, name it: `layerwise plan resnet50`; to have the size chosen for a "
+            "time: `layerwise plan --data CORPUS --budget 30m`"
+        )
+    chosen, machine, quiet = settings(budget=budget), runtime.start(), Console(quiet=True)
+    examples = understand(data, chosen, quiet)
+    if examples.form != "plain":
+        raise DataError(f"{data}: a plain text was expected; {examples.understood}")
+    rows = prepare_rows(examples, chosen, quiet, None, machine)
+    rows, reader = language.as_tokens(rows, chosen, quiet)
+    left = TRAINING_SHARE * seconds(budget)
+    with tempfile.TemporaryDirectory() as folder:
+        job = Job(chosen, pathlib.Path(folder), Causal(), rows.train, rows.val, machine, quiet)
+        return start(job, "scratch", None, lambda: choose_by_law(job, reader, left)).plan
 
 
 def task_of_data(data: str) -> tuple[Any, int]:

@@ -1,14 +1,16 @@
 """Plain text through `fit`: tokenised, trained on, scored in bits per byte, opened elsewhere."""
 
+import importlib.util
 import json
 import pathlib
+import sys
 
 import numpy as np
 import pytest
 import torch
 
 import layerwise
-from layerwise import language, runtime
+from layerwise import language
 from layerwise.console import Console
 from layerwise.data.corpus import NO_LOSS, Windows, tokenise
 from layerwise.data.train_tokenizer import train_bpe
@@ -143,18 +145,8 @@ def test_an_interrupted_tokenisation_leaves_nothing_that_is_read(tmp_path: pathl
     assert np.array_equal(tokenise(texts, tokenizer, tmp_path / "a").tokens, whole.tokens)
 
 
-def test_a_resumed_run_keeps_the_size_it_began_with(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-):
-    machine = runtime.start(threads=1)
-    first = language.affordable(60.0, machine, tmp_path)
-    monkeypatch.setattr(language, "product_rate", lambda machine: 1.0)  # a machine grown slow
-    assert language.affordable(60.0, machine, tmp_path) == first
-    assert language.affordable(float("inf"), machine, tmp_path) == float("inf")
-
-
 def test_sizes_follow_compute_and_text():
-    small, large = (language.decoder_of(n, 1024, 256) for n in (4e5, 1e7))
+    small, large = (language.decoder_of(language.width_for(n), 1024, 256) for n in (4e5, 1e7))
     assert (small.dim, small.n_layers) == (128, 2)
     assert (large.dim, large.n_layers) == (384, 6)
     assert language.vocabulary_for(1_000_000) == 1024
@@ -180,3 +172,17 @@ def test_training_goes_on_from_a_base(fitted, book: pathlib.Path, tmp_path: path
 def test_a_network_that_does_not_write(book: pathlib.Path, tmp_path: pathlib.Path):
     with pytest.raises(DataError, match="does not continue text"):
         layerwise.fit(book, console=QUIET, output=str(tmp_path / "run"), model="resnet20", steps=2)
+
+
+def test_the_recipe_runs(book: pathlib.Path):
+    path = pathlib.Path(__file__).parents[1] / "recipes" / "pretrain_shakespeare.py"
+    spec = importlib.util.spec_from_file_location("pretrain_shakespeare", path)
+    assert spec is not None
+    assert spec.loader is not None
+    recipe = importlib.util.module_from_spec(spec)
+    sys.modules["pretrain_shakespeare"] = recipe
+    spec.loader.exec_module(recipe)
+    options = ["--quick", "--length", "32", "--vocab", "300", "--dim", "32", "--epochs", "1"]
+    (score,) = recipe.main([str(book), *options])
+    assert score.nats == min(score.nats, score.last)
+    assert 0.3 < score.nats < 2.5  # 13 words at random: 0.56 nats per character

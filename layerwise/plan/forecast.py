@@ -14,6 +14,7 @@ from layerwise.errors import DoesNotFit
 from layerwise.plan.estimate import Estimate
 from layerwise.plan.hardware import Hardware
 from layerwise.plan.rehearsal import Trace
+from layerwise.plan.scaling import Forecast
 from layerwise.plan.step import Setting
 
 Builder = Callable[[], nn.Module]
@@ -62,6 +63,7 @@ class Plan:
     timed_by: str  # "5 measured steps" or "roofline"
     trace: Trace = field(repr=False)
     request: Request = field(repr=False)
+    forecast: Forecast | None = None  # of the loss, where a scaling law was fitted
 
     def fits(self, available: float) -> bool:
         """Whether the expected peak stays within `available` bytes."""
@@ -94,6 +96,7 @@ class Plan:
             "memory": {part: vars(e) for part, e in self.memory.items()},
             **{name: vars(getattr(self, name)) for name in ("seconds", "joules", "money")},
             "layers": [vars(layer) for layer in self.trace.layers],
+            "forecast": self.forecast and self.forecast.beside(self.forecast.best.tokens),
         }
 
     def rows(self) -> list[tuple[str, str]]:
@@ -103,10 +106,13 @@ class Plan:
         return rows(self)
 
     def lines(self) -> list[str]:
-        """The rows as aligned text."""
+        """The rows as aligned text, and what each size would come to, where that was measured."""
+        from layerwise.plan.words import curve
+
         rows = self.rows()
         width = max(len(what) for what, _ in rows) + 2
-        return [f"{what:<{width}}{much}" for what, much in rows]
+        out = [f"{what:<{width}}{much}" for what, much in rows]
+        return out + (curve(self.forecast) if self.forecast else [])
 
     def __str__(self) -> str:
         from layerwise.plan.words import summary

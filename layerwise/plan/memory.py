@@ -119,12 +119,16 @@ def mean_lifetime(trace: Trace) -> float:
 
 
 def scratch(op: Operation) -> tuple[int, ...]:
-    """Blocks that oneDNN takes while this operation runs on the CPU, and gives back after.
+    """Blocks that are taken while this operation runs on the CPU, and given back after.
+
+    The logarithm of a sum of exponentials holds these; the rest is oneDNN's.
 
     A convolution copies its weight into the layout of its kernel; images that are not
     channels-last are copied too, in and out. The backward makes the weight's gradient in that
     layout, once more per thread, and copies it back.
     """
+    if op.name == "aten.logsumexp":
+        return (op.bytes,)
     if op.unit not in ("conv", "depthwise") or not op.operands:
         return ()  # nothing is multiplied where only the bias learns
     sizes = [prod(shape) * itemsize for shape, _, itemsize in op.operands]

@@ -7,6 +7,7 @@ from layerwise.plan.estimate import Estimate
 
 if TYPE_CHECKING:
     from layerwise.plan.forecast import Plan, Remedy
+    from layerwise.plan.scaling import Forecast
 
 _NAMES = {
     "weights": "weights",
@@ -36,6 +37,21 @@ def rows(plan: "Plan") -> list[tuple[str, str]]:
         ("energy", between(plan.joules, joules)),
         ("money", between(plan.money, dollars)),
     ]
+
+
+def curve(forecast: "Forecast", around: int = 3) -> list[str]:
+    """The expected loss of the sizes around the best one, for the compute at hand."""
+    first = max(0, forecast.chosen - around)
+    out = [f"{forecast.unit.replace('_', ' ')} expected of each size in this time:"]
+    for c in forecast.curve[first : forecast.chosen + around + 1]:
+        epochs = c.tokens / forecast.law.unique_tokens
+        out.append(
+            f"  {c.name:<8}{count(c.params):>14} params {c.tokens / 1e6:9.2f}M tokens"
+            f" {epochs:5.1f} epochs   {between(c.loss, lambda x: f'{x:.3f}')}"
+            + "   best"
+            * (c is forecast.best)
+        )
+    return out
 
 
 def summary(plan: "Plan") -> str:

@@ -61,6 +61,8 @@ def finish(
         "rows": {n: len(getattr(rows, n)) for n in ("train", "val", "test")},
         "ladder": [r.to_dict() for r in rungs],
         "plan": plan_rows(winner),
+        "forecast": forecast_beside(winner),
+        "lens": job.lens and job.lens.to_dict(),
         "metrics": metrics_of(job, winner),
         "diagnoses": [vars(d) for d in diagnoses],
     }
@@ -94,6 +96,8 @@ def finish(
     console.say(f"  model   {job.folder / 'model'}")
     console.say(f"  report  {report}")
     console.say(f"  took    {duration(page['seconds'])}")
+    if page["forecast"]:
+        console.say("  " + page["forecast"]["said"])
     if not finished:
         console.say(f"  stopped early; go on: layerwise fit --resume {job.folder}")
     return Result(
@@ -109,6 +113,7 @@ def finish(
         finished=finished,
         details={
             "plan": page["plan"],
+            "forecast": page["forecast"],
             "calibration": page.get("calibration"),
             "next": page["next"],
         },
@@ -299,6 +304,22 @@ def plan_rows(winner: Contender) -> list[dict[str, Any]]:
          **vars(plan.memory["peak"].scaled(1e-6))},
     ]  # fmt: skip
     return [r | {"steps": steps} for r in rows]
+
+
+def forecast_beside(winner: Contender) -> dict[str, Any] | None:
+    """The forecast of the loss for the tokens that were read, what came, and both in a sentence."""
+    outlook, state = winner.choice.forecast, winner.outcome and winner.outcome.state
+    if outlook is None or winner.rung is None or not (state and state.finished):
+        return None
+    read = state.step * winner.recipe.global_batch_size * winner.choice.processor.max_seq_len
+    found = outlook.beside(read, winner.rung.score)
+    where = "within" if found["within"] else "outside"
+    found["said"] = (
+        f"forecast {found['value']:.3f} ({found['low']:.3f} to {found['high']:.3f}) "
+        f"{found['unit'].replace('_', ' ')} on the validation rows, came {found['came']:.3f}: "
+        f"{where} its interval"
+    )
+    return found
 
 
 # ---- afterwards ------------------------------------------------------------------------------

@@ -74,9 +74,21 @@ def pictures(page: dict[str, Any]) -> dict[str, str]:
         out["confusion"] = charts.confusion(**page["confusion"])
     if page.get("reading", {}).get("heads"):
         out["heads"] = charts.heads(page["reading"]["heads"])
+    if page.get("forecast"):
+        out["forecast"] = forecast(**page["forecast"])
     if page.get("scatter"):
         out["scatter"] = charts.scatter(page["scatter"])
     return out
+
+
+def forecast(
+    curve: list[dict[str, Any]], params: float, came: float, unit: str, **rest: Any
+) -> str:
+    """The expected loss of every size for the same time with its interval, and what came."""
+    names = {"expected": "value", "lowest": "low", "highest": "high"}
+    drawn = {n: [(math.log10(c["params"]), c[k]) for c in curve] for n, k in names.items()}
+    drawn = {"came": [(math.log10(params), came)]} | drawn
+    return charts.lines(drawn, "parameters, as a power of ten", unit.replace("_", " "))
 
 
 def floors(page: dict[str, Any]) -> list[dict[str, Any]]:

@@ -10,7 +10,9 @@ A task has
     predict(network, batch) -> Tensor           raw outputs (B, n_outputs)
     metrics(outputs, targets) -> dict           numpy in, floats out
     metric, scored(outputs)                     the primary metric, and what it takes of the outputs
-    lens(batch) -> list[str]                    what carries loss, for a person to look at
+    lens(batch) -> list                         per row what carries loss, for a person to look at:
+                                                its answer, or of text [(token id or word, whether
+                                                it carries loss), ...]
     to_dict()                                   what rebuilds it beside a saved model
 """
 

@@ -83,5 +83,11 @@ class Causal:
             "perplexity": math.exp(min(mean, 700.0)),
         }
 
-    def lens(self, batch: Batch) -> list[str]:
-        return [f"{int((t != NO_LOSS).sum())} of {len(t)} tokens" for t in batch["targets"]]
+    def lens(self, batch: Batch) -> list[list[tuple[int, bool]]]:
+        """A token carries loss where it is to be predicted; padding behind the last is left out."""
+        out = []
+        for seen, wanted in zip(batch["inputs"].tolist(), batch["targets"].tolist(), strict=True):
+            n = max((t for t, w in enumerate(wanted) if w != NO_LOSS), default=len(wanted) - 1) + 1
+            tokens = [*seen[:n], seen[n] if wanted[n - 1] == NO_LOSS else wanted[n - 1]][: n + 1]
+            out.append(list(zip(tokens, [False, *(w != NO_LOSS for w in wanted[:n])], strict=True)))
+        return out

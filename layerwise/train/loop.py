@@ -88,9 +88,10 @@ def train(
             optimizer.zero_grad(set_to_none=True)
             for micro in micros:
                 with machine.autocast():
-                    loss, _ = task.loss(network, micro)
+                    loss = task.loss(network, micro)[0]
                 (loss / count).backward()
                 total += loss.detach()
+                del loss  # and its graph, whose nodes would keep freed memory from being used again
 
             # ---- guard and clip --------------------------------------------------------------
             norm = clip(network, course.grad_clip)

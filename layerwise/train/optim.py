@@ -24,7 +24,7 @@ def build_optimizer(
     if name == "sgd":
         return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0, fused=True)
     if name == "muon":
-        from layerwise.train.muon import Muon
+        from layerwise.muon import Muon
 
         return Muon(groups, lr=lr)
     raise unknown("optimizer", name, ("adamw", "sgd", "muon"))

@@ -29,6 +29,8 @@ from layerwise.train.log import MetricsLog
 from layerwise.train.loop import Average, Course, Hooks, train
 from layerwise.train.optim import build_optimizer, load_optimizer_tensors, optimizer_tensors
 
+ROWS_AT_ONCE, TOKENS_AT_ONCE = 256, 4096  # in validation
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -258,10 +260,15 @@ def predict_rows(
     processor: Any,
     rows: Examples,
     machine: Runtime,
-    batch_size: int = 256,
+    batch_size: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
-    """Raw outputs for every row, in order: (n, n_outputs) float32."""
+    """Raw outputs for every row, in order: (n, n_outputs) float32.
+
+    batch_size: rows at once; 0: as many as surely take less memory than a step of training.
+    """
+    length = getattr(rows.inputs, "length", 0) or getattr(processor, "max_seq_len", 0)
+    batch_size = batch_size or (max(1, TOKENS_AT_ONCE // length) if length else ROWS_AT_ONCE)
     outputs = np.empty((len(rows), task.n_outputs), np.float32)
     with runtime.evaluating(network):
         for batch in in_order(rows, processor, batch_size):

@@ -150,8 +150,7 @@ class Muon(torch.optim.Optimizer):
         dtype = torch.bfloat16 if runtime.native_bf16(p.device.type) else torch.float32
         flat = gradient.reshape(len(p), -1)
         update = orthogonal(flat, group["ns_steps"], dtype).view_as(p)
-        norm = float(state["norm"])
-        if group["renormalise"] and norm > 0:
+        if group["renormalise"] and (norm := float(state["norm"])) > 0:
             p.mul_(norm / p.norm())
             p.add_(update, alpha=-group["lr"] * norm / len(p) ** 0.5)
         else:

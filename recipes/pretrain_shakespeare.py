@@ -1,0 +1,163 @@
+"""Tiny Shakespeare on two processor cores: nanoGPT's GPU result, from nothing, in under an hour.
+
+Command    python recipes/pretrain_shakespeare.py tinyshakespeare.txt [--seeds 3] [--quick]
+Hardware   2 CPU cores with AVX512-bf16, 3.5 GB
+Aim        1.4697 nats per character on the last tenth of the text (the figure of nanoGPT's
+           character model of 10.6 million parameters), under 11 million parameters, mean of 3
+           seeds, in at most 60 minutes each
+Result     not measured yet; each machine and day in docs/benchmarks.md
+
+A decoder as Qwen3's (rotary positions, RMSNorm, norms of query and key, gated mlp, tied head) whose
+residual branches begin at zero, Muon for its matrices and AdamW for the rest, bf16. The text is cut
+into byte-level BPE tokens learned on the first nine tenths, so that a window holds more of it and a
+pass costs less than with characters; the loss is in nats per character all the same: summed over
+every token of the last tenth, divided by its characters. `--vocab 257` trains on bytes. A megabyte
+is read dozens of times, so what attention and mlp add is dropped out, and the best of the
+validations counts, as in nanoGPT.
+"""
+
+import argparse
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from layerwise import language, runtime
+from layerwise.adapt.groups import parameter_groups
+from layerwise.data.corpus import tokenise
+from layerwise.data.examples import Examples
+from layerwise.data.loader import Batches, Prefetch
+from layerwise.data.open import open_data
+from layerwise.data.text_documents import texts_of
+from layerwise.data.train_tokenizer import train_bpe
+from layerwise.models import llama
+from layerwise.tasks.causal import Causal
+from layerwise.train.checkpoint import State
+from layerwise.train.loop import Course, Hooks, train
+from layerwise.train.optim import build_optimizer
+from layerwise.train.run import fresh, predict_rows
+
+HELD = 0.1  # of the text, its end
+NANOGPT = 1.4697
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What distinguishes one training from another."""
+
+    vocab: int = 1024
+    dim: int = 320
+    layers: int = 6
+    length: int = 256  # tokens of a window
+    batch: int = 32  # windows
+    epochs: float = 40.0
+    lr: float = 4e-3
+    weight_decay: float = 0.1
+    dropout: float = 0.2
+
+
+QUICK = Choices(vocab=512, dim=64, layers=2, batch=16, epochs=0.5)
+
+
+@dataclass(frozen=True)
+class Score:
+    """What one training came to."""
+
+    seed: int
+    nats: float  # per character of the held-out text, at the best validation
+    last: float  # at the end
+    seconds: float  # training and validations
+    params: int
+
+
+def windows(text: str, path: str, tokenizer, length: int) -> Examples:
+    """A text as windows of tokens."""
+    examples = replace(open_data(path), inputs=[{"text": text}])
+    return language.windows_of(examples, tokenise([text], tokenizer), length)
+
+
+def network_of(choices: Choices, vocab_size: int, seed: int) -> nn.Module:
+    """The decoder, its residual branches silent at the start, and dropout behind them."""
+    config = replace(
+        language.decoder_of(choices.dim, vocab_size, choices.length), n_layers=choices.layers
+    )
+    network = fresh(lambda: llama.Model(config), seed)
+    assert isinstance(network, llama.Llama)
+
+    def drop(module: nn.Module, inputs: object, out: torch.Tensor) -> torch.Tensor:
+        return F.dropout(out, choices.dropout, module.training)
+
+    for block in network.blocks:
+        assert isinstance(block, llama.Block)
+        for part, last in ((block.attn, block.attn.o_proj), (block.mlp, block.mlp.down_proj)):
+            nn.init.zeros_(last.weight)
+            part.register_forward_hook(drop)
+    return network
+
+
+def train_once(
+    rows: Examples, held: Examples, n_chars: int, seed: int, vocab_size: int, choices: Choices
+) -> Score:
+    """One training and its loss on the held-out text."""
+    started, machine, task = time.perf_counter(), runtime.start(), Causal()
+    network = network_of(choices, vocab_size, seed)
+    params = sum(p.numel() for p in network.parameters())
+    batches = Batches(rows, None, None, choices.batch, seed)
+    steps = max(4, round(choices.epochs * batches.steps_per_epoch))
+    found: list[float] = []
+
+    def evaluate(network: nn.Module) -> float:
+        outputs = predict_rows(network, task, None, held, machine, choices.batch)
+        found.append(float(outputs[:, 0].sum(dtype=np.float64)) / n_chars)
+        spent = time.perf_counter() - started
+        print(f"  {spent:5.0f} s: {found[-1]:.4f} nats per character", flush=True)
+        return found[-1]
+
+    course = Course(
+        steps, choices.lr, "linear", warmup_steps=steps // 20, evaluate_every=max(1, steps // 20)
+    )
+    groups = parameter_groups(network, choices.weight_decay)
+    with Prefetch(batches, stop=steps) as feed:
+        optimizer, state = build_optimizer("muon", groups, choices.lr), State(seed=seed)
+        hooks = Hooks(evaluate=evaluate, higher_is_better=False)
+        train(network, task, feed, optimizer, course, state, machine, hooks)
+    return Score(seed, min(found), found[-1], time.perf_counter() - started, params)
+
+
+def main(arguments: Sequence[str] | None = None) -> list[Score]:
+    parser = argparse.ArgumentParser(description="tiny Shakespeare on two cores")
+    parser.add_argument("data")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--quick", action="store_true", help="a small network for half a pass")
+    for name, default in vars(Choices()).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=None)
+    options = vars(parser.parse_args(arguments))
+    asked = {n: options[n] for n in vars(Choices()) if options[n] is not None}
+    choices = replace(QUICK if options["quick"] else Choices(), **asked)
+    text = "".join(texts_of(open_data(options["data"])))
+    cut = int((1 - HELD) * len(text))
+    tokenizer = train_bpe([text[:cut]], choices.vocab)
+    rows, held = (
+        windows(part, options["data"], tokenizer, choices.length)
+        for part in (text[:cut], text[cut:])
+    )
+    scores = []
+    seeds = 1 if options["quick"] else options["seeds"]
+    for seed in range(options["first_seed"], options["first_seed"] + seeds):
+        vocab_size = tokenizer.vocab_size
+        scores.append(train_once(rows, held, len(text) - cut, seed, vocab_size, choices))
+        s = scores[-1]
+        print(f"seed {seed}: {s.nats:.4f} nats per character (at the end {s.last:.4f}), "
+              f"{s.params:,} parameters, {s.seconds:.0f} s", flush=True)  # fmt: skip
+    mean = float(np.mean([s.nats for s in scores]))
+    print(f"mean of {len(scores)}: {mean:.4f}; nanoGPT's GPU configuration: {NANOGPT}")
+    return scores
+
+
+if __name__ == "__main__":
+    main()
