@@ -8,6 +8,7 @@ The verbs, in Python as on the command line:
     layerwise.plan(model, ...)      parameters, FLOPs, memory, time and money, before paying
     layerwise.inspect(model, data)  what each layer learned
     layerwise.audit(data)           what is wrong with the data
+    layerwise.selftest(run)         whether the shortcuts of training changed what it learned
 
 Importing this does no work: PyTorch is loaded when a verb is called.
 """
@@ -29,6 +30,7 @@ _VERBS = {
     "inspect": "layerwise.verbs",
     "audit": "layerwise.verbs",
     "demo": "layerwise.verbs",
+    "selftest": "layerwise.selftest",
 }
 
 
