@@ -133,13 +133,12 @@ class Windows:
     """
 
     def __init__(self, corpus: Corpus, length: int, rows: np.ndarray | None = None):
-        n = -(-(len(corpus.tokens) - 1) // length)
-        if n < 1:
+        self.corpus, self.length = corpus, length
+        if self.n_windows < 1:
             raise DataError(
                 f"the text has {len(corpus.tokens)} tokens; at least 2 are needed to predict one"
             )
-        self.corpus, self.length = corpus, length
-        self.rows = np.arange(n) if rows is None else rows
+        self.rows = np.arange(self.n_windows) if rows is None else rows
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -3,8 +3,8 @@
 A big batch or several small ones, packed rows or padded ones, activations kept or computed again,
 layers compiled or not, one rank or two: each changes the order of sums, none may change their
 value. Every pair is computed in float64, where rounding is so small that a difference is one of the
-computation, and in the arithmetic of training, where it may be no more than what rounding makes
-of it: measured by dealing the same rows in other orders, and against float64.
+computation, and in the arithmetic of training, where it may be no more than what rounding makes of
+it: measured by dealing the same rows in other orders, and against float64.
 
 Dropout is off. Layers that normalise by statistics of the batch do so by their fixed ones here; how
 far their micro-batches lead elsewhere in training is measured beside.
@@ -63,7 +63,7 @@ class Pair:
 class Trial:
     """One network, batch and arithmetic; gives the gradients of a step in any way.
 
-    `base`: those of the whole batch at once. `explained`: by layer, what rounding may change.
+    `base`: those of the whole batch at once. `explained`: by layer, how much rounding may change.
     """
 
     def __init__(
@@ -76,10 +76,7 @@ class Trial:
         self.batch = self.cast(batch)
         self.count = task.count(self.batch)
         self.base = self.gradients([self.batch])
-        spread = [
-            differences(self.gradients([shuffled(self.batch, i)]), self.base) for i in range(ORDERS)
-        ]
-        self.explained = {name: max(d[name] for d in spread) for name in self.base}
+        self.explained = dict.fromkeys(self.base, ROOM * LEAST)
 
     def cast(self, batch: Batch) -> Batch:
         """The batch as this arithmetic takes it, on the trial's device."""
@@ -95,10 +92,12 @@ class Trial:
         total = accumulate(self.network, self.task, micros, self.count, self.machine)
         return by_layer(self.network) | {LOSS: total[None].double() / self.count}
 
-    def known_to(self, truth: "Trial") -> None:
-        """Count the distance to float64 as rounding, too; layers share at least their mean."""
-        off = differences(self.base, truth.base)
-        seen = {name: max(self.explained[name], off[name], LEAST) for name in off}
+    def measure_rounding(self, truth: "Trial") -> None:
+        """By rows in other orders and by the distance to float64; layers share their mean."""
+        others = [self.gradients([shuffled(self.batch, i)]) for i in range(ORDERS)]
+        off = [differences(grads, self.base) for grads in others]
+        off.append(differences(self.base, truth.base))
+        seen = {name: max(LEAST, *(d[name] for d in off)) for name in self.base}
         mean = sum(seen.values()) / len(seen)
         self.explained = {name: ROOM * max(value, mean) for name, value in seen.items()}
 
@@ -132,6 +131,10 @@ def shuffled(batch: Batch, seed: int) -> Batch:
 
 
 # ---- the ways ----------------------------------------------------------------------------------
+def reordered(trial: Trial) -> tuple[Gradients, Gradients]:
+    return trial.gradients([shuffled(trial.batch, ORDERS)]), trial.base
+
+
 def in_parts(trial: Trial) -> tuple[Gradients, Gradients]:
     return trial.gradients(trial.batch.split(PARTS)), trial.base
 
@@ -241,13 +244,13 @@ def compare(
     """
     device = machine if machine.device != "mps" else Runtime("cpu", machine.dtype, 0)
     truth, own = (Trial(network, task, batch, device, exact) for exact in (True, False))
-    own.known_to(truth)
-    truth.known_to(truth)
+    own.measure_rounding(truth)
 
     def unpadded(trial: Trial) -> tuple[Gradients, Gradients]:
         return trial.gradients([trial.cast(row) for row in alone]), trial.base
 
     ways: dict[str, Callable[[Trial], tuple[Gradients, Gradients]]] = {
+        "rows in another order": reordered,
         "accumulated or one batch": in_parts,
         "packed or padded": unpadded if alone else packed,
         "recomputed or kept": recomputed,

@@ -19,9 +19,9 @@ WORDS = ["the", "cat", "sat", "on", "a", "mat", "while", "one", "dog", "ran", "o
 TINY = {"dim": 32, "n_layers": 2, "n_heads": 2, "mlp_dim": 64, "dropout": 0.0, "attn_dropout": 0.0}
 
 
-def documents(n: int, words: int = 60) -> list[str]:
+def documents(n: int, words: int = 10) -> list[str]:
     rng = np.random.default_rng(0)
-    return [" ".join(rng.choice(WORDS, words + 7 * i)) for i in range(n)]
+    return [" ".join(rng.choice(WORDS, words + 7 * (i % 9))) for i in range(n)]
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_what_is_drawn(windows):
         asked, whole = tensors["targets"] != NO_LOSS, restored(tensors)
         words = torch.from_numpy(np.isin(whole.numpy(), windows.words))
         assert not (asked & ~words).any()  # no special token
-        assert abs(asked.sum() / words.sum() - share) < 0.01
+        assert abs(asked.sum() / words.sum() - share) < 0.03
         seen, truth = tensors["inputs"][asked], tensors["targets"][asked]
         hidden = (seen == windows.mask_id).float().mean()
         assert abs(hidden - 0.8) < 0.05
@@ -89,10 +89,11 @@ def test_draws_follow_from_seed_step_and_row_alone(windows):
 def test_the_loss_is_that_of_all_scores(windows, network):
     batch = batch_of(windows, np.arange(12), draw=(0, 0))
     task = Masked()
-    scores = network(batch["inputs"], **batch.context)  # (B, T, V)
+    with torch.no_grad():
+        scores = network(batch["inputs"], **batch.context)  # (B, T, V)
     want = F.cross_entropy(scores.flatten(0, 1), batch["targets"].flatten(), reduction="sum")
     got, _ = task.loss(network, batch)
-    torch.testing.assert_close(got, want)
+    torch.testing.assert_close(got.detach(), want)
     assert task.count(batch) == int((batch["targets"] != NO_LOSS).sum())
     outputs = task.predict(network, batch).detach().numpy()
     assert outputs[:, 0].sum() == pytest.approx(float(want), rel=1e-5)
@@ -138,7 +139,8 @@ def test_positions_count_anew_as_in_transformers(windows, network):
     places = torch.arange(32).expand_as(documents)
     positions = places - torch.where(starts, places, 0).cummax(1).values
     with torch.no_grad():
-        want = theirs(batch["inputs"], attention_mask=allowed, position_ids=positions)[0]
+        hidden = torch.where(allowed, 0.0, -1e30)
+        want = theirs(batch["inputs"], attention_mask=hidden, position_ids=positions)[0]
         got = network.features(batch["inputs"], documents=documents)
     assert (got - want).abs().max() < 1e-5 * want.abs().max()
 
