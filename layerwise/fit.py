@@ -123,6 +123,8 @@ def choose_fresh(job: Job, reader: TextProcessor | None, budget: float) -> Choic
         return choice
     if reader is None:
         return choose_scratch(job.train, job.task, job.settings)
+    if job.task.name == "masked":
+        return labelled.choose_for_words(job.train, reader, job.settings)
     flops = language.affordable(budget, job.machine, job.folder)
     return language.choose_decoder(job.train, reader, job.settings, flops)
 

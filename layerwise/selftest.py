@@ -80,8 +80,9 @@ def rows_of(model: Model, data: str, chosen: Settings, n: int) -> Examples:
     rng = np.random.default_rng(chosen.seed)
     if examples.form == "plain":
         some = examples.subset(np.sort(rng.permutation(train)[: 4 * n]))
-        texts = [text[:CHARACTERS] for text in texts_of(some)]
-        some = language.windows_of(some, tokenise(texts, model.processor.tokenizer), model)
+        corpus = tokenise([t[:CHARACTERS] for t in texts_of(some)], model.processor.tokenizer)
+        masked = model.task.name == "masked"
+        some = language.windows_of(some, corpus, model.processor, masked)
     else:
         some = in_order_of(model, examples.subset(train))
     if len(some) <= PARTS:

@@ -42,6 +42,7 @@ class Masked(Causal):
     name = "masked"
     score = "bits_per_masked_token"
     metric = staticmethod(bits_per_masked_token)
+    head_kind = "masked"
 
     def loss(self, network: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         hidden, wanted = asked(network, batch)
