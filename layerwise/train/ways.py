@@ -267,7 +267,9 @@ def compare(
 
 
 def reasons_to_skip(batch: Batch, alone: bool) -> dict[str, str]:
-    out = {}
+    out: dict[str, str] = {}
+    if not torch.distributed.is_available():
+        out["two ranks or one"] = "this PyTorch is built without torch.distributed"
     if not alone and (batch["inputs"].ndim != 2 or batch["inputs"].dtype != torch.int64):
         out["packed or padded"] = "only texts are"
     if batch["inputs"].device.type == "cpu" and not (

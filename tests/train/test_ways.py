@@ -1,7 +1,5 @@
 """Ways that agree are found to agree; faults that were built in are found, and named."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -204,7 +202,7 @@ class Forgetful(nn.Module):
         self.fc, self.after = nn.Linear(6, 6), 0
 
     def forward(self, x):
-        out = self.fc(x).sin() * math.exp(0.1 * self.after)
+        out = (self.fc(x) + 0.1 * self.after).sin()
         self.after += 1
         return out
 
