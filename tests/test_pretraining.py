@@ -3,6 +3,7 @@
 import json
 import pathlib
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,7 +11,7 @@ import layerwise
 from layerwise.console import Console
 from layerwise.errors import LayerwiseError
 from tests.oracles import import_transformers
-from tests.test_language import sentences
+from tests.test_language import WORDS, sentences
 
 QUIET = Console(quiet=True)
 FAST = {"device_batch_size": 8, "threads": 1, "dtype": "fp32", "max_seq_len": 32}
@@ -20,14 +21,15 @@ FILLED = "the [MASK] ran over one [MASK]"
 @pytest.fixture(scope="module")
 def book(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     path = tmp_path_factory.mktemp("text") / "book.txt"
-    path.write_text(sentences(900, 0))
+    starts = np.random.default_rng(0).integers(len(WORDS), size=900)
+    path.write_text("\n".join(" ".join((WORDS * 2)[i:][:9]) + "." for i in starts))  # in a circle
     return path
 
 
 @pytest.fixture(scope="module")
 def fitted(book: pathlib.Path, tmp_path_factory: pytest.TempPathFactory):
     folder = str(tmp_path_factory.mktemp("run") / "run")
-    options = {"task": "masked", "model": "bert-tiny", "steps": 60, **FAST}
+    options = {"task": "masked", "model": "bert-tiny", "steps": 80, **FAST}
     return layerwise.fit(book, console=QUIET, output=folder, **options)
 
 
