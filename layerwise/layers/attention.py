@@ -37,7 +37,9 @@ def attention(
     if softcap:
         assert not dropout, "attention with a softcap has no dropout"
         return plain_attention(q, k, v, mask, causal, scale, softcap)
-    if not causal and short_on_cpu(q, k):
+    if short_on_cpu(q, k, mask):
+        if causal:
+            mask = causal_mask(q.shape[-2], k.shape[-2], q.device)
         return short_attention(q, k, v, mask, scale, dropout)
     if causal and q.shape[-2] != k.shape[-2]:
         # the fused kernels align the triangle with the first key; a cache needs the last
@@ -54,16 +56,19 @@ def attention(
     )  # (B, H, T, Dh)
 
 
-def short_on_cpu(q: Tensor, k: Tensor) -> bool:
+def short_on_cpu(q: Tensor, k: Tensor, mask: Tensor | None) -> bool:
     """Whether two matrix products beat PyTorch's fused kernel here.
 
-    Measured on two Zen 5 cores, forward and backward: in bf16 by 8 at 65 positions, 2.8 at 197, 2.1
-    at 256; in fp32 by 5 at 50 positions, not any more at 65. A few queries alone (decoding) are a
-    matter of memory bandwidth and stay with the fused kernel.
+    Measured on two Zen 4 cores, causal, forward and backward: in bf16 by 4.7 at 64 positions, 4.0
+    at 128, 1.7 at 256 and 512, 1.25 at 1,024; in fp32 by 5.3, 3.7, 1.5, 1.1 and 0.8. The limits
+    leave out where the gain no longer pays for holding the weights. A few queries alone (decoding)
+    are a matter of memory bandwidth and stay with the fused kernel.
     """
-    if q.device.type != "cpu" or q.shape[1] != k.shape[1] or q.shape[-2] < 16:
+    if q.device.type != "cpu" or q.shape[-2] < 16:
         return False
-    return q.shape[-2] * k.shape[-2] <= (256 if q.dtype == torch.bfloat16 else 64) ** 2
+    if q.shape[1] != k.shape[1] and mask is not None and mask.ndim == 4 and mask.shape[1] > 1:
+        return False  # a mask for each query head, and key heads that several of them share
+    return q.shape[-2] * k.shape[-2] <= (512 if q.dtype == torch.bfloat16 else 256) ** 2
 
 
 def short_attention(
@@ -74,15 +79,25 @@ def short_attention(
     scale: float | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """Attention by two matrix products, the scores in the precision of the inputs."""
+    """Attention by two matrix products, the scores in the precision of the inputs.
+
+    Query heads that share a key head are stacked: one product for all of them.
+    """
+    B, H, T, _ = q.shape
+    K, groups = k.shape[1], H // k.shape[1]
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    scores = (q * scale) @ k.transpose(-2, -1)  # (B, H, T, S)
-    if mask is not None and mask.dtype == torch.bool:
-        scores = scores.masked_fill(~mask, -math.inf)
-    elif mask is not None:
-        scores = scores + mask.to(scores.dtype)
+    scores = (q * scale).reshape(B, K, groups * T, -1) @ k.transpose(-2, -1)  # (B, K, H/K T, S)
+    if mask is not None:
+        bias = as_bias(mask, q.dtype) if mask.dtype == torch.bool else mask
+        scores += bias.repeat(*[1] * (bias.ndim - 2), groups, 1) if groups > 1 else bias
     weights = scores.softmax(dim=-1)
-    return (F.dropout(weights, dropout) if dropout else weights) @ v  # (B, H, T, Dh)
+    mixed = (F.dropout(weights, dropout) if dropout else weights) @ v
+    return mixed.view(B, H, T, -1)
+
+
+def as_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to the scores: 0 where `mask` allows attending, -inf elsewhere."""
+    return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -math.inf)
 
 
 def plain_attention(

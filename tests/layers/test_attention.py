@@ -32,12 +32,22 @@ def bool_mask() -> Tensor:
     return mask
 
 
+def documents(n: int) -> Tensor:
+    """(B, 1, T, T) of packed texts: each position sees those before it in its own text."""
+    own = torch.arange(n) // torch.arange(3, 3 + B)[:, None]  # (B, T)
+    return ((own[:, None] == own[..., None]) & causal_mask(n, n))[:, None]
+
+
 FORMS = {
     "full": {},
     "square": {"n_keys": T},
     "short": {"n_queries": 20, "n_keys": 30},
     "short, scale": {"n_queries": 20, "n_keys": 30, "scale": 0.5},
-    "long": {"n_queries": 70, "n_keys": 70},
+    "short, causal": {"n_queries": 20, "n_keys": 20, "causal": True},
+    "short, causal with a cache": {"n_queries": 20, "n_keys": 30, "causal": True},
+    "short, shared key heads": {"n_queries": 20, "n_keys": 20, "n_kv_heads": 2, "causal": True},
+    "short, documents": {"n_queries": 20, "n_keys": 20, "n_kv_heads": 2, "mask": documents(20)},
+    "long": {"n_queries": 260, "n_keys": 260},
     "causal": {"n_keys": T, "causal": True},
     "causal with a cache": {"causal": True},
     "one new token": {"n_queries": 1, "causal": True},
@@ -66,7 +76,7 @@ def rms(x: Tensor) -> float:
     return float(x.detach().double().pow(2).mean().sqrt())
 
 
-@pytest.mark.parametrize("n", [4, 40, 197, 300])
+@pytest.mark.parametrize("n", [4, 40, 197, 520])
 @pytest.mark.parametrize("sharpness", [1.0, 4.0])
 def test_bf16_is_as_close_as_its_precision(n: int, sharpness: float):
     q, k, v = (x.detach().bfloat16() for x in qkv(n, n))
@@ -78,16 +88,18 @@ def test_bf16_is_as_close_as_its_precision(n: int, sharpness: float):
 
 
 def test_the_short_way_is_taken_on_short_rows_of_a_cpu_alone():
-    def chosen(n_queries: int, n_keys: int, dtype: torch.dtype, n_kv_heads: int = H) -> bool:
-        q, k, _ = qkv(n_queries, n_keys, n_kv_heads)
-        return short_on_cpu(q.to(dtype), k.to(dtype))
+    def chosen(n_queries: int, n_keys: int, dtype: torch.dtype, heads: int = 0) -> bool:
+        q, k, _ = qkv(n_queries, n_keys, 1 if heads else H)
+        mask = torch.ones(B, heads, n_queries, n_keys) if heads else None
+        return short_on_cpu(q.to(dtype), k.to(dtype), mask)
 
     assert chosen(197, 197, torch.bfloat16)
     assert chosen(50, 50, torch.float32)
-    assert not chosen(197, 197, torch.float32)
+    assert not chosen(300, 300, torch.float32)
     assert not chosen(1, 64, torch.bfloat16)
-    assert not chosen(300, 300, torch.bfloat16)
-    assert not chosen(50, 50, torch.bfloat16, n_kv_heads=1)
+    assert not chosen(600, 600, torch.bfloat16)
+    assert chosen(50, 50, torch.bfloat16, heads=1)
+    assert not chosen(50, 50, torch.bfloat16, heads=H)  # a mask of its own for each query head
     with torch.device("meta"):
         assert not chosen(50, 50, torch.bfloat16)
 
