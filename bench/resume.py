@@ -30,8 +30,8 @@ from sklearn.datasets import load_digits
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DATA = pathlib.Path(os.environ.get("LAYERWISE_DATA", ROOT.parent / "shared" / "data"))
 OPTIONS = [
-    *("--base", "none", "--steps", "300", "--threads", "1", "--seed", "3", "--dtype", "fp32"),
-    *("--no-depth", "--no-audit", "--checkpoint-every", "1", "--evaluate-every", "100"),
+    *("--base", "none", "--threads", "1", "--seed", "3", "--dtype", "fp32"),
+    *("--no-depth", "--no-audit", "--checkpoint-every", "1", "--evaluate-every", "50"),
 ]
 CHARACTERS, ROWS = 300_000, 2000  # of Shakespeare, of SST-2
 
@@ -97,15 +97,17 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--work", choices=WORK, default="images")
+    parser.add_argument("--steps", default="300")
     asked = parser.parse_args()
     wanted = asked.kills
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
-        given, whole, run = WORK[asked.work](folder), folder / "whole", folder / "killed"
-        finish(start(*given, *OPTIONS, "--output", str(whole)))
+        given = [*WORK[asked.work](folder), *OPTIONS, "--steps", asked.steps]
+        whole, run = folder / "whole", folder / "killed"
+        finish(start(*given, "--output", str(whole)))
         killed, steps = 0, []
-        arguments = [*given, *OPTIONS, "--output", str(run)]
+        arguments = [*given, "--output", str(run)]
         while killed < wanted and live_and_die(run, arguments, float(rng.uniform(0, 0.4))):
             killed += 1
             steps.append(int(newest(run).removeprefix("step-")))
