@@ -20,7 +20,7 @@ CHUNK_SCORES = 1 << 22  # of one chunk: 16 MB in fp32, what caches and allocator
 def token_loss(hidden: Tensor, head: nn.Linear, targets: Tensor) -> Tensor:
     """The summed cross-entropy of head(hidden) (..., V); targets (...), negative ones left out.
 
-    Computes in autocast's dtype where that is on, sums in fp32. A `softcap` of the head is kept.
+    Computes in autocast's dtype where that is on, sums in fp32 at least. A `softcap` is kept.
     """
     cap = getattr(head, "softcap", 0.0)
     rows, wanted = hidden.flatten(0, -2), targets.flatten()
@@ -36,7 +36,7 @@ def token_losses(hidden: Tensor, head: nn.Linear, targets: Tensor) -> Tensor:
     cap = getattr(head, "softcap", 0.0)
     dtype, keep = working_dtype(hidden), targets >= 0
     rows, wanted = hidden[keep].to(dtype), targets[keep]
-    weight, bias = head.weight.to(dtype), None if head.bias is None else head.bias.float()
+    weight, bias = head.weight.to(dtype), head.bias
     parts = []
     for part in chunks(len(rows), len(weight)):
         scores = capped(scores_of(rows[part], weight, bias), cap)
@@ -62,8 +62,13 @@ def chunks(n: int, vocabulary: int) -> list[slice]:
     return [slice(i, i + size) for i in range(0, n, size)]
 
 
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """What sums of this dtype are taken in."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 def scores_of(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    scores = (rows @ weight.T).float()  # (n, V)
+    scores = (rows @ weight.T).to(wide(rows.dtype))  # (n, V)
     return scores if bias is None else scores.add_(bias)
 
 
@@ -87,11 +92,11 @@ class TokenLoss(torch.autograd.Function):
         x, w = rows.to(dtype), weight.to(dtype)
         learns = [rows.requires_grad, weight.requires_grad, bias is not None and bias.requires_grad]
         d_rows = torch.empty_like(x)
-        d_weight = torch.zeros_like(weight, dtype=torch.float32) if learns[1] else None
-        d_bias = torch.zeros(len(weight), device=x.device)
-        total = torch.zeros((), device=x.device)
+        sums = {"dtype": wide(dtype), "device": x.device}
+        d_weight = torch.zeros(weight.shape, **sums) if learns[1] else None
+        d_bias, total = torch.zeros(len(weight), **sums), torch.zeros((), **sums)
         for part in chunks(len(x), len(w)):
-            scores = capped(scores_of(x[part], w, None if bias is None else bias.float()), cap)
+            scores = capped(scores_of(x[part], w, bias), cap)
             own = targets[part, None]
             norm = torch.logsumexp(scores, 1, keepdim=True)
             total += (norm - scores.gather(1, own)).sum()

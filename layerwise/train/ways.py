@@ -38,7 +38,8 @@ from layerwise.train.loop import accumulate
 PARTS = 3  # micro-batches, the last one smaller
 ORDERS = 3  # in which rows are dealt to see what rounding does
 ROOM = 10.0  # times the rounding seen: beyond, it is something else
-LEAST = 1.2e-7  # rounding of fp32, in which some sums are taken in any arithmetic
+LEAST = 1.2e-7  # rounding of fp32
+EXACT = 1e-5  # beyond, it is no rounding: a few sums are taken in fp32 also in float64
 LOSS = "loss"
 Gradients = dict[str, Tensor]  # by layer, one after the other in a vector; and the mean loss
 
@@ -76,7 +77,7 @@ class Trial:
         self.batch = self.cast(batch)
         self.count = task.count(self.batch)
         self.base = self.gradients([self.batch])
-        self.explained = dict.fromkeys(self.base, ROOM * LEAST)
+        self.explained = dict.fromkeys(self.base, EXACT)
 
     def cast(self, batch: Batch) -> Batch:
         """The batch as this arithmetic takes it, on the trial's device."""
