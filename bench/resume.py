@@ -33,7 +33,7 @@ OPTIONS = [
     *("--base", "none", "--threads", "1", "--seed", "3", "--dtype", "fp32"),
     *("--no-depth", "--no-audit", "--checkpoint-every", "1", "--evaluate-every", "50"),
 ]
-CHARACTERS, ROWS = 300_000, 2000  # of Shakespeare, of SST-2
+CHARACTERS, ROWS = 60_000, 1000  # of Shakespeare, of SST-2
 
 
 def images(folder: pathlib.Path) -> list[str]:
