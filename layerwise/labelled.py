@@ -86,7 +86,10 @@ def choose_encoder(train: Examples, task: Any, chosen: Settings) -> Choice:
     length = chosen.max_seq_len or max(16, usual)
     name = "bert-tiny" if chosen.model == "auto" else chosen.model
     processor = make(tokenizer, length)
-    config = encoder_of(name, processor, n_classes=task.n_outputs, head_kind=task.head_kind)
+    # classes from the mean of the tokens: a first token that gathers a text has to be pre-trained
+    head_kind = "pooled" if task.head_kind == "class" else task.head_kind
+    fields = {"n_classes": task.n_outputs, "head_kind": head_kind, "normalise": False}
+    config = encoder_of(name, processor, **fields)
     processor = replace(processor, token_types=config.n_token_types > 1)
     why = (
         "as asked" if name == chosen.model else f"{len(train):,} rows and no base: a small encoder"
