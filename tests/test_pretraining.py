@@ -10,6 +10,7 @@ import torch
 import layerwise
 from layerwise.console import Console
 from layerwise.errors import LayerwiseError
+from layerwise.train import loop
 from tests.oracles import import_transformers
 from tests.test_language import WORDS, sentences
 
@@ -77,6 +78,32 @@ def test_it_is_a_base_for_classes(fitted, tmp_path: pathlib.Path):
     assert result.model.labels == ("cat", "none")
     old = fitted.model.network.blocks[0].fc1.weight
     assert (result.model.network.blocks[0].fc1.weight - old).abs().max() < 0.1 * old.abs().max()
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize(("task", "model"), [("masked", "bert-tiny"), ("causal", "auto")])
+def test_a_run_that_died_ends_in_the_same_bits(book, tmp_path, monkeypatch, task, model):
+    options = {"task": task, "model": model, "steps": 8, "checkpoint_every": 2, "audit": False}
+    options |= {**FAST, "device_batch_size": 4}
+    whole = layerwise.fit(book, console=QUIET, output=str(tmp_path / "whole"), **options)
+
+    def until_five(step: int, *rest) -> float:
+        if step == 5:
+            raise Killed
+        return lr_factor(step, *rest)
+
+    lr_factor = loop.lr_factor
+    monkeypatch.setattr(loop, "lr_factor", until_five)
+    with pytest.raises(Killed):
+        layerwise.fit(book, console=QUIET, output=str(tmp_path / "dead"), **options)
+    monkeypatch.undo()
+    again = layerwise.fit(console=QUIET, resume=str(tmp_path / "dead"))
+    want, got = whole.model.network.state_dict(), again.model.network.state_dict()
+    assert all(torch.equal(want[name], got[name]) for name in want)
+    assert (again.score, again.low) == (whole.score, whole.low)
 
 
 @pytest.mark.parametrize("model", ["gpt2", "resnet20"])
