@@ -1,9 +1,11 @@
 """Cross-entropy over a large vocabulary without the scores ever being held whole.
 
 The last layer and the loss are one function: scores come in chunks of rows, and the gradient of a
-chunk is taken while it is at hand. Memory is that of one chunk instead of three times N x V, the
-time that of the plain way. (PyTorch 2.13's `F.linear_cross_entropy` does the same; on the CPU in
-bf16 it takes three times as long, since it multiplies in fp32 there.)
+chunk is taken while it is at hand, in the precision of the products. Those gradients are gathered
+for a large group of rows before the products with them are taken: the gradient of a large
+vocabulary's weight is then added up a few times and not once for every chunk, which took half of
+a step of GPT-2. (PyTorch 2.13's `F.linear_cross_entropy` is chunked too; on the CPU in bf16 it
+takes three times as long as the plain way, since it multiplies in fp32 there.)
 
 Shapes: N rows, D width, V vocabulary.
 """
@@ -14,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-CHUNK_SCORES = 1 << 22  # of one chunk: 16 MB in fp32, what caches and allocator like
+CHUNK_SCORES = 1 << 25  # of one chunk: 134 MB in fp32; smaller products are slower
+GROUP_BYTES = 1 << 28  # of the gradients of one group's scores
 
 
 def token_loss(hidden: Tensor, head: nn.Linear, targets: Tensor) -> Tensor:
@@ -24,9 +27,10 @@ def token_loss(hidden: Tensor, head: nn.Linear, targets: Tensor) -> Tensor:
     """
     cap = getattr(head, "softcap", 0.0)
     rows, wanted = hidden.flatten(0, -2), targets.flatten()
-    if not isinstance(hidden, FakeTensor):  # of which nobody knows how many are left
-        keep = wanted >= 0
-        rows, wanted = rows[keep], wanted[keep]  # (N, D), (N,)
+    fake = isinstance(hidden, FakeTensor)  # of which nobody knows how many are left: all, copied
+    if fake or not bool((wanted >= 0).all()):
+        keep = torch.arange(len(wanted)) if fake else (wanted >= 0).nonzero()[:, 0]
+        rows, wanted = rows.index_select(0, keep), wanted.index_select(0, keep)  # (N, D), (N,)
     return TokenLoss.apply(rows, head.weight, head.bias, wanted, cap, working_dtype(hidden))
 
 
@@ -38,7 +42,7 @@ def token_losses(hidden: Tensor, head: nn.Linear, targets: Tensor) -> Tensor:
     rows, wanted = hidden[keep].to(dtype), targets[keep]
     weight, bias = head.weight.to(dtype), head.bias
     parts = []
-    for part in chunks(len(rows), len(weight)):
+    for part in slices(len(rows), CHUNK_SCORES // len(weight)):
         scores = capped(scores_of(rows[part], weight, bias), cap)
         own = scores.gather(1, wanted[part, None])[:, 0]
         parts.append(torch.logsumexp(scores, 1) - own)
@@ -57,9 +61,9 @@ def working_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
-def chunks(n: int, vocabulary: int) -> list[slice]:
-    size = max(1, CHUNK_SCORES // vocabulary)
-    return [slice(i, i + size) for i in range(0, n, size)]
+def slices(n: int, size: int) -> list[slice]:
+    size = max(1, size)
+    return [slice(i, min(n, i + size)) for i in range(0, n, size)]
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
@@ -89,35 +93,39 @@ class TokenLoss(torch.autograd.Function):
         cap: float,
         dtype: torch.dtype,
     ) -> Tensor:
-        x, w = rows.to(dtype), weight.to(dtype)
-        learns = [rows.requires_grad, weight.requires_grad, bias is not None and bias.requires_grad]
-        d_rows = torch.empty_like(x)
-        sums = {"dtype": wide(dtype), "device": x.device}
-        d_weight = torch.zeros(weight.shape, **sums) if learns[1] else None
-        d_bias, total = torch.zeros(len(weight), **sums), torch.zeros((), **sums)
-        for part in chunks(len(x), len(w)):
-            scores = capped(scores_of(x[part], w, bias), cap)
-            own = targets[part, None]
-            norm = torch.logsumexp(scores, 1, keepdim=True)
-            total += (norm - scores.gather(1, own)).sum()
-            slope = 1 - (scores / cap).square() if cap else None
-            d = scores.sub_(norm).exp_()  # the softmax, then its difference to the target
-            d.scatter_add_(1, own, d.new_full(own.shape, -1.0))
-            if slope is not None:
-                d *= slope
-            if learns[2]:
-                d_bias += d.sum(0)
-            d = d.to(dtype)
-            d_rows[part] = d @ w
-            if d_weight is not None:
-                d_weight += d.T @ x[part]
-        ctx.save_for_backward(d_rows, d_weight, d_bias if learns[2] else None)
+        x, w, V = rows.to(dtype), weight.to(dtype), len(weight)
+        needs_bias = bias is not None and bias.requires_grad
+        d_rows, d_weight = torch.empty_like(x), None
+        sums: dict[str, Any] = {"dtype": wide(dtype), "device": x.device}
+        d_bias = torch.zeros(V, **sums) if needs_bias else None
+        total = torch.zeros((), **sums)
+        for group in slices(len(x), GROUP_BYTES // (V * x.itemsize)):
+            d_scores = x.new_empty(group.stop - group.start, V)
+            for part in slices(len(d_scores), CHUNK_SCORES // V):
+                scores = capped(scores_of(x[group][part], w, bias), cap)
+                own = targets[group][part, None]
+                norm = torch.logsumexp(scores, 1, keepdim=True)
+                total += (norm - scores.gather(1, own)).sum()
+                slope = 1 - (scores / cap).square() if cap else None
+                d = scores.sub_(norm).exp_()  # the softmax, then its difference to the target
+                d.scatter_add_(1, own, d.new_full(own.shape, -1.0))
+                d = d if slope is None else d.mul_(slope)
+                if d_bias is not None:
+                    d_bias += d.sum(0)
+                d_scores[part] = d
+            torch.mm(d_scores, w, out=d_rows[group])
+            if weight.requires_grad:
+                more = d_scores.T @ x[group]
+                d_weight = more.to(wide(dtype)) if d_weight is None else d_weight.add_(more)
+        ctx.grads = d_rows, d_weight, d_bias
         ctx.dtypes = rows.dtype, weight.dtype, None if bias is None else bias.dtype
         return total
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Any:
         (up,) = upstream
-        given = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        grads = [None if g is None else (g * up).to(dtype) for g, dtype in given]
+        assert ctx.grads is not None, "the gradients of this loss were taken already"
+        given = zip(ctx.grads, ctx.dtypes, strict=True)
+        ctx.grads = None  # scaled in place, and handed on without a copy
+        grads = [None if g is None else g.mul_(up).to(dtype) for g, dtype in given]
         return (*grads, None, None, None)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from layerwise.layers.attention import attention, join_heads, split_heads
+from layerwise.layers.attention import attention, join_heads, project, split_heads
 from layerwise.layers.cache import LayerCache
 from layerwise.layers.mask import Sight
 from layerwise.layers.rope import Turn, rotate
@@ -43,9 +43,10 @@ class SelfAttention(nn.Module):
     def forward(
         self, x: Tensor, turn: Turn, sight: Sight, cache: LayerCache | None = None
     ) -> Tensor:  # (B, T, D)
-        q = rotate(self.q_norm(split_heads(self.q_proj(x), self.n_heads)), turn)  # (B, H, T, Dh)
-        k = rotate(self.k_norm(split_heads(self.k_proj(x), self.n_kv_heads)), turn)
-        v = split_heads(self.v_proj(x), self.n_kv_heads)  # (B, K, T, Dh)
+        q, k, v = project(x, self.q_proj, self.k_proj, self.v_proj)
+        q = rotate(self.q_norm(split_heads(q, self.n_heads)), turn)  # (B, H, T, Dh)
+        k = rotate(self.k_norm(split_heads(k, self.n_kv_heads)), turn)
+        v = split_heads(v, self.n_kv_heads)  # (B, K, T, Dh)
         if cache is not None:
             k, v = cache.update(k, v)
         mixed = attention(q, k, v, *sight, scale=self.scale, softcap=self.softcap)

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layerwise.errors import DataError, OptionError, unknown
-from layerwise.layers.attention import attention, join_heads, split_heads
+from layerwise.layers.attention import attention, join_heads, project, split_heads
 from layerwise.layers.head import TiedHead
 from layerwise.layers.mask import positions_of
 from layerwise.layers.pool import POOLINGS, pool
@@ -150,9 +150,8 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(D, D)
 
     def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:  # (B, T, D)
-        q = split_heads(self.q_proj(x), self.n_heads)  # (B, H, T, Dh)
-        k = split_heads(self.k_proj(x), self.n_heads)
-        v = split_heads(self.v_proj(x), self.n_heads)
+        projected = project(x, self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = (split_heads(y, self.n_heads) for y in projected)  # (B, H, T, Dh)
         dropout = self.dropout if self.training else 0.0
         return self.o_proj(join_heads(attention(q, k, v, bias, dropout=dropout)))
 

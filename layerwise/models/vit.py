@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layerwise.errors import DataError, OptionError
-from layerwise.layers.attention import attention, join_heads, split_heads
+from layerwise.layers.attention import attention, join_heads, project, split_heads
 
 
 @dataclass(frozen=True)
@@ -119,9 +119,8 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(D, D)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, T, D)
-        q = split_heads(self.q_proj(x), self.n_heads)  # (B, H, T, Dh)
-        k = split_heads(self.k_proj(x), self.n_heads)
-        v = split_heads(self.v_proj(x), self.n_heads)
+        projected = project(x, self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = (split_heads(y, self.n_heads) for y in projected)  # (B, H, T, Dh)
         return self.o_proj(join_heads(attention(q, k, v)))  # (B, T, D)
 
 

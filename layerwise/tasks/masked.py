@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from layerwise.data.corpus import NO_LOSS
 from layerwise.data.examples import Batch
 from layerwise.data.masked_windows import LEARNED
-from layerwise.layers.loss import chunks, token_loss
+from layerwise.layers.loss import CHUNK_SCORES, slices, token_loss
 from layerwise.tasks.causal import Causal
 
 
@@ -54,7 +54,8 @@ class Masked(Causal):
         hidden, wanted = asked(network, batch)
         rows = (batch["targets"] != NO_LOSS).nonzero()[:, 0]  # (N,) of the batch
         out = torch.zeros(len(batch), 3, device=hidden.device)
-        for part in chunks(len(hidden), network.head.out_features):  # type: ignore[arg-type, union-attr]
+        head: Any = network.head
+        for part in slices(len(hidden), CHUNK_SCORES // head.out_features):
             scores = network.score(hidden[part]).float()  # type: ignore[operator]  # (n, V)
             loss = F.cross_entropy(scores, wanted[part], reduction="none")
             right = (scores.argmax(1) == wanted[part]).float()

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from layerwise.layers.attention import (
     attention,
@@ -12,6 +12,7 @@ from layerwise.layers.attention import (
     causal_mask,
     join_heads,
     plain_attention,
+    project,
     short_on_cpu,
     split_heads,
 )
@@ -129,3 +130,28 @@ def test_heads_split_and_join():
     assert heads.shape == (B, H, T, Dh)
     assert torch.equal(heads[:, 1, :, :], x[:, :, Dh : 2 * Dh])
     assert torch.equal(join_heads(heads), x)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("rows", [3, 1500])
+def test_one_product_for_several_linear_layers(rows: int, bias: bool):
+    torch.manual_seed(0)
+    linears = [nn.Linear(8, n, bias=bias) for n in (16, 4, 4)]
+    x = torch.randn(1, rows, 8, requires_grad=True)
+    wanted = [linear(x) for linear in linears]
+    weights = [torch.randn_like(y) for y in wanted]
+    inputs = [x, *(p for linear in linears for p in linear.parameters())]
+    found = project(x, *linears)
+    grads = [
+        torch.autograd.grad(sum((y * w).sum() for y, w in zip(ys, weights, strict=True)), inputs)
+        for ys in (found, wanted)
+    ]
+    for a, b in zip([*found, *grads[0]], [*wanted, *grads[1]], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_hooks_of_single_layers_are_kept():
+    linears, seen = [nn.Linear(8, 8) for _ in range(3)], []
+    linears[1].register_forward_hook(lambda m, args, out: seen.append(out))
+    project(torch.randn(1500, 8), *linears)
+    assert len(seen) == 1

@@ -20,6 +20,7 @@ def reference(hidden, head, targets, cap):
 @pytest.fixture(params=[1 << 22, 100], ids=["one chunk", "many chunks"], autouse=True)
 def chunk(request, monkeypatch):
     monkeypatch.setattr(module, "CHUNK_SCORES", request.param)
+    monkeypatch.setattr(module, "GROUP_BYTES", request.param * 10)
 
 
 @pytest.mark.parametrize("cap", [0.0, 3.0])
