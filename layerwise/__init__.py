@@ -9,6 +9,7 @@ The verbs, in Python as on the command line:
     layerwise.inspect(model, data)  what each layer learned
     layerwise.audit(data)           what is wrong with the data
     layerwise.export(model, ...)    a model as llama.cpp or transformers read it
+    layerwise.selftest(run)         whether the shortcuts of training changed what it learned
 
 Importing this does no work: PyTorch is loaded when a verb is called.
 """
@@ -31,6 +32,7 @@ _VERBS = {
     "audit": "layerwise.verbs",
     "demo": "layerwise.verbs",
     "export": "layerwise.export",
+    "selftest": "layerwise.selftest",
 }
 
 

@@ -1,7 +1,7 @@
 """The command line: `layerwise VERB ...`, each verb a function of the same name in Python.
 
-Exit codes: 0 done; 1 a defect of layerwise itself; 2 an option; 3 the data; 4 the weights;
-5 does not fit; 6 the run stopped itself; 7 storage; 130 interrupted.
+Exit codes: 0 done; 1 a defect of layerwise itself, or found by `selftest`; 2 an option; 3 the data;
+4 the weights; 5 does not fit; 6 the run stopped itself; 7 storage; 130 interrupted.
 """
 
 import argparse
@@ -25,6 +25,7 @@ VERBS = {
     "generate": "text continued by a language model",
     "export": "a model as other tools read it: GGUF for llama.cpp, or Hugging Face's layout",
     "models": "families, sizes and published weights",
+    "selftest": "whether accumulating, packing and the like change a run's gradients",
     "demo": "the whole way on the bundled handwritten digits",
     "doctor": "what this machine offers, and versions for bug reports",
 }
@@ -173,6 +174,13 @@ def models_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("family", nargs="?", default="", help="one family only")
 
 
+def selftest_arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument("run", help="folder of a finished run")
+    p.add_argument("--rows", type=int, default=8, help="training rows to compute on [8]")
+    p.add_argument("--compiled", action="store_true", help="compile the layers, too: minutes")
+    p.add_argument("--no-ranks", dest="ranks", action="store_false", help="no second process")
+
+
 def no_arguments(p: argparse.ArgumentParser) -> None:
     del p
 
@@ -191,6 +199,7 @@ ARGUMENTS = {
     "generate": generate_arguments,
     "export": export_arguments,
     "models": models_arguments,
+    "selftest": selftest_arguments,
     "demo": demo_arguments,
     "doctor": no_arguments,
 }
@@ -246,7 +255,9 @@ def run(arguments: Any) -> int:
     result = getattr(commands, verb)(console, **values)
     if as_json:
         print(json.dumps(result, indent=1, default=str, ensure_ascii=False))
-    return 0 if not isinstance(result, dict) or result.get("finished", True) else 130
+    if not isinstance(result, dict):
+        return 0
+    return 130 if not result.get("finished", True) else int(not result.get("same", True))
 
 
 if __name__ == "__main__":

@@ -133,6 +133,22 @@ def export(console: Console, model: str, **options: Any) -> dict[str, Any]:
     return done.to_dict()
 
 
+def selftest(console: Console, run: str, **options: Any) -> dict[str, Any]:
+    from layerwise.selftest import selftest
+
+    found = selftest(run, **options)
+    console.say(f"gradients of {found.rows} training rows, in {found.arithmetic} and in float64")
+    shown = [p for p in found.pairs if p.verdict != "skipped"]
+    head = ["compared", "", "largest difference", "rounding explains", "in float64", "layer"]
+    numbers = [[f"{x:.1e}" for x in (p.difference, p.explained, p.exact)] for p in shown]
+    rows = [[p.name, p.verdict, *n, p.layer] for p, n in zip(shown, numbers, strict=True)]
+    console.table(head, rows)
+    for pair in found.pairs:
+        if pair.why:
+            console.say(f"  {pair.name}: {pair.verdict}, {pair.why}")
+    return found.to_dict()
+
+
 def models(console: Console, family: str = "") -> list[dict[str, Any]]:
     from layerwise.verbs import list_models
 

@@ -145,7 +145,9 @@ def choose_fresh(job: Job, reader: TextProcessor | None) -> Choice:
         return labelled.choose_encoder(job.train, job.task, job.settings)
     if reader is None:
         return choose_scratch(job.train, job.task, job.settings)
-    if job.task.name == "causal" and job.settings.model == "auto" and job.settings.budget:
+    if job.task.name == "masked":
+        return labelled.choose_for_words(job.train, reader, job.settings)
+    if job.settings.model == "auto" and job.settings.budget:
         return choose_by_law(job, reader, job.deadline - time.monotonic())
     return language.choose_decoder(job.train, reader, job.settings)
 

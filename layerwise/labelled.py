@@ -1,4 +1,4 @@
-"""Texts with something to learn beside them, for `fit`: who reads them, and a yardstick.
+"""Encoders of text for `fit`: who reads the texts, with fresh weights or a base's; a yardstick.
 
 Legend: n rows, C classes, T tokens of a text, V vocabulary.
 """
@@ -22,6 +22,7 @@ VOCABULARY = 8192  # at most: whole words carry most of what a class hangs on
 LONGEST = 512  # tokens of a text that are read, where nobody says it
 COVERED = 0.99  # of the texts are read whole, if that is within LONGEST
 WHOLE = 1 << 30  # tokens: nothing is cut
+LADDER = ("bert-tiny", "bert-mini", "bert-small", "bert-medium", "bert-base-uncased")
 
 
 def reader_name(examples: Examples, task: Any) -> str:
@@ -68,26 +69,47 @@ def choose_encoder(train: Examples, task: Any, chosen: Settings) -> Choice:
     usual = min(LONGEST, 8 * -(-int(np.quantile(lengths, COVERED)) // 8))
     length = chosen.max_seq_len or max(16, usual)
     name = "bert-tiny" if chosen.model == "auto" else chosen.model
-    family, config = models.resolve(name)
+    processor = make(tokenizer, length)
+    # classes from the mean of the tokens: a first token that gathers a text has to be pre-trained
+    head_kind = "pooled" if task.head_kind == "class" else task.head_kind
+    fields = {"n_classes": task.n_outputs, "head_kind": head_kind, "normalise": False}
+    config = encoder_of(name, processor, **fields)
+    processor = replace(processor, token_types=config.n_token_types > 1)
+    why = (
+        "as asked" if name == chosen.model else f"{len(train):,} rows and no base: a small encoder"
+    )
+    return Choice(name, "bert", config, processor, why)
+
+
+def encoder_of(name: str, processor: Any, **fields: Any) -> Any:
+    """The config of this size for the processor's words and length.
+
+    Errors: OptionError for a network that does not read whole texts.
+    """
+    config = models.resolve(name)[1]
     if not hasattr(config, "head_kind"):
         raise OptionError(
             f"--model {name} does not read whole texts; name one such as bert-mini, or leave it out"
         )
-    # classes from the mean of the tokens: a first token that gathers a text has to be pre-trained
-    head_kind = "pooled" if task.head_kind == "class" else task.head_kind
-    config = replace(
-        config,
-        vocab_size=tokenizer.vocab_size,
-        max_seq_len=length,
-        n_classes=task.n_outputs,
-        head_kind=head_kind,
-        normalise=False,
-    )
-    processor = make(tokenizer, length, config.n_token_types > 1)
-    why = (
-        "as asked" if name == chosen.model else f"{len(train):,} rows and no base: a small encoder"
-    )
-    return Choice(name, family, config, processor, why)
+    sizes = {"vocab_size": processor.tokenizer.vocab_size, "max_seq_len": processor.max_seq_len}
+    return replace(config, **sizes, **fields)
+
+
+def choose_for_words(train: Examples, processor: Any, chosen: Settings) -> Choice:
+    """An encoder with fresh weights for masked words: as named, or as large as the text has tokens.
+
+    Without dropout: a few passes, each masked anew, are not learned by heart (Geiping and
+    Goldstein, arXiv:2212.14034, section 4.3). Errors: see `encoder_of`.
+    """
+    n_tokens = len(train.inputs.corpus.tokens)  # type: ignore[attr-defined]
+    configs = {name: models.resolve(name)[1] for name in LADDER}
+    sizes = {name: 12 * c.n_layers * c.dim**2 for name, c in configs.items()}
+    nearest = min(LADDER, key=lambda name: abs(np.log(sizes[name] / n_tokens)))
+    name = nearest if chosen.model == "auto" else chosen.model
+    none = {"dropout": 0.0, "attn_dropout": 0.0}
+    config = encoder_of(name, processor, head_kind="masked", **none)
+    why = "as asked" if name == chosen.model else f"{name} for {n_tokens:,} tokens"
+    return Choice(name, "bert", config, processor, why)
 
 
 # ---- the yardstick -------------------------------------------------------------------------------

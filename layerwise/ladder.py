@@ -136,7 +136,7 @@ def ways(job: Job, base: Model | None) -> list[str]:
         raise OptionError(
             f"--method {method} is not for the task {job.task.name}; use lora or full"
         )
-    linear = has_linear_below_head(base.network)
+    linear = has_linear_below_head(base.network) and job.task.name != "masked"
     return [*(["lora"] if linear else []), "full", *(["scratch"] if job.settings.budget else [])]
 
 
@@ -218,9 +218,13 @@ def with_head(network: nn.Module, task: Any, weight: np.ndarray, bias: np.ndarra
 def reset_head(network: Any, task: Any, pooled: bool = False) -> None:
     """A fresh head for this task, also in the config that is saved with the network.
 
-    pooled: of a text encoder one on the vectors that `features_of` gives.
+    pooled: of a text encoder one on the vectors that `features_of` gives. A head for masked words
+    is the same whatever text it learned from, and stays.
     """
-    if hasattr(network.config, "head_kind"):
+    kind = getattr(network.config, "head_kind", "")
+    if kind and task.head_kind == "masked":
+        return None if kind == "masked" else network.reset_head(network.config.n_classes, "masked")
+    if kind:
         return network.reset_head(task.n_outputs, "pooled" if pooled else task.head_kind)
     network.reset_head(task.n_outputs)
     network.config = replace(network.config, n_classes=task.n_outputs)

@@ -19,13 +19,15 @@ from layerwise.choose import Choice
 from layerwise.console import Console
 from layerwise.data.corpus import Corpus, Windows, tokenise
 from layerwise.data.examples import Examples
+from layerwise.data.masked_windows import MaskedWindows
 from layerwise.data.text_documents import texts_of
 from layerwise.data.text_processor import TextProcessor
-from layerwise.data.train_tokenizer import train_bpe
+from layerwise.data.train_tokenizer import train_bpe, train_wordpiece
 from layerwise.errors import DataError, OptionError
 from layerwise.result import Rows
 from layerwise.runtime import Runtime
 from layerwise.settings import Settings
+from layerwise.tasks import task_name
 
 FEW_DOCUMENTS = 20  # below which documents are split within, not among each other
 LEAST_VOCABULARY, MOST_VOCABULARY = 512, 32_768
@@ -60,7 +62,9 @@ def in_stretches(examples: Examples, chosen: Settings) -> Examples:
 
 
 def check_base(base: Model, task: str) -> None:
-    """Errors: OptionError for a base that has learned another task on plain text."""
+    """Errors: OptionError for a base that does not do this; masked words any encoder can learn."""
+    if task == "masked" and hasattr(base.network, "pooled"):
+        return
     if base.task is None or base.task.name != task:
         raise OptionError(
             f"the base {base.variant} is not of the task {task}; name one that is, or leave it out"
@@ -77,8 +81,10 @@ def as_tokens(
     parts = {name: getattr(rows, name) for name in ("train", "val", "test")}
     texts = {name: texts_of(part) for name, part in parts.items()}
     n_bytes = sum(len(t.encode("utf-8", "surrogatepass")) for t in texts["train"])
+    masked = task_name(rows.train, chosen.task) == "masked"
     if base is None:
-        tokenizer, longest = train_bpe(texts["train"], vocabulary_for(n_bytes)), LENGTHS[-1]
+        learn = train_wordpiece if masked else train_bpe
+        tokenizer, longest = learn(texts["train"], vocabulary_for(n_bytes)), LENGTHS[-1]
     else:
         tokenizer, longest = base.processor.tokenizer, base.processor.max_seq_len
     corpora = {name: tokenise(part, tokenizer) for name, part in texts.items()}
@@ -88,13 +94,15 @@ def as_tokens(
         f"tokens: {said}; a vocabulary of {tokenizer.vocab_size:,}, "
         f"{corpora['train'].bytes_per_token:.2f} bytes per token, windows of {length}"
     )
-    cut = {name: windows_of(parts[name], c, length) for name, c in corpora.items()}
+    reader = TextProcessor(tokenizer, length)
+    cut = {name: windows_of(parts[name], c, reader, masked) for name, c in corpora.items()}
     out = replace(rows, train=cut["train"], val=cut["val"], test=cut["test"], clean_test=None)
-    return out, TextProcessor(tokenizer, length)
+    return out, reader
 
 
-def windows_of(examples: Examples, corpus: Corpus, length: int) -> Examples:
-    windows = Windows(corpus, length)
+def windows_of(examples: Examples, corpus: Corpus, reader: TextProcessor, masked: bool) -> Examples:
+    length, words = reader.max_seq_len, reader.tokenizer
+    windows = MaskedWindows(corpus, length, words) if masked else Windows(corpus, length)
     return Examples(
         kind="tokens",
         inputs=windows,  # type: ignore[arg-type]
@@ -170,12 +178,15 @@ def corpus_of(rows: Examples) -> Corpus:
 
 
 def unigram_bits(train: Examples, test: Examples) -> float:
-    """Bits per byte of the test text by the frequencies of the training tokens alone."""
-    seen, asked = corpus_of(train), corpus_of(test)
-    size = 1 + int(max(seen.tokens.max(), asked.tokens.max()))
-    counts = np.bincount(seen.tokens, minlength=size) + 1.0
+    """Bits per byte, or per masked word, by the frequencies of the training tokens alone."""
+    seen, asked, per = corpus_of(train).tokens, corpus_of(test).tokens, 0
+    if isinstance(test.inputs, MaskedWindows):
+        seen, asked = (t[np.isin(t, test.inputs.words)] for t in (seen, asked))
+        per = len(asked)
+    size = 1 + int(max(seen.max(), asked.max()))
+    counts = np.bincount(seen, minlength=size) + 1.0
     bits = -np.log2(counts / counts.sum())
-    return float(bits[asked.tokens].sum() / max(1, asked.n_bytes))
+    return float(bits[asked].sum() / max(1, per or corpus_of(test).n_bytes))
 
 
 def affordable(seconds: float, machine: Runtime) -> float:

@@ -1,8 +1,8 @@
 """A corpus as tokens in one memory-mapped file: tokenised once, read as windows of equal length.
 
-Documents follow each other, each closed by the end-of-text token. A window may hold several; they
-are told apart by `documents`, so that attention stays within one, and no token is asked to predict
-the first token of the next document.
+Documents follow each other, each closed by the end-of-text token, or between [CLS] and [SEP] where
+the tokenizer has these. A window may hold several; they are told apart by `documents`, so that
+attention stays within one, and no token is asked to predict the first token of the next document.
 
 Shapes: n tokens in all, N windows, B windows of a batch, T positions of a window.
 """
@@ -69,14 +69,15 @@ def write_tokens(
     """The token file, then its index, each renamed into place when whole."""
     dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
     starts, n_bytes, done, total = [0], 0, 0, 0
-    end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+    roles = (tokenizer.cls_id,), (tokenizer.eos_id, tokenizer.sep_id)
+    front, end = ([i for i in role if i is not None][:1] for role in roles)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with partial.open("wb") as file:
         for group in grouped(texts):
             pieces = [piece for text in group for piece in in_pieces(text)]
             encoded = iter(tokenizer.encode_batch(pieces, special=False))
             for text in group:
-                ids = [i for _ in in_pieces(text) for i in next(encoded)] + end
+                ids = front + [i for _ in in_pieces(text) for i in next(encoded)] + end
                 file.write(np.asarray(ids, dtype).tobytes())
                 total += len(ids)
                 starts.append(total)
@@ -132,13 +133,12 @@ class Windows:
     """
 
     def __init__(self, corpus: Corpus, length: int, rows: np.ndarray | None = None):
-        n = -(-(len(corpus.tokens) - 1) // length)
-        if n < 1:
+        self.corpus, self.length = corpus, length
+        if self.n_windows < 1:
             raise DataError(
                 f"the text has {len(corpus.tokens)} tokens; at least 2 are needed to predict one"
             )
-        self.corpus, self.length = corpus, length
-        self.rows = np.arange(n) if rows is None else rows
+        self.rows = np.arange(self.n_windows) if rows is None else rows
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -155,11 +155,14 @@ class Windows:
     def take(self, rows: np.ndarray) -> "Windows":
         return Windows(self.corpus, self.length, self.rows[rows])
 
-    def tensors(self, rows: np.ndarray, shift: int = 0) -> dict[str, Tensor]:
+    def tensors(
+        self, rows: np.ndarray, shift: int = 0, draw: tuple[int, ...] = ()
+    ) -> dict[str, Tensor]:
         """inputs, targets (B, T) int64, n_bytes (B,); documents (B, T) where a window has several.
 
         shift: tokens by which all windows are moved, so that every epoch cuts elsewhere; the last
-        window of the corpus is moved back instead of running out.
+        window of the corpus is moved back instead of running out. draw: what anything random in a
+        training batch follows from; here nothing is.
         """
         T, tokens = self.length, self.corpus.tokens
         inputs = np.zeros((len(rows), T), np.int64)

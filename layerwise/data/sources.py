@@ -147,7 +147,7 @@ class CorpusWindows(Source):
         whole = len(self.windows) == self.windows.n_windows
         rng = np.random.default_rng([draw.seed, draw.epoch, 1])
         shift = int(rng.integers(self.windows.length)) if whole and draw.epoch else 0
-        return self.windows.tensors(rows, shift)
+        return self.windows.tensors(rows, shift, (draw.seed, draw.step))
 
     def look(self, rows: np.ndarray) -> Tensors:
         return self.windows.tensors(rows)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from layerwise.errors import DataError, OptionError, unknown
 from layerwise.layers.attention import attention, join_heads, project, split_heads
 from layerwise.layers.head import TiedHead
+from layerwise.layers.mask import positions_of
 from layerwise.layers.pool import POOLINGS, pool
 
 STYLES = ("bert", "roberta", "distilbert")  # whose heads and names
@@ -218,9 +219,10 @@ class Bert(nn.Module):
     """Texts as token numbers (B, T) to what `config.head_kind` says.
 
     mask: bool, True for tokens, False for padding, (B, T); or (B, 1, T, T) saying which position
-    may read from which (packed texts; then without pooling). None where no row is padded: fastest.
-    places: `token_types` (B, T), 1 in the second text of a pair, and `positions` (B, T), where they
-    are not 0, 1, 2 ...
+    may read from which (then without pooling). None where no row is padded: fastest.
+    places: `token_types` (B, T), 1 in the second text of a pair; `positions` (B, T), where they are
+    not 0, 1, 2 ...; or `documents` (B, T), equal where two tokens of a packed row belong together:
+    each document then stands for itself, as if it had the row alone. Without `mask` and pooling.
     """
 
     def __init__(self, config: Config):
@@ -240,8 +242,12 @@ class Bert(nn.Module):
         mask: Tensor | None = None,
         token_types: Tensor | None = None,
         positions: Tensor | None = None,
+        documents: Tensor | None = None,
     ) -> Tensor:
         """What is known at each position, normalised: (B, T, D)."""
+        if documents is not None:
+            mask = documents[:, None, :, None] == documents[:, None, None, :]  # (B, 1, T, T)
+            positions = positions_of(tokens, documents, None)
         x = self.embed(tokens, token_types, positions)
         bias = None if mask is None else attention_bias(mask, x.dtype)
         for block in self.blocks:

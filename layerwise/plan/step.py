@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from layerwise.data.examples import Batch
 from layerwise.errors import OptionError, unknown
@@ -87,13 +88,18 @@ def checkpoint_layers(layers: dict[str, nn.Module]) -> None:
 
 
 def stretched(batch: Batch, setting: Setting, device: str = "cpu") -> Batch:
-    """The example batch with as many rows as one whole step has; zeros, same memory layout."""
+    """The example batch with as many rows as one whole step has, over and over; same memory layout.
+
+    An example without values (on the meta device, or fake) gives tensors without, or zeros.
+    """
     rows = setting.global_batch_size
     tensors = {}
     for name, t in batch.tensors.items():
         like = torch.zeros((rows, *t.shape[1:]), dtype=t.dtype, device=device)
         last = t.ndim == 4 and t.is_contiguous(memory_format=torch.channels_last)
         tensors[name] = like.to(memory_format=torch.channels_last) if last else like
+        if not t.is_meta and not isinstance(like, FakeTensor):
+            tensors[name].copy_(t[torch.arange(rows) % len(t)])
     return Batch(tensors, np.arange(rows))
 
 

@@ -42,7 +42,7 @@ def measure_steps(
 ) -> list[float]:
     """Seconds of each of the first `steps` real steps; `network` is ours to spoil.
 
-    batch: an example, stretched to the batch size with zeros (the time does not depend on values).
+    batch: an example, repeated up to the batch size.
     budget: seconds after which no further step begins, once there are three.
     """
     device = next(network.parameters()).device.type

@@ -31,6 +31,7 @@ from layerwise.tasks.scores import confusion, softmax
 from layerwise.train.run import predict_rows
 
 SHOWN = 400  # characters of a text
+ROOFS = {"causal": "next token", "masked": "hidden words"}
 GROUNDS = {"image": "pixels", "table": "raw input", "tokens": "tokens", "text": "tokens"}
 
 
@@ -57,7 +58,7 @@ def finish(
         "settings": job.settings.to_dict(),
         "model": model_facts(model, winner),
         "ground": GROUNDS[rows.train.kind],
-        "roof": "labels" if job.task.labels or job.task.name == "regress" else "next token",
+        "roof": ROOFS.get(job.task.name, "labels"),
         "rows": {n: len(getattr(rows, n)) for n in ("train", "val", "test")},
         "ladder": [r.to_dict() for r in rungs],
         "plan": plan_rows(winner),
@@ -218,7 +219,7 @@ def baseline(job: Job, rows: Rows, outputs: np.ndarray) -> dict[str, Any]:
             "beside": f"this model {both.difference:+.4f} ({both.low:+.4f} to {both.high:+.4f}), "
             f"p {both.p:.2g}",
         }
-    if job.task.name == "causal":
+    if job.task.name in ("causal", "masked"):
         bits = unigram_bits(rows.train, rows.test)
         return {"what": "tokens by their frequency alone", "value": bits}
     if job.task.name == "classify":

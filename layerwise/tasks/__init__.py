@@ -21,10 +21,13 @@ from typing import Any
 
 from layerwise.errors import DataError, OptionError, unknown
 
-TASKS = {"classify": "Classify", "tag": "Tag", "regress": "Regress", "causal": "Causal"}
+TASKS = {
+    "classify": "Classify", "tag": "Tag", "regress": "Regress", "causal": "Causal",
+    "masked": "Masked",
+}  # fmt: skip
 BY_TARGET = {"class": "classify", "classes": "tag", "number": "regress"}
 FORMS: dict[str, dict[str, str]] = {  # of text: task -> which processor reads it; the usual first
-    "plain": {"causal": "text"},
+    "plain": {"causal": "text", "masked": "text"},
     "labelled": {"classify": "text", "tag": "text", "regress": "text"},
     "pairs": {"classify": "text", "tag": "text", "regress": "text"},
 }

@@ -84,14 +84,8 @@ def train(
 
             # ---- forward and backward: sums, divided once by the count of the whole step -----
             torch.manual_seed(runtime.mix(state.seed, state.step))
-            total = torch.zeros((), device=machine.device)
             optimizer.zero_grad(set_to_none=True)
-            for micro in micros:
-                with machine.autocast():
-                    loss = task.loss(network, micro)[0]
-                (loss / count).backward()
-                total += loss.detach()
-                del loss  # and its graph, whose nodes would keep freed memory from being used again
+            total = accumulate(network, task, micros, count, machine)
 
             # ---- guard and clip --------------------------------------------------------------
             norm = clip(network, course.grad_clip)
@@ -128,6 +122,23 @@ def train(
             if last or stop or due(state.step, course.checkpoint_every):
                 hooks.save(state)
     return state
+
+
+def accumulate(
+    network: nn.Module, task: Any, micros: Sequence[Batch], count: float, machine: runtime.Runtime
+) -> Tensor:
+    """Add the gradients of a step's mean loss to the parameters' own; the summed loss.
+
+    count: terms that carry loss in the whole step, by which every micro-batch's sum is divided.
+    """
+    total = torch.zeros((), device=machine.device)
+    for micro in micros:
+        with machine.autocast():
+            loss = task.loss(network, micro)[0]
+        (loss / count).backward()
+        total += loss.detach()
+        del loss  # and its graph, whose nodes would keep freed memory from being used again
+    return total
 
 
 def due(step: int, period: int) -> bool:
