@@ -192,7 +192,7 @@ def leaks(examples: Examples, groups: np.ndarray, part: np.ndarray) -> list[Find
 def conflicts(examples: Examples, sets: list[np.ndarray], severity: Severity) -> list[Finding]:
     """Copies that carry different labels: one of them is wrong."""
     y = examples.targets
-    if y is None or examples.target_kind == "number":
+    if y is None or examples.target_kind not in ("class", "classes"):
         return []
     bad = [s for s in sets if len(np.unique(y[s], axis=0)) > 1]
     names = [f"{examples.names[i]} ({label_of(examples, i)})" for s in bad for i in s.tolist()]
