@@ -65,7 +65,9 @@ def say_cut(examples: Examples, processor: Any, console: Console) -> None:
         f"texts: {np.median(lengths):.0f} tokens in the median, {lengths.max():,} at most; "
         f"{processor.max_seq_len} are read"
     )
-    if (over > 0).any():
+    if (over > 0).any() and processor.reads in ("words", "spans"):
+        console.say(f"  longer, and read in several windows: {(over > 0).sum():,} rows")
+    elif (over > 0).any():
         console.say(
             f"  cut at their end: {(over > 0).sum():,} of {len(over):,} rows, "
             f"{over.clip(0).sum() / lengths.sum():.1%} of all tokens (--max-seq-len sets the limit)"
@@ -107,8 +109,10 @@ def choose_encoder(train: Examples, task: Any, chosen: Settings) -> Choice:
 YARDSTICK = "TF-IDF of words and letters, with a linear model"
 
 
-def yardstick(train: Examples, test: Examples, task: Any) -> np.ndarray | None:
-    """Raw outputs for the test rows (n, C) of what needs no network; None for other tasks."""
+def yardstick(train: Examples, test: Examples, task: Any) -> tuple[str, np.ndarray] | None:
+    """What needs no network, and its raw outputs for the test rows (n, C); None for other tasks."""
+    if hasattr(task, "yardstick"):
+        return task.yardstick(train, test)
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression, Ridge
     from sklearn.multiclass import OneVsRestClassifier
@@ -129,6 +133,6 @@ def yardstick(train: Examples, test: Examples, task: Any) -> np.ndarray | None:
     model = makers[task.name].fit(union.fit_transform(texts_of(train)), train.targets)
     features = union.transform(texts_of(test))
     if task.name == "regress":
-        return model.predict(features)[:, None]
+        return YARDSTICK, model.predict(features)[:, None]
     outputs = model.decision_function(features)
-    return np.stack([-outputs, outputs], 1) / 2 if outputs.ndim == 1 else outputs
+    return YARDSTICK, np.stack([-outputs, outputs], 1) / 2 if outputs.ndim == 1 else outputs

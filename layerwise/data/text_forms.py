@@ -118,7 +118,7 @@ def spans_row(raw: Row, context: str, question: str, answers: str) -> Row:
     spans = [{"text": answer, "start": _place(text, answer, at)} for answer, at in said]
     row = {"context": text, "question": raw[question], "answers": spans}
     for span, (answer, at) in zip(spans, said, strict=True):
-        if span["start"] != at:
+        if span["start"] != at or at < 0:
             inside = isinstance(at, int) and 0 <= at < len(text)
             there = f": there stands {text[at : at + len(answer)]!r}" if inside else ""
             reason = f"the answer {answer!r} is not at character {at} of its context{there}"

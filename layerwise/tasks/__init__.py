@@ -12,6 +12,10 @@ A task has
     metric, scored(outputs)                     the primary metric, and what it takes of the outputs
     lens(batch) -> list[str]                    what carries loss, for a person to look at
     to_dict()                                   what rebuilds it beside a saved model
+and where a row's answer is more than a label
+    read(row, output) -> dict                   one row of outputs as a `Prediction` has it
+    mistakes(inputs, outputs, targets) -> list  (row, truth, said, probability), the worst first
+    yardstick(train, test)                      what it is called, outputs of what needs no network
 """
 
 import importlib
@@ -19,21 +23,34 @@ from typing import Any
 
 from layerwise.errors import DataError, OptionError, unknown
 
-TASKS = {"classify": "Classify", "tag": "Tag", "regress": "Regress", "causal": "Causal"}
+TASKS = {
+    "classify": "Classify", "tag": "Tag", "regress": "Regress", "causal": "Causal",
+    "words": "Words", "span": "Span",
+}  # fmt: skip
 BY_TARGET = {"class": "classify", "classes": "tag", "number": "regress"}
 FORMS: dict[str, dict[str, str]] = {  # of text: task -> which processor reads it; the usual first
     "plain": {"causal": "text"},
     "labelled": {"classify": "text", "tag": "text", "regress": "text"},
     "pairs": {"classify": "text", "tag": "text", "regress": "text"},
+    "tagged": {"words": "words"},
+    "spans": {"span": "spans"},
 }
 
-HEADS = {"class": "classify", "pooled": "classify", "causal": "causal"}  # of published networks
+HEADS = {  # of published networks
+    "class": "classify", "pooled": "classify", "causal": "causal", "tag": "words", "span": "span",
+}  # fmt: skip
 
 
 def task_class(name: str) -> Any:
     if name not in TASKS:
         raise unknown("task", name, TASKS)
     return getattr(importlib.import_module(f"layerwise.tasks.{name}"), TASKS[name])
+
+
+def reader_of_head(head_kind: str) -> str:
+    """Which processor reads for a published network with such a head."""
+    name = HEADS.get(head_kind, "")
+    return next((by[name] for by in FORMS.values() if name in by), "text")
 
 
 def task_from_dict(values: dict[str, Any]) -> Any:

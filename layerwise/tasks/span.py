@@ -26,6 +26,7 @@ from layerwise.tasks.metrics import average
 from layerwise.tasks.words import over_windows
 
 LONGEST = 30  # tokens between the start of an answer and its end
+AROUND = 60  # characters shown on either side of an answer
 HIDDEN = -1e30  # the score of a place that is no choice; finite, so that no choice is no NaN
 MARKS = str.maketrans("", "", string.punctuation)
 
@@ -91,15 +92,10 @@ class Span:
     def to_dict(self) -> dict[str, Any]:
         return {"name": self.name, "null": self.null}
 
-    def taught(self, batch: Batch) -> Tensor:
-        """(B,) bool: rows with an answer, or all where having none is one."""
-        return (batch["targets"][:, 1] > 0) | self.null
-
     def count(self, batch: Batch) -> int:
-        n = 2 * int(self.taught(batch).sum())
-        if not n:
-            raise DataError("no question of this batch has an answer; look at the data")
-        return n
+        if not len(batch):
+            raise DataError("a batch without rows carries no loss; is the data set empty?")
+        return 2 * len(batch)
 
     def choices(self, network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Log probabilities (B, N, T) of the start among all windows, of the end in each."""
@@ -113,8 +109,8 @@ class Span:
     def loss(self, network: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         start, end = (scores.flatten(1) for scores in self.choices(network, batch))
         first, last = batch["targets"].split(1, 1)  # (B, 1) each
-        each = (start.gather(1, first) + end.gather(1, last))[:, 0]
-        total = -torch.where(self.taught(batch), each, 0.0).sum()
+        taught = (last > 0) | self.null  # a context may lose its answer to the tokenizer
+        total = -torch.where(taught, start.gather(1, first) + end.gather(1, last), 0.0).sum()
         return total, {"cross_entropy": total.detach()}
 
     def predict(self, network: nn.Module, batch: Batch) -> Tensor:
@@ -150,3 +146,29 @@ class Span:
         """One row of outputs (3,) as a Prediction has it."""
         place = (int(out[0]), int(out[1])) if out[0] >= 0 else None
         return {"answer": text_of(row, out), "place": place, "probability": float(out[2])}
+
+    def mistakes(self, inputs: Any, outputs: np.ndarray, targets: np.ndarray) -> list[tuple]:
+        """Rows without a word in common with an answer: (row, truth, said, probability, text), the
+        surest first; the places marked in what stands around them."""
+        wrong = np.flatnonzero(scores(outputs, targets, f1) == 0)
+        out = []
+        for i in wrong[np.argsort(-outputs[wrong, 2], kind="stable")].tolist():
+            row = targets[i]
+            spans = [(a["start"], a["start"] + len(a["text"])) for a in row["answers"][:1]]
+            said = [(int(outputs[i, 0]), int(outputs[i, 1]))] if outputs[i, 0] >= 0 else []
+            marked = (
+                around(row["context"], *place[0]) if place else "none" for place in (spans, said)
+            )
+            out.append((i, *marked, float(outputs[i, 2]), row["question"]))
+        return out
+
+    def yardstick(self, train: Examples, test: Examples) -> tuple[str, np.ndarray]:
+        whole = [(0, len(row["context"]), 1.0) for row in test.inputs]
+        return "always the whole context", np.array(whole, np.float32)
+
+
+def around(text: str, start: int, end: int) -> str:
+    """A place of a text in brackets, with what stands around it."""
+    before, after = text[max(0, start - AROUND) : start], text[end : end + AROUND]
+    left, right = "..." * (start > AROUND), "..." * (end + AROUND < len(text))
+    return f"{left}{before}[{text[start:end]}]{after}{right}"

@@ -9,6 +9,7 @@ Shapes: B sentences, T tokens (of all windows of a sentence), W words, C tags, n
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from layerwise.data.examples import Batch, Examples
 from layerwise.data.sources import batch_of
 from layerwise.data.word_processor import words_of
 from layerwise.errors import DataError
+from layerwise.layers.loss import n_with_loss
 from layerwise.tasks.metrics import divide, scalar
 
 MARKED = re.compile(r"O|[BIESLUM]-.+")
@@ -98,7 +100,7 @@ class Words:
         return torch.where((words < 0) | (found < 0), NO_LOSS, found)
 
     def count(self, batch: Batch) -> int:
-        n = int((self.token_targets(batch) != NO_LOSS).sum())
+        n = n_with_loss(self.token_targets(batch))
         if not n:
             raise DataError("no word of this batch has a tag; look at the data")
         return n
@@ -189,3 +191,43 @@ class Words:
             found.append({"kind": kind, "text": text[a:b], "start": a, "end": b,
                           "words": (i, j), "probability": share})  # fmt: skip
         return {"words": words, "entities": found}
+
+    def mistakes(self, inputs: Any, outputs: np.ndarray, targets: np.ndarray) -> list[tuple]:
+        """Sentences tagged wrongly: (row, truth, said, probability, ""), the most mistakes first,
+        what is meant marked in the sentence."""
+        read = entities if self.marked else single
+        out = []
+        for i, (said, true) in enumerate(zip(self.scored(outputs), targets, strict=True)):
+            n = int((true >= 0).sum())
+            found = [read(self.tags(ids[:n])) for ids in (true, said)]
+            if missed := len(set(found[0]) ^ set(found[1])):
+                text, places = words_of(inputs[i])
+                marked = (in_brackets(text, places, each) for each in found)
+                out.append((missed, (i, *marked, float(outputs[i, :n, 1].min()), "")))
+        return [row for _, row in sorted(out, key=lambda x: -x[0])]
+
+    def yardstick(self, train: Examples, test: Examples) -> tuple[str, np.ndarray]:
+        """Each word as it is tagged most often in training."""
+        seen: dict[str, Counter[str]] = {}
+        usual = Counter(tag for row in train.inputs for tag in row["tags"]).most_common(1)[0][0]
+        for row in train.inputs:
+            for word, tag in zip(row["tokens"], row["tags"], strict=True):
+                seen.setdefault(word, Counter())[tag] += 1
+        best = {word: tags.most_common(1)[0][0] for word, tags in seen.items()}
+        out = np.full((len(test), max(len(row["tokens"]) for row in test.inputs), 2), -1.0)
+        for row, into in zip(test.inputs, out, strict=True):
+            tags = [self.labels.index(best.get(word, usual)) for word in row["tokens"]]
+            into[: len(tags)] = np.stack([tags, np.ones(len(tags))], 1)
+        return "each word as it is tagged most often in training", out
+
+
+def single(tags: Iterable[str]) -> list[Entity]:
+    return [(tag, i, i) for i, tag in enumerate(tags)]
+
+
+def in_brackets(text: str, places: list[tuple[int, int]], found: list[Entity]) -> str:
+    """A sentence with its entities marked: [Anna Bell](PER) left."""
+    for kind, i, j in reversed(found):
+        a, b = places[i][0], places[j][1]
+        text = f"{text[:a]}[{text[a:b]}]({kind}){text[b:]}"
+    return text

@@ -101,9 +101,9 @@ def test_a_question_longer_than_the_context_leaves_room(wordpiece: Tokenizer):
 
 
 def test_an_answer_longer_than_its_window_is_cut_there(wordpiece: Tokenizer):
-    tensors = SpanProcessor(wordpiece, 48)([row(LONG, LONG[10:-10])])
-    found = said(tensors, 0, LONG)
-    assert LONG[10:-10].startswith(found[:-8])
+    answer = LONG[LONG.index("tells") :]
+    found = said(SpanProcessor(wordpiece, 48)([row(LONG, answer)]), 0, LONG)
+    assert answer.startswith(found)
     assert len(found) > 20
 
 

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.data.examples import Batch
-from layerwise.errors import DataError
 from layerwise.tasks import task_from_dict
 from layerwise.tasks.intervals import interval
-from layerwise.tasks.span import LONGEST, Span, answer_f1, exact_match, f1
+from layerwise.tasks.span import LONGEST, Span, answer_f1, around, exact_match, f1
 
 
 # ---- the official script's functions, written again ----------------------------------------------
@@ -117,10 +116,10 @@ def test_the_best_span_is_found_as_by_trying_all(N: int, null: bool):
     T = 50
     network, batch = made(40, N, T)
     task = Span(null)
-    found = task.predict(network, batch)
+    found = task.predict(network, batch).detach()
     starts, ends = batch["starts"].view(40, N, T), batch["ends"].view(40, N, T)
     chars = batch["chars"].reshape(40, N, T, 2)
-    scores = network.scores.view(40, N, T, 2)
+    scores = network.scores.detach().view(40, N, T, 2)
     for b in range(40):
         choices: dict[tuple[int, int], float] = {}
         mass = [(n, i) for n in range(N) for i in range(T) if starts[b, n, i]]
@@ -151,8 +150,7 @@ def test_loss_is_that_of_start_among_all_windows_and_end_in_its_own():
     start, end = task.choices(network, batch)
     want = -(start[0, 0, 5] + end[0, 0, 6] + start[1, 1, 4] + end[1, 1, 8])
     assert torch.allclose(total, want)
-    assert task.count(batch) == 4  # where none is no answer, a row without one teaches nothing
-    assert Span(null=True).count(batch) == 6
+    assert task.count(batch) == 6
     none = Span(null=True)
     start, end = none.choices(network, batch)
     want = -(
@@ -171,11 +169,21 @@ def test_loss_is_that_of_start_among_all_windows_and_end_in_its_own():
     assert task.lens(batch) == ["tokens 5 to 6", "tokens 16 to 20", "no answer"]
 
 
-def test_a_batch_without_any_answer_is_refused():
-    _, batch = made(2, 1, 12)
-    batch.tensors["targets"] = torch.zeros(2, 2, dtype=torch.int64)
-    with pytest.raises(DataError, match="no question of this batch has an answer"):
-        Span().count(batch)
+def test_mistakes_and_the_floor():
+    targets = rows(["Denmark"], ["Norway", "Iceland"], [], ["Denmark"])
+    found = outputs("10th century", "Iceland", "Norway", "")
+    found[2, 2] = 0.9
+    wrong = Span().mistakes(targets, found, targets)
+    assert [m[0] for m in wrong] == [2, 0, 3]
+    assert wrong[0][1:4] == (
+        "none", "The Normans came from Denmark, Iceland and [Norway] in the 10th century.",
+        pytest.approx(0.9),
+    )  # fmt: skip
+    assert wrong[1][2].endswith("in the [10th century].")
+    long = targets[0] | {"context": "x" * 70 + CONTEXT}
+    assert around(long["context"], 92, 99).startswith(
+        "..." + "x" * 38 + "The Normans came from [Denmark]"
+    )
 
 
 def test_predictions_in_words():
