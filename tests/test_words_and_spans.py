@@ -38,7 +38,8 @@ def sentence(rng: np.random.Generator) -> list[tuple[str, str]]:
     place = str(rng.choice(PLACES)).split()
     words = [(str(rng.choice(PEOPLE)), "B-PER"), (verb, "O"), (str(rng.choice(PEOPLE)), "B-PER"),
              (where, "O"), *zip(place, ["B-LOC", "I-LOC"], strict=False), (".", "O")]  # fmt: skip
-    return [(f"day{rng.integers(500)}", "O"), *words]
+    before = [(str(w), "O") for w in rng.choice(["so", "then", "once", "later"], rng.integers(4))]
+    return [*before, *words]
 
 
 def conll(path: pathlib.Path, n: int, seed: int = 0, change: Sequence[tuple[str, str]] = ()):
@@ -68,25 +69,25 @@ def squad(path: pathlib.Path, rows: list[dict]) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def sentences(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    return conll(tmp_path_factory.mktemp("words") / "news.conll", 300)
+    return conll(tmp_path_factory.mktemp("words") / "news.conll", 240)
 
 
 @pytest.fixture(scope="module")
 def tagger(sentences: pathlib.Path, tmp_path_factory: pytest.TempPathFactory):
     folder = str(tmp_path_factory.mktemp("tagger") / "run")
-    return layerwise.fit(sentences, output=folder, steps=150, lr=3e-3, max_seq_len=48, **FAST)
+    return layerwise.fit(sentences, output=folder, steps=60, max_seq_len=48, **FAST)
 
 
 @pytest.fixture(scope="module")
 def asked(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    rows = [question(i) for i in range(200)]
+    rows = [question(i) for i in range(120)]
     return squad(tmp_path_factory.mktemp("spans") / "asked.jsonl", rows)
 
 
 @pytest.fixture(scope="module")
 def answerer(asked: pathlib.Path, tmp_path_factory: pytest.TempPathFactory):
     folder = str(tmp_path_factory.mktemp("answerer") / "run")
-    return layerwise.fit(asked, output=folder, steps=40, **FAST)
+    return layerwise.fit(asked, output=folder, steps=4, **FAST)
 
 
 def page_of(result) -> dict:
@@ -101,7 +102,7 @@ def test_it_learns_to_tag_and_reports_kind_by_kind(tagger):
     page = page_of(tagger)
     assert set(page["kinds"]) == {"LOC", "PER", "all"}
     assert page["kinds"]["all"]["f1"] == tagger.score
-    assert page["kinds"]["PER"]["n"] == 120
+    assert page["kinds"]["PER"]["n"] == 2 * page["rows"]["test"]
     assert page["score"]["baseline"]["what"].startswith("each word as it is tagged most often")
     assert page["plan"][0]["actual"] > 0
     assert "Kind by kind" in pathlib.Path(tagger.report).read_text()
@@ -119,7 +120,7 @@ def test_a_saved_tagger_says_the_same_of_every_word(tagger, sentences: pathlib.P
 
 
 def test_bare_texts_get_entities_with_their_places(tagger, tmp_path: pathlib.Path):
-    text = "day7 Dora met Emil near Lower Saxony."
+    text = "Once Dora met Emil near Lower Saxony."
     (said,) = tagger.model.predict([text])
     found = {(e["kind"], e["text"]) for e in said.entities}
     assert found == {("PER", "Dora"), ("PER", "Emil"), ("LOC", "Lower Saxony")}
@@ -128,7 +129,7 @@ def test_bare_texts_get_entities_with_their_places(tagger, tmp_path: pathlib.Pat
     path.write_text(f"{text}\n\n{text}\n")
     assert [p.name for p in tagger.model.predict(path)] == ["new.txt line 1", "new.txt line 3"]
     assert prediction_line(said).startswith("text 0  Dora (PER 0.9")
-    assert "day7/O" in prediction_line(replace(said, entities=[]))
+    assert "Once/O" in prediction_line(replace(said, entities=[]))
 
 
 def test_a_sentence_longer_than_the_context_is_tagged_whole(tagger):
@@ -192,7 +193,7 @@ def test_parts_of_speech_are_scored_word_by_word(tmp_path: pathlib.Path):
         ("\tO", "\tX"),
     ]
     path = conll(tmp_path / "a.conll", 120, change=kinds)
-    result = layerwise.fit(path, output=str(tmp_path / "run"), steps=60, lr=3e-3, **FAST)
+    result = layerwise.fit(path, output=str(tmp_path / "run"), steps=40, **FAST)
     assert result.score_name == "accuracy"
     assert result.score > 0.9
     (said,) = result.model.predict(["Anna saw Cem in Rome ."])
@@ -255,7 +256,7 @@ def rows_as_examples(rows: list[dict]):
 
 
 def test_questions_without_answers_make_none_an_answer(tmp_path: pathlib.Path):
-    rows = [question(i, answered=i % 2 == 0) for i in range(120)]
+    rows = [question(i, answered=i % 2 == 0) for i in range(60)]
     path = squad(tmp_path / "a.jsonl", rows)
     result = layerwise.fit(path, output=str(tmp_path / "run"), steps=4, **FAST)
     task = layerwise.load(result.folder).task
