@@ -106,6 +106,7 @@ def choose_encoder(train: Examples, task: Any, chosen: Settings) -> Choice:
 
 
 # ---- the yardstick -------------------------------------------------------------------------------
+MOST_TERMS = 50_000  # of words, and as many of letters
 YARDSTICK = "TF-IDF of words and letters, with a linear model"
 
 
@@ -118,7 +119,7 @@ def yardstick(train: Examples, test: Examples, task: Any) -> tuple[str, np.ndarr
     from sklearn.multiclass import OneVsRestClassifier
     from sklearn.pipeline import make_union
 
-    logistic = LogisticRegression(C=5.0, max_iter=300)
+    logistic = LogisticRegression(C=2.0, max_iter=300, tol=1e-3)
     makers = {
         "classify": logistic,
         "tag": OneVsRestClassifier(logistic),
@@ -126,9 +127,14 @@ def yardstick(train: Examples, test: Examples, task: Any) -> tuple[str, np.ndarr
     }
     if task.name not in makers:
         return None
-    options: dict[str, Any] = {"sublinear_tf": True, "min_df": 2 if len(train) > 1000 else 1}
+    options: dict[str, Any] = {
+        "sublinear_tf": True,
+        "min_df": 2 if len(train) > 1000 else 1,
+        "max_features": MOST_TERMS,
+        "dtype": np.float32,
+    }
     words = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", **options)
-    letters = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), **options)
+    letters = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), **options)
     union = make_union(words, letters)
     model = makers[task.name].fit(union.fit_transform(texts_of(train)), train.targets)
     features = union.transform(texts_of(test))
