@@ -33,11 +33,14 @@ from layerwise.result import Features
 from layerwise.runtime import Runtime, peak_memory_mb
 from layerwise.settings import Settings
 from layerwise.tasks.intervals import interval
+from layerwise.tasks.words import over_windows
 from layerwise.train.run import Outcome, Recipe, Training, fresh, predict_rows
 
 NEIGHBOURS = 5
 SAMPLED = 500  # rows from which a plan takes its example
 ENOUGH = 20_000  # rows that neighbours and probes are given: more move a linear layer little
+WORDS = 30_000  # words that a probe is given: most have the one usual tag
+UNSEEN = -30.0  # the logit of a tag that none of them has
 
 
 @dataclass
@@ -190,6 +193,19 @@ def some_features(base: Model, rows: Examples, machine: Runtime, seed: int) -> F
 
 def climb_features(job: Job, base: Model, rungs: list[Rung]) -> Contender:
     """Nearest neighbours and the linear probe; the probe becomes the head of a network."""
+    if job.task.name == "words":
+        network = climb_words(job, base, rungs)
+    else:
+        network = climb_rows(job, base, rungs)
+    choice = Choice(
+        base.variant, base.family, network.config, base.processor, "a linear probe on the base"
+    )
+    recipe = recipe_for(style_of("full", job, choice), len(job.train), 0, job.settings)
+    return Contender("probe", network, choice, recipe, rung=rungs[-1])
+
+
+def climb_rows(job: Job, base: Model, rungs: list[Rung]) -> nn.Module:
+    """Both on one vector for each row; the base with the probe as its head."""
     started = time.monotonic()
     seed = job.settings.seed
     some = job.features or some_features(base, job.train, job.machine, seed)
@@ -201,12 +217,30 @@ def climb_features(job: Job, base: Model, rungs: list[Rung]) -> Contender:
     started = time.monotonic()
     weight, bias = linear_probe(known, targets, job.task, seed)
     rungs.append(score_rung(job, "probe", asked @ weight.T + bias, started))
-    network = with_head(base.network, job.task, weight, bias)
-    choice = Choice(
-        base.variant, base.family, network.config, base.processor, "a linear probe on the base"
-    )
-    recipe = recipe_for(style_of("full", job, choice), len(job.train), 0, job.settings)
-    return Contender("probe", network, choice, recipe, rung=rungs[-1])
+    return with_head(base.network, job.task, weight, bias)
+
+
+def climb_words(job: Job, base: Model, rungs: list[Rung]) -> nn.Module:
+    """The probe on the vector of each word's first token; the base with it as its head."""
+    started, task, found = time.monotonic(), job.task, []
+    with runtime.evaluating(base.network):
+        for batch in in_order(job.train, base.processor, 64):
+            batch = batch.to(job.machine.device)
+            with job.machine.autocast():
+                vectors = over_windows(base.network.features, batch)  # type: ignore[arg-type]
+            tags = task.token_targets(batch)
+            found.append((vectors[tags >= 0].cpu().numpy(), tags[tags >= 0].cpu().numpy()))
+    vectors, tags = map(np.concatenate, zip(*found, strict=True))
+    some = np.random.default_rng(job.settings.seed).permutation(len(tags))[:WORDS]
+    kinds, codes = np.unique(tags[some], return_inverse=True)
+    weight = np.zeros((task.n_outputs, vectors.shape[1]), np.float32)
+    bias = np.full(task.n_outputs, UNSEEN, np.float32)
+    if len(kinds) > 1:
+        weight[kinds], bias[kinds] = linear_probe(vectors[some], codes, task, job.settings.seed)
+    network = with_head(base.network, task, weight, bias)
+    outputs = predict_rows(network, task, base.processor, job.val, job.machine)
+    rungs.append(score_rung(job, "probe", outputs, started))
+    return network
 
 
 def neighbours(known: np.ndarray, targets: np.ndarray, asked: np.ndarray, n_classes: int):
@@ -278,7 +312,9 @@ def probe_number(z: np.ndarray, targets: np.ndarray, seed: int):
     return np.asarray(fitted.coef_)[None], np.array([fitted.intercept_])
 
 
-PROBES = {"classify": probe_classes, "tag": probe_tags, "regress": probe_number}
+PROBES = {
+    "classify": probe_classes, "words": probe_classes, "tag": probe_tags, "regress": probe_number
+}  # fmt: skip
 
 
 def with_head(network: nn.Module, task: Any, weight: np.ndarray, bias: np.ndarray) -> nn.Module:
@@ -298,6 +334,7 @@ def reset_head(network: Any, task: Any, pooled: bool = False) -> None:
     pooled: of a text encoder one on the vectors that `features_of` gives.
     """
     if hasattr(network.config, "head_kind"):
+        pooled &= task.head_kind == "class"
         return network.reset_head(task.n_outputs, "pooled" if pooled else task.head_kind)
     network.reset_head(task.n_outputs)
     network.config = replace(network.config, n_classes=task.n_outputs)

@@ -273,10 +273,10 @@ def test_questions_without_answers_make_none_an_answer(tmp_path: pathlib.Path):
 
 
 # ---- plans, options ------------------------------------------------------------------------------
-def test_what_the_rungs_cannot_do_is_said(sentences: pathlib.Path, tmp_path: pathlib.Path, base):
+def test_what_the_rungs_cannot_do_is_said(asked: pathlib.Path, tmp_path: pathlib.Path, base):
     options = FAST | {"base": str(base), "output": str(tmp_path / "run"), "steps": 2}
-    with pytest.raises(OptionError, match="--method knn is not for the task words"):
-        layerwise.fit(sentences, method="knn", **options)
+    with pytest.raises(OptionError, match="--method knn is not for the task span"):
+        layerwise.fit(asked, method="knn", **options)
 
 
 @pytest.fixture(scope="module")
@@ -293,7 +293,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 def test_lora_and_full_climb_from_a_base(sentences, base, tmp_path: pathlib.Path):
     options = FAST | {"base": str(base), "output": str(tmp_path / "run"), "steps": 5}
     result = layerwise.fit(sentences, **options)
-    assert [r["name"] for r in result.ladder] == ["lora", "full"]
+    assert [r["name"] for r in result.ladder] == ["probe", "lora", "full"]
+    assert result.ladder[0]["score"] > 0.8  # a linear layer on vectors of tokens, here of words
     assert layerwise.load(result.folder).labels == LABELS
 
 

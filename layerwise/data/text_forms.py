@@ -94,9 +94,9 @@ def _spans(looks: list[Look]) -> Layout | None:
             continue
         start = next((k for k in ("answer_start", "start") if k in first), None)
         texts = sorted((y for y in looks if y.is_text and y.words > 2), key=lambda y: -y.size)
-        if start and len(texts) >= 2:
-            named = {y.name.lower(): y.name for y in texts}
-            context = named.get("context", texts[0].name)
+        named = {y.name.lower(): y.name for y in looks if y.kind in ("text", "word")}
+        if start and (len(texts) >= 2 or {"context", "question"} <= named.keys()):
+            context = named.get("context") or texts[0].name
             asked = named.get("question") or next(y.name for y in texts if y.name != context)
             make = partial(spans_row, context=context, question=asked, answers=x.name)
             return Layout("spans", make, f"'{x.name}'")

@@ -10,7 +10,7 @@ Shapes: B sentences, T tokens (of all windows of a sentence), W words, C tags, n
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,14 +53,14 @@ def ratio(counts: np.ndarray, weights: Any) -> Any:
     return scalar(divide(above, below))
 
 
-def over_windows(network: nn.Module, batch: Batch) -> Tensor:
-    """What the network says at each token, of several windows one after another: (B, T, C)."""
+def over_windows(network: Callable[..., Tensor], batch: Batch) -> Tensor:
+    """What a network, or its features, are at each token, windows one after another: (B, T, C)."""
     inputs, context = batch["inputs"], batch.context
     if inputs.ndim == 2:
         return network(inputs, **context).float()
     N = inputs.shape[1]
     flat = {name: t.flatten(0, 1) for name, t in {"inputs": inputs, **context}.items()}
-    size = len(flat["inputs"]) if network.training else AT_ONCE
+    size = len(flat["inputs"]) if torch.is_grad_enabled() else AT_ONCE
     parts = [{k: v[i : i + size] for k, v in flat.items()} for i in range(0, len(inputs) * N, size)]
     out = torch.cat([network(part.pop("inputs"), **part).float() for part in parts])
     return out.unflatten(0, (len(inputs), N)).flatten(1, 2)
@@ -115,7 +115,7 @@ class Words:
         """(B, W, 2): the likeliest tag of each word and its probability; -1 behind the last."""
         words = batch["words"].flatten(1)  # (B, T)
         share, tag = over_windows(network, batch).softmax(-1).max(-1)  # (B, T)
-        W = int(words.max()) + 1
+        W = max(int(words.max()), 0) + 1
         place = torch.where(words < 0, W, words)[..., None].expand(-1, -1, 2)
         out = share.new_full((len(words), W + 1, 2), -1.0)
         return out.scatter_(1, place, torch.stack([tag.to(share.dtype), share], -1))[:, :W]
