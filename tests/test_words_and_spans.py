@@ -283,7 +283,8 @@ def test_what_the_rungs_cannot_do_is_said(asked: pathlib.Path, tmp_path: pathlib
 def base(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """A tagger of other tags, as a base."""
     folder = tmp_path_factory.mktemp("base")
-    tokenizer = train_wordpiece(["Anna saw Cem in Lower Saxony. Dora met Emil near Bonn."] * 9, 120)
+    text = " ".join([*PEOPLE, *PLACES, "saw met left in near for so then once later ."])
+    tokenizer = train_wordpiece([text] * 9, 200)
     sizes = {"dim": 32, "n_layers": 2, "n_heads": 2, "mlp_dim": 64, "max_seq_len": 64}
     config = Config(**sizes, vocab_size=tokenizer.vocab_size, head_kind="tag", n_classes=2)
     Model(Bert(config), "bert", WordProcessor(tokenizer, 64), Words(("X", "Y"))).save(folder)
