@@ -4,6 +4,7 @@ import json
 import pathlib
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -166,7 +167,8 @@ def test_tags_are_scored_in_the_models_order(tagger, tmp_path: pathlib.Path):
 
 def test_two_taggers_are_compared_whatever_the_order_of_their_tags(tagger, sentences):
     order = [3, 1, 0, 2]
-    model, network = tagger.model, Bert(tagger.model.network.config)
+    model = tagger.model
+    network: Any = Bert(model.network.config)
     network.load_state_dict(model.network.state_dict())
     with torch.no_grad():
         network.head.weight.copy_(model.network.head.weight[order])
@@ -228,7 +230,13 @@ def test_spans_can_be_learned():
     text = [row["context"] + " " + row["question"] for row in rows]
     tokenizer = train_wordpiece(text, 300)
     torch.manual_seed(0)
-    sizes = {"dim": 64, "n_layers": 2, "n_heads": 4, "mlp_dim": 128, "max_seq_len": 32}
+    sizes: dict[str, Any] = {
+        "dim": 64,
+        "n_layers": 2,
+        "n_heads": 4,
+        "mlp_dim": 128,
+        "max_seq_len": 32,
+    }
     network = Bert(Config(**sizes, vocab_size=tokenizer.vocab_size, head_kind="span", dropout=0.0))
     task, processor = Span(), SpanProcessor(tokenizer, 24, token_types=True)
     for row in rows:
@@ -244,7 +252,8 @@ def test_spans_can_be_learned():
         optimizer.zero_grad()
     with torch.no_grad():
         outputs = task.predict(network.eval(), batch).numpy()
-    assert task.metrics(outputs, examples.targets)["exact_match"] > 0.9
+    targets = np.asarray(examples.targets)
+    assert task.metrics(outputs, targets)["exact_match"] > 0.9
 
 
 def rows_as_examples(rows: list[dict]):
@@ -285,7 +294,13 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("base")
     text = " ".join([*PEOPLE, *PLACES, "saw met left in near for so then once later ."])
     tokenizer = train_wordpiece([text] * 9, 200)
-    sizes = {"dim": 32, "n_layers": 2, "n_heads": 2, "mlp_dim": 64, "max_seq_len": 64}
+    sizes: dict[str, Any] = {
+        "dim": 32,
+        "n_layers": 2,
+        "n_heads": 2,
+        "mlp_dim": 64,
+        "max_seq_len": 64,
+    }
     config = Config(**sizes, vocab_size=tokenizer.vocab_size, head_kind="tag", n_classes=2)
     Model(Bert(config), "bert", WordProcessor(tokenizer, 64), Words(("X", "Y"))).save(folder)
     return folder
@@ -327,7 +342,13 @@ def test_transformers_opens_it_and_gives_the_same_logits(
     )
     if style == "roberta":  # whose positions count from the padding's number
         tokenizer = Tokenizer(tokenizer.inner, tokenizer.special | {"pad": "[UNK]", "unk": "[PAD]"})
-    sizes = {"dim": 32, "n_layers": 2, "n_heads": 2, "mlp_dim": 64, "max_seq_len": 40}
+    sizes: dict[str, Any] = {
+        "dim": 32,
+        "n_layers": 2,
+        "n_heads": 2,
+        "mlp_dim": 64,
+        "max_seq_len": 40,
+    }
     config = Config(
         **sizes, vocab_size=tokenizer.vocab_size, style=style, head_kind=kind,
         n_classes=len(LABELS) if kind == "tag" else 2,

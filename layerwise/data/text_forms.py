@@ -113,12 +113,14 @@ def spans_row(raw: Row, context: str, question: str, answers: str) -> Row:
             dict(zip(given, cells, strict=True)) for cells in zip(*given.values(), strict=False)
         ]
     given = [given] if isinstance(given, dict) else given
-    said = [(a["text"], a.get("start", a.get("answer_start"))) for a in given]
-    said = [(answer, at) for answer, at in said if answer.strip()]
+    given = [a for a in given if a["text"].strip()]
+    said: list[tuple[str, Any]] = [
+        (a["text"], a.get("start", a.get("answer_start"))) for a in given
+    ]
     spans = [{"text": answer, "start": _place(text, answer, at)} for answer, at in said]
     row = {"context": text, "question": raw[question], "answers": spans}
     for span, (answer, at) in zip(spans, said, strict=True):
-        if span["start"] != at or at < 0:
+        if span["start"] < 0 or span["start"] != at:
             inside = isinstance(at, int) and 0 <= at < len(text)
             there = f": there stands {text[at : at + len(answer)]!r}" if inside else ""
             reason = f"the answer {answer!r} is not at character {at} of its context{there}"

@@ -153,7 +153,7 @@ class Span:
         wrong = np.flatnonzero(scores(outputs, targets, f1) == 0)
         out = []
         for i in wrong[np.argsort(-outputs[wrong, 2], kind="stable")].tolist():
-            row = targets[i]
+            row: Any = targets[i]
             spans = [(a["start"], a["start"] + len(a["text"])) for a in row["answers"][:1]]
             said = [(int(outputs[i, 0]), int(outputs[i, 1]))] if outputs[i, 0] >= 0 else []
             marked = (

@@ -1,5 +1,7 @@
 """Tags of words: entities as the CoNLL script reads them, and what a network learns of them."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -150,7 +152,13 @@ def batch(n_windows: int = 1) -> Batch:
 @pytest.fixture
 def network() -> Bert:
     torch.manual_seed(0)
-    sizes = {"dim": 16, "n_layers": 2, "n_heads": 2, "mlp_dim": 32, "vocab_size": 50}
+    sizes: dict[str, Any] = {
+        "dim": 16,
+        "n_layers": 2,
+        "n_heads": 2,
+        "mlp_dim": 32,
+        "vocab_size": 50,
+    }
     return Bert(Config(**sizes, max_seq_len=16, head_kind="tag", n_classes=5)).eval()
 
 
