@@ -23,12 +23,14 @@ from layerwise.adapt import lora, peft
 from layerwise.adapt.fuse import fused
 from layerwise.data.examples import Examples
 from layerwise.data.image import ImageProcessor
+from layerwise.data.span_processor import SpanProcessor
 from layerwise.data.table import TableProcessor
 from layerwise.data.text_processor import TextProcessor
 from layerwise.data.tokens import Tokenizer
+from layerwise.data.word_processor import WordProcessor
 from layerwise.errors import StorageError, WeightsError, unknown
 from layerwise.generate import greedy
-from layerwise.tasks import task_from_dict, task_of_head
+from layerwise.tasks import reader_of_head, task_from_dict, task_of_head
 from layerwise.tasks.calibration import conformal_quantile
 from layerwise.tasks.scores import sigmoid, softmax
 from layerwise.train.checkpoint import storage_error
@@ -42,7 +44,9 @@ WORTH_FUSING = 256  # rows from which preparing the fused network pays
 CERTIFIED = 8  # rows on which it must say the same first
 BATCH = 256
 PROCESSORS = {"image": ImageProcessor, "table": TableProcessor}
-READERS = {p.reads: p for p in (TextProcessor,)}  # of texts: what a row is to them
+READERS = {
+    p.reads: p for p in (TextProcessor, WordProcessor, SpanProcessor)
+}  # of texts: what a row is to them
 OURS = "layerwise"
 
 
@@ -53,6 +57,9 @@ class Prediction:
     classes: label, its probability, and the likeliest others in `top`; `set` holds the labels that
     contain the truth at the asked confidence, `unsure` says that none or several do.
     numbers: `value`, and with a confidence asked for its `interval`.
+    words: `words`, each with its tag and that tag's probability; `entities` with kind, text, place
+    in characters (start, end) and words (first, last), probability of the least sure word.
+    questions: `answer`, empty for none, and its `place` in the context's characters.
     """
 
     name: str
@@ -64,6 +71,10 @@ class Prediction:
     interval: tuple[float, float] | None = None
     set: list[str] | None = None
     unsure: bool | None = None
+    words: list[tuple[str, str, float]] | None = None
+    entities: list[dict[str, Any]] | None = None
+    answer: str | None = None
+    place: tuple[int, int] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {k: v for k, v in dataclasses.asdict(self).items() if v not in (None, [])}
@@ -142,12 +153,15 @@ class Model:
         rows = self.rows(data)
         outputs = self.outputs(rows, runtime.start(threads=threads))
         level = self.conformal_level(confidence) if confidence else None
+        if hasattr(self.task, "read"):
+            each = zip(rows.names, rows.inputs, outputs, strict=True)
+            return [Prediction(name, **self.task.read(row, out)) for name, row, out in each]
         return [
             self.read(name, out, top, level) for name, out in zip(rows.names, outputs, strict=True)
         ]
 
     def rows(self, data: Any) -> Examples:
-        """Rows to predict: of a path, bare texts, or as they are.
+        """Rows to predict: of a path, bare texts, dicts of fields, or as they are.
 
         The lines of a text file are rows of their own for a model that learned from rows.
         """
@@ -161,10 +175,12 @@ class Model:
             return open_data(data, target=self.card.get("target"), learn=False)
         if isinstance(data, list | tuple):
             said = [f"text {i}" for i in range(len(data))]
+            if data and isinstance(data[0], dict):
+                return text_examples("spans", list(data), said, [""] * len(data))
             return text_examples("plain", [{"text": t} for t in data], said, [""] * len(data))
         rows = open_data(data, target=self.card.get("target"), kind="text", learn=False)
-        path = pathlib.Path(data)
-        by_line = "target" in self.card and path.is_file() and sniff(path) == "document"
+        path, learned = pathlib.Path(data), "target" in self.card or self.task.name == "words"
+        by_line = learned and path.is_file() and sniff(path) == "document"
         return lines_of(rows) if by_line else rows
 
     def conformal_level(self, confidence: float) -> float:
@@ -372,8 +388,10 @@ def load_adapted(folder: pathlib.Path) -> Model:
 
 def reader_of(network: nn.Module, card: Card) -> TextProcessor:
     """The processor of a published network of text, by the tokenizer that lies beside it."""
-    kinds = getattr(network.config, "n_token_types", 0)
-    return TextProcessor(published.tokenizer_of(card), card.processor["max_length"], kinds > 1)
+    config: Any = network.config
+    kinds = getattr(config, "n_token_types", 0)
+    make = READERS[reader_of_head(getattr(config, "head_kind", "causal"))]
+    return make(published.tokenizer_of(card), card.processor["max_length"], kinds > 1)
 
 
 def load_saved(folder: pathlib.Path) -> Model:

@@ -43,6 +43,11 @@ def prediction_line(p: Any) -> str:
     if p.value is not None:
         ends = f"  ({p.interval[0]:.6g} to {p.interval[1]:.6g})" if p.interval else ""
         return f"{p.name}  {p.value:.6g}{ends}"
+    if p.words is not None:
+        found = [f"{e['text']} ({e['kind']} {e['probability']:.3f})" for e in p.entities]
+        return f"{p.name}  " + (", ".join(found) or " ".join(f"{w}/{t}" for w, t, _ in p.words))
+    if p.answer is not None:
+        return f"{p.name}  {p.answer or '(no answer)'} {p.probability:.3f}"
     if p.labels is not None:
         return f"{p.name}  {', '.join(p.labels) or '(none)'}"
     others = ", ".join(f"{name} {share:.3f}" for name, share in p.top[1:])

@@ -18,6 +18,8 @@ from layerwise.tasks import intervals
 from layerwise.tasks.calibration import ece
 from layerwise.tasks.scores import softmax
 
+WORST = 24  # mistakes that are shown
+
 
 @dataclass
 class Evaluation:
@@ -97,8 +99,8 @@ def in_order_of(model: Model, rows: Examples) -> Examples:
         )
     place = np.array([model.labels.index(name) for name in rows.labels])
     targets = np.asarray(rows.targets)
-    if wanted == "class":
-        return replace(rows, targets=place[targets], labels=model.labels)
+    if wanted in ("class", "tags"):
+        return replace(rows, targets=np.where(targets < 0, -1, place[targets]), labels=model.labels)
     full = np.zeros((len(targets), len(model.labels)), targets.dtype)
     full[:, place] = targets
     return replace(rows, targets=full, labels=model.labels)
@@ -125,6 +127,10 @@ def evaluation_of(model: Model, outputs: np.ndarray, rows: Examples, which: str)
     if model.task.name == "classify":
         error = ece(softmax(outputs), targets)
         wrong = worst_mistakes(model, outputs, rows)
+    elif hasattr(model.task, "mistakes"):
+        keys = ("row", "truth", "predicted", "probability", "text")
+        found_wrong = model.task.mistakes(rows.inputs, outputs, targets)[:WORST]
+        wrong = [dict(zip(keys, m, strict=True)) | {"name": rows.names[m[0]]} for m in found_wrong]
     metrics = model.task.metrics(outputs, targets)
     return Evaluation(
         model.task.score,
@@ -139,7 +145,7 @@ def evaluation_of(model: Model, outputs: np.ndarray, rows: Examples, which: str)
     )
 
 
-def worst_mistakes(model: Model, outputs: np.ndarray, rows: Examples, limit: int = 24) -> list:
+def worst_mistakes(model: Model, outputs: np.ndarray, rows: Examples, limit: int = WORST) -> list:
     """The rows that the model is most sure of and wrong about."""
     shares = softmax(outputs)
     said = shares.argmax(1)
@@ -169,7 +175,12 @@ def compare(
     task, out_a, out_b = model_a.task, model_a.outputs(rows), model_b.outputs(rows)
     if model_a.labels != model_b.labels:
         in_order_of(model_b, rows)  # an error where their classes differ
-        out_b = out_b[:, [model_b.labels.index(name) for name in model_a.labels]]
+        place = [model_b.labels.index(name) for name in model_a.labels]
+        if task.name == "words":
+            said = out_b[..., 0].astype(int)
+            out_b[..., 0] = np.where(said < 0, -1, np.argsort(place)[said])
+        else:
+            out_b = out_b[:, place]
     return intervals.compare(
         task.metric,
         task.scored(out_a),

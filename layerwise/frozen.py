@@ -15,9 +15,11 @@ from layerwise.bundle import Model, read_json, write_json
 from layerwise.data.examples import Examples
 from layerwise.data.loader import in_order
 from layerwise.runtime import Runtime
+from layerwise.tasks.words import over_windows
 
 NEIGHBOURS = 5
 ENOUGH = 20_000  # rows that neighbours and probes are given: more move a linear layer little
+WORDS = 30_000  # words that a probe is given: most have the one usual tag
 TIMED = 64  # rows by which the time of features is judged
 FEATURES_SHARE = 0.15  # of a budget
 
@@ -38,9 +40,13 @@ def features_of(base: Model, rows: Examples, machine: Runtime) -> np.ndarray:
         for batch in in_order(rows, base.processor, 64):
             batch = batch.to(machine.device)
             with machine.autocast():
-                got = network.features(batch["inputs"], **batch.context)
+                if batch["inputs"].ndim == 3:  # windows of long texts
+                    got = over_windows(network.features, batch)
+                else:
+                    got = network.features(batch["inputs"], **batch.context)
                 if hasattr(network, "pooled"):  # (B, T, D), a vector for each token
-                    got = network.pooled(got, batch.context.get("mask"))
+                    mask = batch.context.get("mask")
+                    got = network.pooled(got, mask if mask is None else mask.flatten(1))
             if got.ndim == 4:  # a map, where the head works on every place (squeezenet)
                 got = got.mean((2, 3))
             values = got.float().flatten(1).cpu().numpy()
@@ -54,6 +60,24 @@ def some_features(
     """The features of all rows, or of so many at random."""
     chosen = np.sort(np.random.default_rng(seed).permutation(len(rows))[:most])
     return Features(chosen, features_of(base, rows.subset(chosen), machine))
+
+
+def word_features(
+    base: Model, rows: Examples, task: Any, machine: Runtime, seed: int, most: int = ENOUGH
+) -> tuple[np.ndarray, np.ndarray]:
+    """The vectors (k, D) of words' first tokens in so many sentences, at most WORDS; their tags."""
+    rng, found = np.random.default_rng(seed), []
+    some = rows.subset(np.sort(rng.permutation(len(rows))[:most]))
+    with runtime.evaluating(base.network):
+        for batch in in_order(some, base.processor, 64):
+            batch = batch.to(machine.device)
+            tags = task.token_targets(batch)
+            with machine.autocast():
+                vectors = over_windows(base.network.features, batch)  # type: ignore[arg-type]
+            found.append((vectors[tags >= 0].cpu().numpy(), tags[tags >= 0].cpu().numpy()))
+    vectors, tags = map(np.concatenate, zip(*found, strict=True))
+    chosen = rng.permutation(len(tags))[:WORDS]
+    return vectors[chosen], tags[chosen]
 
 
 def affordable_rows(
@@ -145,4 +169,6 @@ def probe_number(z: np.ndarray, targets: np.ndarray, seed: int):
     return np.asarray(fitted.coef_)[None], np.array([fitted.intercept_])
 
 
-PROBES = {"classify": probe_classes, "tag": probe_tags, "regress": probe_number}
+PROBES = {
+    "classify": probe_classes, "words": probe_classes, "tag": probe_tags, "regress": probe_number
+}  # fmt: skip

@@ -36,6 +36,7 @@ from layerwise.frozen import (
     linear_probe,
     neighbours,
     some_features,
+    word_features,
 )
 from layerwise.lens import Lens, look, show
 from layerwise.plan import Plan, make_plan
@@ -44,6 +45,7 @@ from layerwise.settings import Settings
 from layerwise.tasks.intervals import interval
 from layerwise.train.run import Outcome, Recipe, Training, fresh, predict_rows
 
+UNSEEN = -30.0  # the logit of a tag that no training word has
 SAMPLED = 500  # rows from which a plan takes its example
 
 
@@ -184,6 +186,19 @@ def score_rung(job: Job, name: str, outputs: np.ndarray, started: float, note: s
 
 def climb_features(job: Job, base: Model, rungs: list[Rung]) -> Contender:
     """Nearest neighbours and the linear probe; the probe becomes the head of a network."""
+    if job.task.name == "words":
+        network = climb_words(job, base, rungs)
+    else:
+        network = climb_rows(job, base, rungs)
+    choice = Choice(
+        base.variant, base.family, network.config, base.processor, "a linear probe on the base"
+    )
+    recipe = recipe_for(style_of("full", job, choice), len(job.train), 0, job.settings)
+    return Contender("probe", network, choice, recipe, rung=rungs[-1])
+
+
+def climb_rows(job: Job, base: Model, rungs: list[Rung]) -> nn.Module:
+    """Both on one vector for each row; the base with the probe as its head."""
     started = time.monotonic()
     seed = job.settings.seed
     most = job.most_features
@@ -196,12 +211,22 @@ def climb_features(job: Job, base: Model, rungs: list[Rung]) -> Contender:
     started = time.monotonic()
     weight, bias = linear_probe(known, targets, job.task, seed)
     rungs.append(score_rung(job, "probe", asked @ weight.T + bias, started))
-    network = with_head(base.network, job.task, weight, bias)
-    choice = Choice(
-        base.variant, base.family, network.config, base.processor, "a linear probe on the base"
-    )
-    recipe = recipe_for(style_of("full", job, choice), len(job.train), 0, job.settings)
-    return Contender("probe", network, choice, recipe, rung=rungs[-1])
+    return with_head(base.network, job.task, weight, bias)
+
+
+def climb_words(job: Job, base: Model, rungs: list[Rung]) -> nn.Module:
+    """The probe on the vector of each word's first token; the base with it as its head."""
+    started, task, seed = time.monotonic(), job.task, job.settings.seed
+    vectors, tags = word_features(base, job.train, task, job.machine, seed, job.most_features)
+    kinds, codes = np.unique(tags, return_inverse=True)
+    weight = np.zeros((task.n_outputs, vectors.shape[1]), np.float32)
+    bias = np.full(task.n_outputs, UNSEEN, np.float32)
+    if len(kinds) > 1:
+        weight[kinds], bias[kinds] = linear_probe(vectors, codes, task, seed)
+    network = with_head(base.network, task, weight, bias)
+    outputs = predict_rows(network, task, base.processor, job.val, job.machine)
+    rungs.append(score_rung(job, "probe", outputs, started))
+    return network
 
 
 def with_head(network: nn.Module, task: Any, weight: np.ndarray, bias: np.ndarray) -> nn.Module:
@@ -225,6 +250,7 @@ def reset_head(network: Any, task: Any, pooled: bool = False) -> None:
     if kind and task.head_kind == "masked":
         return None if kind == "masked" else network.reset_head(network.config.n_classes, "masked")
     if kind:
+        pooled &= task.head_kind == "class"
         return network.reset_head(task.n_outputs, "pooled" if pooled else task.head_kind)
     network.reset_head(task.n_outputs)
     network.config = replace(network.config, n_classes=task.n_outputs)

@@ -18,7 +18,7 @@ def option(default: Any, text: str, choices: tuple[str, ...] = ()) -> Any:
 METHODS = ("auto", "knn", "probe", "lora", "full", "scratch")
 OPTIMIZERS = ("auto", "adamw", "sgd", "muon")
 SCHEDULES = ("cosine", "linear", "wsd", "constant")
-TASKS = ("auto", "classify", "tag", "regress", "causal", "masked")
+TASKS = ("auto", "classify", "tag", "regress", "causal", "masked", "words", "span")
 
 
 @dataclass(frozen=True)

@@ -133,8 +133,12 @@ def sample_batch(family: str, config: Any, variant: str, side: int, rows: int, t
             "classes": torch.zeros(rows, task.n_outputs),
             "number": torch.zeros(rows),
             "none": inputs,
+            "tags": inputs,
+            "answers": torch.zeros(rows, 2, dtype=torch.int64),
         }[task.target_kind]
-    return Batch({"inputs": inputs, "targets": targets}, np.zeros(rows, np.int64))
+        own = {"tags": ("words",), "answers": ("starts", "ends")}.get(task.target_kind, ())
+        places = {name: inputs.to(torch.bool if len(own) > 1 else inputs.dtype) for name in own}
+    return Batch({"inputs": inputs, "targets": targets, **places}, np.zeros(rows, np.int64))
 
 
 def natural_side(family: str, variant: str) -> int:

@@ -192,7 +192,7 @@ def leaks(examples: Examples, groups: np.ndarray, part: np.ndarray) -> list[Find
 def conflicts(examples: Examples, sets: list[np.ndarray], severity: Severity) -> list[Finding]:
     """Copies that carry different labels: one of them is wrong."""
     y = examples.targets
-    if y is None or examples.target_kind == "number":
+    if y is None or examples.target_kind not in ("class", "classes"):
         return []
     bad = [s for s in sets if len(np.unique(y[s], axis=0)) > 1]
     names = [f"{examples.names[i]} ({label_of(examples, i)})" for s in bad for i in s.tolist()]
@@ -213,6 +213,8 @@ def label_of(examples: Examples, row: int) -> str:
 
 def balance(examples: Examples, keep: np.ndarray, part: np.ndarray) -> list[Finding]:
     """Classes that are rare, or that the test never asks for."""
+    if examples.target_kind == "tags":
+        return untaught_tags(examples, keep, part)
     if examples.targets is None or examples.target_kind not in ("class", "classes"):
         return []
     counts = class_counts(examples, keep & ~np.isin(part, ("val", "test")))
@@ -240,6 +242,15 @@ def balance(examples: Examples, keep: np.ndarray, part: np.ndarray) -> list[Find
         *about("few_rows", "warning", few, f"classes have under {FEW} training rows", "add rows"),
         *about("untested_class", "warning", never, "classes have no test row: they go unscored"),
     ]
+
+
+def untaught_tags(examples: Examples, keep: np.ndarray, part: np.ndarray) -> list[Finding]:
+    """Tags that held-out sentences ask for and no training sentence has."""
+    held, tags = np.isin(part, ("val", "test")), np.asarray(examples.targets)
+    asked, known = (set(tags[keep & rows].ravel().tolist()) for rows in (held, ~held))
+    names = [examples.labels[i] for i in sorted(asked - known) if i >= 0]
+    what = "tags never occur in train, so they cannot be learned"
+    return about("untaught_tag", "warning", names, what, "add sentences with them")
 
 
 def class_counts(examples: Examples, rows: np.ndarray) -> np.ndarray:

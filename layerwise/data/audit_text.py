@@ -73,7 +73,7 @@ def look_at_texts(
     what = "texts hold no letter and no digit and are set aside"
     found = about("empty", "error", empty, what, "fill them in, or remove them")
     found += damage(texts, names) + private(texts, names) + _tag_conflicts(examples, names)
-    return keep, copies(texts, exact), found
+    return keep, exact if examples.form == "spans" else copies(texts, exact), found
 
 
 def damage(texts: Sequence[str], names: Sequence[str]) -> list[Finding]:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor
 
-TargetKind = Literal["class", "classes", "number", "none"]
+TargetKind = Literal["class", "classes", "number", "tags", "answers", "none"]
 Severity = Literal["error", "warning", "note"]
 
 
@@ -34,7 +34,8 @@ class Examples:
 
     kind: modality of `inputs`: "image" (each a Path, bytes, or uint8 array (h, w[, c])), "table",
     or "text" (each a dict of the fields of `form`, see `text_forms`).
-    targets: (n,) int64 for "class", (n, C) uint8 for "classes", (n,) float64 for "number", or None.
+    targets: (n,) int64 for "class", (n, C) uint8 for "classes", (n,) float64 for "number", or None;
+    (n, W) int64 for "tags" of up to W words, -1 behind the last; (n,) rows for "answers".
     labels: the class names, in their natural order; the index in `targets` is the place here.
     names: what to call each row in a message: a relative path, or "file.csv row 17".
     given: (n,) split each row came with: "train", "val", "test", or "" where none was given.

@@ -23,6 +23,11 @@ def check_learnable(examples: Examples) -> None:
             f"{name}: every row is given as {' or '.join(sorted(set(examples.given)))}, none to "
             "train on; add training rows, or evaluate a trained model on it"
         )
+    if examples.target_kind == "tags" and len(examples.labels) == 1:
+        raise DataError(
+            f"{name}: every word has the one tag '{examples.labels[0]}', so there is nothing to "
+            "learn; are the tags in the last column?"
+        )
     if examples.target_kind == "class":
         return _check_classes(examples, training)
     if examples.target_kind == "number" and len(np.unique(y)) == 1:

@@ -199,8 +199,9 @@ def batch_of(examples: Examples, processor: Any) -> Batch:
 
 
 def target_tensor(examples: Examples) -> Tensor | None:
-    """(n,) int64 classes, (n, C) float32 for several labels, (n,) float32 numbers, or None."""
-    if examples.targets is None or examples.target_kind == "none":
+    """(n,) int64 classes, (n, C) float32 for several labels, (n,) float32 numbers, (n, W) int64
+    tags, or None."""
+    if examples.targets is None or examples.target_kind in ("none", "answers"):
         return None
-    kind = np.int64 if examples.target_kind == "class" else np.float32
+    kind = np.int64 if examples.target_kind in ("class", "tags") else np.float32
     return torch.from_numpy(np.array(examples.targets, dtype=kind))

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +93,9 @@ def split(examples: Examples, seed: int = 0, val: float = 0.1, test: float = 0.2
     """Rows for training, validation and test.
 
     val, test: shares of the contents, each stratum (class, or tenth of a number) alike.
-    Given splits are kept. With train and test given, val is taken out of train; with train and val
-    alone, val is the test and a new val is taken out of train; train alone is split like any data.
+    Questions on one context are one content. Given splits are kept. With train and test given, val
+    is taken out of train; with train and val alone, val is the test and a new val is taken out of
+    train; train alone is split like any data.
     Errors: shares that leave nothing to train on.
     """
     if not (0 <= val < 1 and 0 <= test < 1 and val + test < 1):
@@ -101,7 +103,10 @@ def split(examples: Examples, seed: int = 0, val: float = 0.1, test: float = 0.2
             f"val={val:g} and test={test:g} should be shares from 0 up that leave something to "
             "train on, such as val=0.1, test=0.2"
         )
-    groups = _Groups(examples, content_hashes(examples), seed)
+    alike = examples
+    if examples.form == "spans":
+        alike = replace(examples, inputs=[{"context": row["context"]} for row in examples.inputs])
+    groups = _Groups(examples, content_hashes(alike), seed)
     given = {part: np.flatnonzero(examples.given == part) for part in PARTS}
     findings = []
     rest = np.setdiff1d(np.arange(len(examples)), np.concatenate([given["val"], given["test"]]))
@@ -174,7 +179,7 @@ def _apportion(sizes: np.ndarray, share: float, spare: np.ndarray) -> np.ndarray
 def _strata(examples: Examples) -> np.ndarray:
     """The stratum of each row: its class, its rarest label, or the tenth its number lies in."""
     targets = examples.targets
-    if targets is None:
+    if targets is None or examples.target_kind in ("tags", "answers"):
         return np.zeros(len(examples), np.int64)
     if examples.target_kind == "number":
         bounds = np.quantile(targets, np.linspace(0, 1, 11)[1:-1])

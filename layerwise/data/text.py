@@ -167,10 +167,13 @@ def _made(read: list[tuple[RawTable, Layout, list[str]]], reading: Reading) -> E
     for raw, layout, given in read:
         for row, name, split in zip(raw.rows, raw.row_names(), given, strict=True):
             try:
-                rows.append(layout.make(row))
+                made = layout.make(row)
             except Aside as e:
                 aside.append((name, e))
+                made = e.mended
+            if made is None:
                 continue
+            rows.append(made)
             names.append(name)
             splits.append(split)
             cells.append(_cell(row, layout))
@@ -182,12 +185,31 @@ def _made(read: list[tuple[RawTable, Layout, list[str]]], reading: Reading) -> E
     layout = read[0][1]
     out = text_examples(layout.form, rows, names, splits)
     out.findings = [f for raw, _, _ in read for f in raw.findings]
-    out.findings += aside_findings(aside, len(rows) + len(aside))
-    said = ""
+    out.findings += aside_findings(aside, len(rows) + sum(not a.mended for _, a in aside))
+    said = _own_targets(out)
     if layout.label or layout.labels:
         out, said = _with_targets(out, cells, layout, reading, read[0][0].file)
     out.understood = _understood(out, layout, said, [raw.file for raw, _, _ in read])
     return out
+
+
+def _own_targets(out: Examples) -> str:
+    """The targets that rows of their form bring with them, and what they are: (n, W) numbers of
+    tags with -1 behind the last word, or the rows (n,) with their answers."""
+    rows = out.inputs
+    if out.form == "tagged":
+        out.labels, out.target_kind = (
+            class_targets([t for row in rows for t in row["tags"]])[1],
+            "tags",
+        )
+        place = {tag: i for i, tag in enumerate(out.labels)}
+        out.targets = np.full((len(rows), max(len(row["tags"]) for row in rows)), -1)
+        for row, into in zip(rows, out.targets, strict=True):
+            into[: len(row["tags"])] = [place[tag] for tag in row["tags"]]
+        return f"{len(out.labels)} tags"
+    if out.form == "spans" and any(row["answers"] for row in rows):
+        out.targets, out.target_kind = np.array(rows, object), "answers"
+    return ""
 
 
 def _cell(row: Row, layout: Layout) -> Any:
@@ -218,9 +240,6 @@ def _understood(out: Examples, layout: Layout, said: str, files: list[str]) -> s
         return f"{plain_said(out)} ({some(files)}; {layout.said})"
     if layout.form == "pairs" and said:
         text += " with a label"
-    if layout.form == "tagged":
-        out.labels = class_targets([t for row in rows for t in row["tags"]])[1]
-        said = f"{len(out.labels)} tags"
     if layout.form == "spans":
         text += f" ({len({row['context'] for row in rows}):,} contexts)"
     if layout.form == "messages":

@@ -29,11 +29,11 @@ TURN = re.compile(r"(?:^|\n\n)(Human|Assistant|System): ?")
 
 
 class Aside(Exception):
-    """A row that cannot be used: of which kind that is, and why in words."""
+    """A row that cannot be used, or only as `mended`: of which kind that is, and why in words."""
 
-    def __init__(self, kind: str, reason: str):
+    def __init__(self, kind: str, reason: str, mended: Any = None):
         super().__init__(reason)
-        self.kind, self.reason = kind, reason
+        self.kind, self.reason, self.mended = kind, reason, mended
 
 
 def is_message(value: Any) -> bool:

@@ -133,9 +133,11 @@ def aside_findings(aside: list[tuple[str, Aside]], n: int) -> list[Finding]:
     """What was set aside of n rows."""
     found = []
     for kind, (name, what, cure) in ASIDE.items():
-        rows = [f"{row}: {a.reason}" for row, a in aside if a.kind == kind]
+        rows = [f"{row}: {a.reason}" for row, a in aside if a.kind == kind and not a.mended]
         found += about(name, "error", rows, f"of {n:,} rows {what} and are set aside", cure)
-    return found
+    moved = [f"{row}: {a.reason}" for row, a in aside if a.mended]
+    what = f"of {n:,} rows have an answer a little beside where they say; the nearest is taken"
+    return found + about("span", "note", moved, what, "correct answer_start")
 
 
 def with_others(opened: Examples, listing: Listing, used: list[Parts]) -> Examples:

@@ -15,8 +15,10 @@ A form says what each row becomes:
     preference         prompt, chosen, rejected
 """
 
+import re
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 from layerwise.data.delimited import Row
 from layerwise.data.text_columns import Layout, Look, answering, flat_layout, look, texts_layout
@@ -33,6 +35,7 @@ from layerwise.data.text_dialogue import (
 _ANSWERS = """prompt:completion prompt:response question:answer query:response query:answer
 input:output instruction:response source:target problem:solution question:response prompt:answer
 instruction:completion"""
+NEAR = 20  # characters that an answer may stand beside where it is said to
 _TRIPLES = "anchor:positive:negative query:pos:neg sent0:sent1:hard_neg query:positive:negative"
 
 
@@ -91,9 +94,9 @@ def _spans(looks: list[Look]) -> Layout | None:
             continue
         start = next((k for k in ("answer_start", "start") if k in first), None)
         texts = sorted((y for y in looks if y.is_text and y.words > 2), key=lambda y: -y.size)
-        if start and len(texts) >= 2:
-            named = {y.name.lower(): y.name for y in texts}
-            context = named.get("context", texts[0].name)
+        named = {y.name.lower(): y.name for y in looks if y.kind in ("text", "word")}
+        if start and (len(texts) >= 2 or {"context", "question"} <= named.keys()):
+            context = named.get("context") or texts[0].name
             asked = named.get("question") or next(y.name for y in texts if y.name != context)
             make = partial(spans_row, context=context, question=asked, answers=x.name)
             return Layout("spans", make, f"'{x.name}'")
@@ -101,7 +104,7 @@ def _spans(looks: list[Look]) -> Layout | None:
 
 
 def spans_row(raw: Row, context: str, question: str, answers: str) -> Row:
-    """Answers checked to stand in the context where they are said to."""
+    """Answers where they stand in the context: as said, else the nearest place close by."""
     text, given = raw.get(context) or "", raw.get(answers) or []
     if not text.strip() or not (raw.get(question) or "").strip():
         raise Aside("empty", "no context, or no question")
@@ -110,15 +113,29 @@ def spans_row(raw: Row, context: str, question: str, answers: str) -> Row:
             dict(zip(given, cells, strict=True)) for cells in zip(*given.values(), strict=False)
         ]
     given = [given] if isinstance(given, dict) else given
-    spans = [{"text": a["text"], "start": a.get("start", a.get("answer_start"))} for a in given]
-    for span in spans:
-        answer, at = span["text"], span["start"]
-        if not isinstance(at, int) or at < 0 or not text.startswith(answer, at):
+    given = [a for a in given if a["text"].strip()]
+    said: list[tuple[str, Any]] = [
+        (a["text"], a.get("start", a.get("answer_start"))) for a in given
+    ]
+    spans = [{"text": answer, "start": _place(text, answer, at)} for answer, at in said]
+    row = {"context": text, "question": raw[question], "answers": spans}
+    for span, (answer, at) in zip(spans, said, strict=True):
+        if span["start"] < 0 or span["start"] != at:
             inside = isinstance(at, int) and 0 <= at < len(text)
             there = f": there stands {text[at : at + len(answer)]!r}" if inside else ""
             reason = f"the answer {answer!r} is not at character {at} of its context{there}"
-            raise Aside("span", reason)
-    return {"context": text, "question": raw[question], "answers": spans}
+            raise Aside("span", reason, row if all(s["start"] >= 0 for s in spans) else None)
+    return row
+
+
+def _place(text: str, answer: str, at: Any) -> int:
+    """Where the answer stands nearest to `at`, at most NEAR characters away; -1 for nowhere."""
+    if not isinstance(at, int):
+        return -1
+    low = max(0, at - NEAR)
+    around = text[low : max(0, at + NEAR + len(answer))]
+    found = [low + m.start() for m in re.finditer(f"(?={re.escape(answer)})", around)]
+    return min(found, key=lambda place: abs(place - at), default=-1)
 
 
 def _tagged(looks: list[Look]) -> Layout | None:
@@ -165,4 +182,7 @@ def _by_names(looks: list[Look], lower: dict[str, str]) -> Layout | None:
         written = len(found) == 2 and all(x.kind in ("text", "word") for x in found)
         if written and any(x.is_text for x in found):
             return answering(found[0].name, found[1].name)
+    if {"context", "question"} <= lower.keys():  # to be answered
+        names = {"context": lower["context"], "question": lower["question"], "answers": ""}
+        return Layout("spans", partial(spans_row, **names), "'context' and 'question'")
     return None

@@ -44,7 +44,7 @@ class TextProcessor:
         if self.max_seq_len < 2:
             raise OptionError(f"texts of at least 2 tokens were expected: {self.max_seq_len}")
 
-    def __call__(self, inputs: Sequence[Text | Mapping[str, str]]) -> dict[str, Tensor]:
+    def __call__(self, inputs: Sequence[Any]) -> dict[str, Tensor]:
         """inputs (B, T); mask (B, T), True for tokens, where some are padding; token_types."""
         return self.collate(self.encode(inputs))
 

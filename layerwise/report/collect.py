@@ -19,7 +19,7 @@ from layerwise.data.examples import Examples
 from layerwise.data.label_errors import suspect_labels
 from layerwise.data.text_documents import texts_of
 from layerwise.evaluate import evaluation_of
-from layerwise.labelled import YARDSTICK, yardstick
+from layerwise.labelled import yardstick
 from layerwise.ladder import Contender, Job, Rung
 from layerwise.language import unigram_bits
 from layerwise.report.inside import look_inside
@@ -31,7 +31,8 @@ from layerwise.tasks.scores import confusion, softmax
 from layerwise.train.run import predict_rows
 
 SHOWN = 400  # characters of a text
-ROOFS = {"causal": "next token", "masked": "hidden words"}
+# what the network says, else labels
+ROOFS = {"causal": "next token", "masked": "hidden words", "span": "answers"}
 GROUNDS = {"image": "pixels", "table": "raw input", "tokens": "tokens", "text": "tokens"}
 
 
@@ -195,6 +196,10 @@ def score_model(job: Job, rows: Rows, model: Model) -> dict[str, Any]:
         pairs = np.stack([targets, outputs[:, 0]], 1)[:1500]
         out["scatter"] = pairs.astype(float).tolist()
         out["mistakes"] = worst_numbers(rows.test, outputs[:, 0], targets)
+    elif scored.wrong:
+        out["mistakes"] = scored.wrong
+    if getattr(job.task, "marked", False):
+        out["kinds"] = job.task.by_kind(outputs, targets)
     return out
 
 
@@ -205,14 +210,15 @@ def baseline(job: Job, rows: Rows, outputs: np.ndarray) -> dict[str, Any]:
     its interval and the difference of `outputs` to it.
     """
     train, test = np.asarray(rows.train.targets), np.asarray(rows.test.targets)
-    plain = yardstick(rows.train, rows.test, job.task) if rows.train.kind == "text" else None
-    if plain is not None:
+    found = yardstick(rows.train, rows.test, job.task) if rows.train.kind == "text" else None
+    if found is not None:
+        what, plain = found
         metric, better = job.task.metric, job.task.higher_is_better
         ours, theirs = job.task.scored(outputs), job.task.scored(plain)
         found = intervals.interval(metric, theirs, test)
         both = intervals.compare(metric, theirs, ours, test, better)
         return {
-            "what": YARDSTICK,
+            "what": what,
             "value": found.value,
             "low": found.low,
             "high": found.high,

@@ -14,6 +14,10 @@ A task has
                                                 its answer, or of text [(token id or word, whether
                                                 it carries loss), ...]
     to_dict()                                   what rebuilds it beside a saved model
+and where a row's answer is more than a label
+    read(row, output) -> dict                   one row of outputs as a `Prediction` has it
+    mistakes(inputs, outputs, targets) -> list  (row, truth, said, probability), the worst first
+    yardstick(train, test)                      what it is called, outputs of what needs no network
 """
 
 import importlib
@@ -23,13 +27,15 @@ from layerwise.errors import DataError, OptionError, unknown
 
 TASKS = {
     "classify": "Classify", "tag": "Tag", "regress": "Regress", "causal": "Causal",
-    "masked": "Masked",
+    "masked": "Masked", "words": "Words", "span": "Span",
 }  # fmt: skip
 BY_TARGET = {"class": "classify", "classes": "tag", "number": "regress"}
 FORMS: dict[str, dict[str, str]] = {  # of text: task -> which processor reads it; the usual first
     "plain": {"causal": "text", "masked": "text"},
     "labelled": {"classify": "text", "tag": "text", "regress": "text"},
     "pairs": {"classify": "text", "tag": "text", "regress": "text"},
+    "tagged": {"words": "words"},
+    "spans": {"span": "spans"},
 }
 
 HEADS = {  # of published networks, or their problem_type
@@ -38,6 +44,8 @@ HEADS = {  # of published networks, or their problem_type
     "regression": "regress",
     "pooled": "classify",
     "causal": "causal",
+    "tag": "words",
+    "span": "span",
 }
 
 
@@ -45,6 +53,12 @@ def task_class(name: str) -> Any:
     if name not in TASKS:
         raise unknown("task", name, TASKS)
     return getattr(importlib.import_module(f"layerwise.tasks.{name}"), TASKS[name])
+
+
+def reader_of_head(head_kind: str) -> str:
+    """Which processor reads for a published network with such a head."""
+    name = HEADS.get(head_kind, "")
+    return next((by[name] for by in FORMS.values() if name in by), "text")
 
 
 def task_from_dict(values: dict[str, Any]) -> Any:

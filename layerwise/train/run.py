@@ -6,7 +6,7 @@ Legend: n rows, C classes.
 import copy
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -263,21 +263,32 @@ def predict_rows(
     batch_size: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
-    """Raw outputs for every row, in order: (n, n_outputs) float32.
+    """Raw outputs for every row, in order: (n, ...) float32, -1 behind those of shorter rows.
 
     batch_size: rows at once; 0: as many as surely take less memory than a step of training.
     """
     length = getattr(rows.inputs, "length", 0) or getattr(processor, "max_seq_len", 0)
     batch_size = batch_size or (max(1, TOKENS_AT_ONCE // length) if length else ROWS_AT_ONCE)
-    outputs = np.empty((len(rows), task.n_outputs), np.float32)
+    outputs = np.empty((len(rows), 0), np.float32)
     with runtime.evaluating(network):
         for batch in in_order(rows, processor, batch_size):
             with machine.autocast():
                 got = task.predict(network, batch.to(machine.device))
-            outputs[batch.rows] = got.float().cpu().numpy()
+            outputs = room_for(outputs, got.shape)
+            outputs[batch.rows, : got.shape[1]] = got.float().cpu().numpy()
             if progress:
                 progress(int(batch.rows[-1]) + 1, len(rows))
     return outputs
+
+
+def room_for(outputs: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """The same outputs (n, W, ...), wide enough for rows of this shape (B, W, ...)."""
+    if outputs.shape[1] >= shape[1]:
+        return outputs
+    wider = np.full((len(outputs), *shape[1:]), -1, np.float32)
+    if outputs.shape[1]:
+        wider[:, : outputs.shape[1]] = outputs
+    return wider
 
 
 def fresh(builder: Callable[[], nn.Module], seed: int) -> nn.Module:

@@ -249,6 +249,8 @@ def test_words_and_tags(tmp_path):
     opened = opened_as(write(tmp_path / "a.txt", CONLL), "tagged")
     assert opened.inputs[1] == {"tokens": ["In", "Rome"], "tags": ["O", "B-LOC"]}
     assert opened.labels == ("B-LOC", "B-PER", "O")
+    assert opened.target_kind == "tags"
+    assert np.asarray(opened.targets).tolist() == [[1, 2, 2], [2, 0, -1]]
     assert opened.names == ["a.txt line 3", "a.txt line 7"]
     universal = "# text\n" + "\n".join(f"{i}\t{w}\t_\t{t}\t_\t_\t0\t_\t_\t_" for i, w, t in
                                        [(1, "Go", "VERB"), (2, "now", "ADV")]) + "\n\n"  # fmt: skip
@@ -280,16 +282,55 @@ def test_spans(tmp_path):
     assert opened.inputs[0]["answers"] == [{"text": "1888", "start": 23}]
     assert opened.inputs[1]["answers"] == []
     assert opened.understood.startswith("2 questions with answers in their contexts (1 contexts)")
-    opened = opened_as(write(tmp_path / "a.json", json.dumps(squad(20))), "spans")
-    assert len(opened) == 1
-    said = "'1888' is not at character 20 of its context: there stands 'in 1'"
-    assert said in found(opened, "span")
+    assert opened.target_kind == "answers"
+    assert opened.targets is not None
+    assert opened.subset(np.array([0])).targets[0] is opened.inputs[0]  # type: ignore[index]
     rows = [
         {"context": t, "question": f"What is told in line {i}?",
          "answers": {"text": [t[4:9]], "answer_start": [4]}}
         for i, t in many(lambda i, text: (i, text))
     ]  # fmt: skip
     assert len(opened_as(as_lines(tmp_path / "a.jsonl", rows), "spans")) == 24
+
+
+def test_an_answer_beside_its_place_is_found_close_by(tmp_path):
+    path = tmp_path / "a.json"
+    opened = opened_as(write(path, json.dumps(squad(20))), "spans")
+    assert opened.inputs[0]["answers"] == [{"text": "1888", "start": 23}]
+    assert "1 of 2 rows have an answer a little beside where they say" in found(opened, "span")
+    said = "'1888' is not at character 20 of its context: there stands 'in 1'"
+    assert said in found(opened, "span")
+    near = squad(14, "t")  # of several the nearest
+    assert opened_as(write(path, json.dumps(near)), "spans").inputs[0]["answers"][0]["start"] == 18
+
+
+@pytest.mark.parametrize(
+    ("start", "text"), [(0, "1888"), (23, "1889"), (400, "1888"), (-1, "1888"), ("23", "1888")]
+)
+def test_an_answer_that_is_not_there_is_set_aside(tmp_path, start, text):
+    opened = opened_as(write(tmp_path / "a.json", json.dumps(squad(start, text))), "spans")
+    assert [row["answers"] for row in opened.inputs] == [[]]
+    said = f"1 of 2 rows have an answer that is not where they say and are set aside: .*{text}"
+    assert re.search(said, found(opened, "span"))
+
+
+def test_questions_to_be_answered(tmp_path):
+    rows = [{"context": t, "question": f"What was number {i}?"} for i, t in
+            many(lambda i, text: (i, text))]  # fmt: skip
+    opened = opened_as(as_lines(tmp_path / "a.jsonl", rows), "spans")
+    assert opened.targets is None
+    assert opened.inputs[3] == {**rows[3], "answers": []}
+
+
+def test_questions_on_one_context_stay_together(tmp_path):
+    rows = [{"context": t, "question": f"What was number {k}?",
+             "answers": {"text": [t[4:9]], "answer_start": [4]}}
+            for t in many(lambda i, text: text, 60) for k in range(5)]  # fmt: skip
+    opened = opened_as(as_lines(tmp_path / "a.jsonl", rows), "spans")
+    parts = split(opened)
+    contexts = [{opened.inputs[i]["context"] for i in part} for part in parts.values()]
+    assert [len(part) for part in parts.values()] == [210, 30, 60]
+    assert sum(map(len, contexts)) == 60
 
 
 # ---- conversations -------------------------------------------------------------------------------
