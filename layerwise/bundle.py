@@ -26,20 +26,20 @@ from layerwise.data.table import TableProcessor
 from layerwise.data.text_processor import TextProcessor
 from layerwise.data.tokens import Tokenizer
 from layerwise.errors import StorageError, WeightsError, unknown
-from layerwise.tasks import task_from_dict
+from layerwise.tasks import task_from_dict, task_of_head
 from layerwise.tasks.calibration import conformal_quantile
-from layerwise.tasks.classify import Classify
 from layerwise.tasks.scores import sigmoid, softmax
 from layerwise.train.checkpoint import storage_error
 from layerwise.train.run import predict_rows
-from layerwise.weights import files, names, published
-from layerwise.weights.cards import CARDS
+from layerwise.weights import config_encoders, files, names, published
+from layerwise.weights.cards import CARDS, Card
 from layerwise.weights.config_text import write_config
 
 WORTH_FUSING = 256  # rows from which preparing the fused network pays
 CERTIFIED = 8  # rows on which it must say the same first
 BATCH = 256
-PROCESSORS = {"image": ImageProcessor, "table": TableProcessor, "text": TextProcessor}
+PROCESSORS = {"image": ImageProcessor, "table": TableProcessor}
+READERS = {p.reads: p for p in (TextProcessor,)}  # of texts: what a row is to them
 OURS = "layerwise"
 
 
@@ -85,7 +85,7 @@ class Model:
 
     @property
     def kind(self) -> str:
-        return next(k for k, c in PROCESSORS.items() if isinstance(self.processor, c))
+        return next((k for k, c in PROCESSORS.items() if isinstance(self.processor, c)), "text")
 
     # ---- use -----------------------------------------------------------------------------------
 
@@ -94,6 +94,10 @@ class Model:
         if rows.kind != self.kind and (self.kind, rows.kind) != ("text", "tokens"):
             raise WeightsError(
                 f"this model reads {self.kind}s, but {rows.source or 'the data'} holds {rows.kind}s"
+            )
+        if self.task is None:
+            raise WeightsError(
+                f"{self.variant} has no answers of its own: `layerwise fit` it, by --base"
             )
         machine = machine or runtime.start()
         network = self.network.to(machine.device)
@@ -131,16 +135,31 @@ class Model:
         confidence: with e.g. 0.9 each prediction carries a conformal set (or interval) that holds
         the truth with that probability, and `unsure` where it is not one label.
         """
-        from layerwise.data.open import open_data
-
-        rows = data
-        if not isinstance(rows, Examples):
-            rows = open_data(data, target=self.card.get("target"), learn=False)
+        rows = self.rows(data)
         outputs = self.outputs(rows, runtime.start(threads=threads))
         level = self.conformal_level(confidence) if confidence else None
         return [
             self.read(name, out, top, level) for name, out in zip(rows.names, outputs, strict=True)
         ]
+
+    def rows(self, data: Any) -> Examples:
+        """Rows to predict: of a path, bare texts, or as they are.
+
+        The lines of a text file are rows of their own for a model that learned from rows.
+        """
+        from layerwise.data.open import open_data
+        from layerwise.data.text_documents import lines_of, text_examples
+
+        if isinstance(data, Examples):
+            return data
+        if self.kind != "text":
+            return open_data(data, target=self.card.get("target"), learn=False)
+        if isinstance(data, list | tuple):
+            said = [f"text {i}" for i in range(len(data))]
+            return text_examples("plain", [{"text": t} for t in data], said, [""] * len(data))
+        rows = open_data(data, target=self.card.get("target"), kind="text", learn=False)
+        by_line = rows.form == "plain" and "target" in self.card and pathlib.Path(data).is_file()
+        return lines_of(rows) if by_line else rows
 
     def conformal_level(self, confidence: float) -> float:
         if not self.conformal:
@@ -191,7 +210,7 @@ class Model:
             folder.mkdir(parents=True, exist_ok=True)
             files.save_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
             if self.kind == "text":
-                self.processor.tokenizer.save(folder)
+                self.processor.save(folder)
             else:
                 write_json(folder / "preprocessor_config.json", self.processor.to_dict())
             write_json(folder / "config.json", self.config_json(form))
@@ -205,6 +224,8 @@ class Model:
     def saved_format(self) -> str:
         """What opens it elsewhere: "timm", "huggingface" for text, else our own names."""
         module = models.family(self.family)
+        if self.family == "bert":
+            return config_encoders.published_format(self.network.config)  # type: ignore[arg-type]
         if self.kind == "text":
             return "huggingface"
         known = module.VARIANTS.get(self.variant)
@@ -218,13 +239,8 @@ class Model:
         if form == OURS:
             config = dataclasses.asdict(self.network.config)  # type: ignore[call-overload]
             return {"model_type": f"layerwise-{self.family}", **config}
-        if form == "huggingface":
-            ids = self.processor.tokenizer
-            return write_config(self.family, self.network.config) | {
-                "bos_token_id": ids.bos_id,
-                "eos_token_id": ids.eos_id,
-                "pad_token_id": ids.pad_id,
-            }
+        if self.kind == "text":
+            return self.text_config()
         p = self.processor.to_dict()
         size = p.get("crop_size", p["size"])
         return {
@@ -239,6 +255,17 @@ class Model:
             },
         }
 
+    def text_config(self) -> dict[str, Any]:
+        """What transformers reads, its special tokens and labels among it."""
+        config: Any = self.network.config
+        if self.family == "bert":
+            values = config_encoders.encoder_json(config, self.labels)
+        else:
+            values = write_config(self.family, config)
+        words = self.processor.tokenizer
+        ids = {f"{role}_token_id": getattr(words, f"{role}_id") for role in ("bos", "eos", "pad")}
+        return values | {k: v for k, v in ids.items() if self.family != "bert" or v is not None}
+
     def own_json(self, form: str) -> dict[str, Any]:
         return {
             "version": 1,
@@ -251,13 +278,20 @@ class Model:
             "temperature": self.temperature,
             "conformal": list(self.conformal),
             "card": self.card,
-            **({"processor": self.processor.to_dict()} if self.kind == "text" else {}),
+            **(self.reading() if self.kind == "text" else {}),
+        }
+
+    def reading(self) -> dict[str, Any]:
+        """How texts are read, and by which tokenizer."""
+        return {
+            "processor": self.processor.to_dict(),
+            "tokenizer": self.processor.tokenizer.fingerprint,
         }
 
 
 KEYS = {
     "version", "family", "variant", "format", "config", "kind", "task", "temperature", "conformal",
-    "card", "processor",
+    "card", "processor", "tokenizer",
 }  # fmt: skip
 
 
@@ -271,16 +305,25 @@ def load(source: str | pathlib.Path) -> Model:
         if (candidate / "layerwise.json").exists():
             return load_saved(candidate)
     network, card = published.load_published(str(source))
-    processor = ImageProcessor.from_dict(dict(card.processor))
-    labels = published.labels_of(card)
-    return Model(
-        network,
-        card.family,
-        processor,
-        Classify(labels),
-        variant=card.variant,
-        card=dataclasses.asdict(card),
-    )
+    variant, processor = card.variant, None
+    if hasattr(network.config, "vocab_size"):
+        variant, processor = pathlib.Path(card.name).name, reader_of(network, card)
+    processor = processor or ImageProcessor.from_dict(dict(card.processor))
+    head = getattr(network.config, "head_kind", "class" if card.labels else "causal")
+    task = task_of_head(head, published.labels_of(card))
+    return Model(network, card.family, processor, task, variant, card=dataclasses.asdict(card))
+
+
+def reader_of(network: nn.Module, card: Card) -> TextProcessor:
+    """The processor of a published network of text, by the tokenizer that lies beside it.
+
+    Errors: WeightsError where there is none, or it does not belong to the network.
+    """
+    config: Any = network.config
+    tokenizer = Tokenizer.load(published.tokenizer_folder(card))
+    tokenizer.check(config.vocab_size)
+    kinds = getattr(config, "n_token_types", 0)
+    return TextProcessor(tokenizer, card.processor["max_length"], kinds > 1)
 
 
 def load_saved(folder: pathlib.Path) -> Model:
@@ -298,7 +341,10 @@ def load_saved(folder: pathlib.Path) -> Model:
         tensors = names.rename(tensors, module.PUBLISHED[own["format"]], wanted)
     files.load_into(network, tensors)
     if own["kind"] == "text":
-        processor = TextProcessor(Tokenizer.load(folder), **own["processor"])
+        tokenizer = Tokenizer.load(folder)
+        tokenizer.check(config.vocab_size, own.get("tokenizer"))
+        values = {"reads": "text"} | own["processor"]
+        processor: Any = READERS[values.pop("reads")](tokenizer, **values)
     else:
         saved = read_json(folder / "preprocessor_config.json")
         processor = PROCESSORS[own["kind"]].from_dict(saved)

@@ -12,7 +12,7 @@ import numpy as np
 from layerwise import runtime
 from layerwise.bundle import Model, Prediction, load
 from layerwise.data.examples import Examples
-from layerwise.data.open import open_data
+from layerwise.data.open import TARGET_KINDS, open_data
 from layerwise.errors import DataError
 from layerwise.tasks import intervals
 from layerwise.tasks.calibration import ece
@@ -52,8 +52,11 @@ def rows_to_score(model: Model, data: Any, target: str, which: str) -> tuple[Exa
     "auto" takes the test split where the data gives one, else all rows.
     """
     rows = data if isinstance(data, Examples) else open_rows(model, data, target)
-    if rows.targets is None:
-        raise DataError(f"{rows.source} has no labels to score against; `layerwise predict` it")
+    if rows.targets is None and model.task.target_kind != "none":
+        raise DataError(
+            f"{rows.source} has no labels to score against: name their column with --target, or "
+            "`layerwise predict` it"
+        )
     given = {str(s) for s in np.unique(rows.given)}
     if which == "auto":
         which = next((s for s in ("test", "val") if s in given), "all")
@@ -66,9 +69,10 @@ def rows_to_score(model: Model, data: Any, target: str, which: str) -> tuple[Exa
 
 def open_rows(model: Model, data: Any, target: str) -> Examples:
     """Rows as this model was taught to read them: its target column, and what that column is."""
-    wanted: dict[str, Any] = {"classify": "class", "tag": "classes", "regress": "number"}
-    of_table = {"target_kind": wanted[model.task.name]} if model.kind == "table" else {}
-    return open_data(data, target=target or model.card.get("target"), learn=False, **of_table)
+    kind = model.task.target_kind
+    wanted: dict[str, Any] = {"target_kind": kind if kind in TARGET_KINDS else None}
+    asked = {"image": {}, "table": wanted, "text": wanted | {"kind": "text"}}[model.kind]
+    return open_data(data, target=target or model.card.get("target"), learn=False, **asked)
 
 
 def in_order_of(model: Model, rows: Examples) -> Examples:
@@ -76,7 +80,7 @@ def in_order_of(model: Model, rows: Examples) -> Examples:
 
     Errors: classes the model does not know, or a number where it names classes.
     """
-    wanted = {"classify": "class", "tag": "classes", "regress": "number"}[model.task.name]
+    wanted = model.task.target_kind
     if rows.target_kind != wanted:
         raise DataError(
             f"this model answers with a {wanted}; {rows.source} asks a {rows.target_kind}"

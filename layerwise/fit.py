@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from layerwise import language, runtime
+from layerwise import labelled, language, runtime
 from layerwise.bundle import Model, load, read_json, write_json
 from layerwise.choose import Choice, choose_scratch, mirror_safe
 from layerwise.console import Console, duration
@@ -24,11 +24,11 @@ from layerwise.data.open import open_data
 from layerwise.data.splits import split
 from layerwise.data.text_processor import TextProcessor
 from layerwise.errors import DataError, OptionError
-from layerwise.ladder import Contender, Job, Rung, climb, features_of
+from layerwise.ladder import Contender, Job, Rung, climb, some_features
 from layerwise.plan import Plan
-from layerwise.result import Result, Rows
+from layerwise.result import Features, Result, Rows
 from layerwise.settings import Settings, seconds, settings
-from layerwise.tasks import task_for
+from layerwise.tasks import task_for, task_name
 from layerwise.train.checkpoint import storage_error
 from layerwise.weights import published
 
@@ -55,16 +55,17 @@ def fit(
     machine = runtime.start(chosen.device, chosen.dtype, chosen.threads)
     console.head(f"layerwise fit {data}")
     examples = understand(data, chosen, console)
-    base = find_base(chosen, examples.kind, console)
+    base = find_base(chosen, examples, console)
     rows = prepare_rows(examples, chosen, console, base, machine)
     reader = None
     if examples.form == "plain":
         rows, reader = language.as_tokens(rows, chosen, console)
+    task = task_of(rows.train, chosen)
     budget = seconds(chosen.budget) if chosen.budget else float("inf")
     job = Job(
         chosen,
         folder,
-        task_of(rows.train, chosen),
+        task,
         rows.train,
         rows.val,
         machine_for(machine, examples.kind, chosen),
@@ -102,11 +103,8 @@ def understand(data: str, chosen: Settings, console: Console) -> Examples:
     examples = open_chosen(data, chosen)
     if examples.form == "plain":
         examples = language.in_stretches(examples, chosen)
-    elif examples.kind == "text":
-        raise DataError(
-            f"{examples.understood}: `fit` learns to continue plain text, and not this yet; "
-            "`layerwise audit` looks at it, and --kind table reads rows with columns as a table"
-        )
+    if examples.form:
+        task_name(examples, chosen.task)
     console.say(examples.understood)
     return examples
 
@@ -114,13 +112,13 @@ def understand(data: str, chosen: Settings, console: Console) -> Examples:
 def task_of(train: Examples, chosen: Settings) -> Any:
     """What is learned; classes with their labels smoothed, by a tenth where nothing is asked."""
     smoothing = 0.1 if chosen.label_smoothing < 0 else chosen.label_smoothing
-    return task_for(
-        train, **({"label_smoothing": smoothing} if train.target_kind == "class" else {})
-    )
+    return task_for(train, chosen.task, label_smoothing=smoothing)
 
 
 def choose_fresh(job: Job, reader: TextProcessor | None, budget: float) -> Choice:
     """The network to train from nothing."""
+    if job.train.kind == "text":
+        return labelled.choose_encoder(job.train, job.task, job.settings)
     if reader is None:
         return choose_scratch(job.train, job.task, job.settings)
     flops = language.affordable(budget, job.machine, job.folder)
@@ -206,7 +204,7 @@ def prepare_rows(
     machine: runtime.Runtime,
 ) -> Rows:
     """Audit and split; rows that cannot be used are set aside, and said."""
-    if examples.targets is None and examples.form != "plain":
+    if examples.targets is None and not examples.form:
         raise DataError(
             f"{examples.source} holds {len(examples)} {examples.kind}s but no labels to learn: put "
             "the images of each class in a folder of its own, or add metadata.csv with the columns "
@@ -243,12 +241,14 @@ def judge_labels(
     base: Model | None,
     machine: runtime.Runtime,
     seed: int,
-) -> np.ndarray | None:
+) -> Features | None:
     """Add the finding of labels among `rows` that look wrong; the base's features of these rows."""
     features = None
     if base is not None and examples.target_kind == "class":
-        features = features_of(base, examples.subset(rows), machine)
-    suspects = audit_labels(examples, found, rows, features, seed)
+        features = some_features(base, examples.subset(rows), machine, seed)
+        rows = rows[features.rows]
+    values = None if features is None else features.values
+    suspects = audit_labels(examples, found, rows, values, seed)
     found.findings += [suspects] if suspects else []
     return features
 
@@ -288,33 +288,43 @@ def kind_allows_mirror(train: Examples, console: Console) -> bool:
     return False
 
 
-def find_base(chosen: Settings, kind: str, console: Console) -> Model | None:
-    """The pre-trained base: the one named, or the best one on this machine; None to go without."""
-    if chosen.base == "none" or chosen.method == "scratch" or kind != "image":
+BASES = {"image": "timm/resnet18.a1_in1k", "text": "sentence-transformers/all-MiniLM-L6-v2"}
+
+
+def find_base(chosen: Settings, examples: Examples, console: Console) -> Model | None:
+    """The pre-trained base: the one named, or the best one on this machine; None to go without.
+
+    Errors: OptionError for a base that reads another kind of data.
+    """
+    kind = examples.kind if examples.form != "plain" else "corpus"
+    if chosen.base == "none" or chosen.method == "scratch" or kind not in BASES:
         return without_base(chosen)
     if chosen.model != "auto" and chosen.base == "auto":
         return without_base(chosen)  # a network was named: train that one
-    if chosen.base != "auto":
-        base = load(chosen.base)
-        console.say(f"base: {chosen.base} ({base.variant})")
-        return base
-    for name in published.in_reach():
-        base = load(name)
-        console.say(f"base: {name} ({base.variant}), found on this machine")
-        return base
-    console.say(
-        "base: none in reach (nothing is downloaded unless named: --base timm/resnet18.a1_in1k); "
-        "training from scratch"
-    )
-    return without_base(chosen)
+    found = published.in_reach(kind) if chosen.base == "auto" else [chosen.base]
+    if not found:
+        console.say(
+            f"base: none in reach (nothing is downloaded unless named: --base {BASES[kind]}); "
+            "training from scratch"
+        )
+        return without_base(chosen)
+    base = load(found[0])
+    if base.kind != kind:
+        raise OptionError(f"the base {found[0]} reads {base.kind}s, but the data holds {kind}s")
+    here = ", found on this machine" if chosen.base == "auto" else ""
+    console.say(f"base: {found[0]} ({base.variant}){here}")
+    if kind == "text":
+        base = labelled.read_by(base, examples, task_of(examples, chosen), chosen)
+        labelled.say_cut(examples, base.processor, console)
+    return base
 
 
 def without_base(chosen: Settings) -> None:
     """Errors: OptionError when the method asked for needs a base."""
     if chosen.method not in ("auto", "scratch"):
         raise OptionError(
-            f"--method {chosen.method} needs a pre-trained base of images: name one with --base "
-            "(a path, a published name such as resnet18.a1_in1k, or a hub id)"
+            f"--method {chosen.method} needs a pre-trained base of images or texts: name one with "
+            "--base (a path, a published name such as resnet18.a1_in1k, or a hub id)"
         )
 
 

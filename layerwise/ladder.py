@@ -27,13 +27,17 @@ from layerwise.choose import SMALL_SIDE, Choice, recipe_for
 from layerwise.console import Console, duration
 from layerwise.data.examples import Examples
 from layerwise.data.loader import in_order
+from layerwise.errors import OptionError
 from layerwise.plan import Plan, make_plan
+from layerwise.result import Features
 from layerwise.runtime import Runtime, peak_memory_mb
 from layerwise.settings import Settings
 from layerwise.tasks.intervals import interval
 from layerwise.train.run import Outcome, Recipe, Training, fresh, predict_rows
 
 NEIGHBOURS = 5
+SAMPLED = 500  # rows from which a plan takes its example
+ENOUGH = 20_000  # rows that neighbours and probes are given: more move a linear layer little
 
 
 @dataclass
@@ -65,7 +69,7 @@ class Job:
     machine: Runtime
     console: Console
     mirror: bool = True  # a mirrored image keeps its class
-    features: np.ndarray | None = None  # (n, D) of the training rows on the base, where known
+    features: Features | None = None  # of training rows on the base, where known
     deadline: float = float("inf")  # time.monotonic() when the training budget ends
     on_plan: Callable[[Plan, str], None] = lambda plan, way: None
 
@@ -92,7 +96,7 @@ def climb(job: Job, base: Model | None, scratch: Callable[[], Choice]) -> tuple[
     method = job.settings.method
     rungs: list[Rung] = []
     best: Contender | None = None
-    if base is not None and method in ("auto", "knn", "probe"):
+    if base is not None and job.task.name in PROBES and method in ("auto", "knn", "probe"):
         best = climb_features(job, base, rungs)
         if method != "auto" or not worth_going_on(job, rungs[-1]):
             return choose_winner(best, rungs)
@@ -110,6 +114,10 @@ def ways(job: Job, base: Model | None) -> list[str]:
         return ["scratch"]
     if method in ("lora", "full"):
         return [method]
+    if method != "auto":
+        raise OptionError(
+            f"--method {method} is not for the task {job.task.name}; use lora or full"
+        )
     linear = has_linear_below_head(base.network)
     return [*(["lora"] if linear else []), "full", *(["scratch"] if job.settings.budget else [])]
 
@@ -158,33 +166,46 @@ def score_rung(job: Job, name: str, outputs: np.ndarray, started: float, note: s
 
 def features_of(base: Model, rows: Examples, machine: Runtime) -> np.ndarray:
     """The base's features for every row: (n, D) float32."""
-    parts = []
-    with runtime.evaluating(base.network):
+    network: Any = base.network
+    found: dict[int, np.ndarray] = {}
+    with runtime.evaluating(network):
         for batch in in_order(rows, base.processor, 64):
+            batch = batch.to(machine.device)
             with machine.autocast():
-                got = base.network.features(batch["inputs"].to(machine.device))  # type: ignore[operator]
+                got = network.features(batch["inputs"], **batch.context)
+                if hasattr(network, "pooled"):  # (B, T, D), a vector for each token
+                    got = network.pooled(got, batch.context.get("mask"))
             if got.ndim == 4:  # a map, where the head works on every place (squeezenet)
                 got = got.mean((2, 3))
-            parts.append(got.float().flatten(1).cpu().numpy())
-    return np.concatenate(parts)
+            values = got.float().flatten(1).cpu().numpy()
+            found |= zip(batch.rows.tolist(), values, strict=True)
+    return np.stack([found[i] for i in range(len(rows))])
+
+
+def some_features(base: Model, rows: Examples, machine: Runtime, seed: int) -> Features:
+    """The features of all rows, or of ENOUGH at random."""
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(rows))[:ENOUGH])
+    return Features(chosen, features_of(base, rows.subset(chosen), machine))
 
 
 def climb_features(job: Job, base: Model, rungs: list[Rung]) -> Contender:
     """Nearest neighbours and the linear probe; the probe becomes the head of a network."""
     started = time.monotonic()
-    known = features_of(base, job.train, job.machine) if job.features is None else job.features
+    seed = job.settings.seed
+    some = job.features or some_features(base, job.train, job.machine, seed)
+    known, targets = some.values, np.asarray(job.train.targets)[some.rows]
     asked = features_of(base, job.val, job.machine)
     if job.task.name == "classify":
-        outputs = neighbours(known, job.train.targets, asked, job.task.n_outputs)  # type: ignore[arg-type]
+        outputs = neighbours(known, targets, asked, job.task.n_outputs)
         rungs.append(score_rung(job, "knn", outputs, started, "a yardstick: it keeps all rows"))
     started = time.monotonic()
-    weight, bias = linear_probe(known, job.train.targets, job.task, job.settings.seed)  # type: ignore[arg-type]
+    weight, bias = linear_probe(known, targets, job.task, seed)
     rungs.append(score_rung(job, "probe", asked @ weight.T + bias, started))
-    network = with_head(base.network, weight, bias)
+    network = with_head(base.network, job.task, weight, bias)
     choice = Choice(
         base.variant, base.family, network.config, base.processor, "a linear probe on the base"
     )
-    recipe = recipe_for("full", len(job.train), "image", 224, job.settings)
+    recipe = recipe_for(style_of("full", job, choice), len(job.train), 0, job.settings)
     return Contender("probe", network, choice, recipe, rung=rungs[-1])
 
 
@@ -260,10 +281,10 @@ def probe_number(z: np.ndarray, targets: np.ndarray, seed: int):
 PROBES = {"classify": probe_classes, "tag": probe_tags, "regress": probe_number}
 
 
-def with_head(network: nn.Module, weight: np.ndarray, bias: np.ndarray) -> nn.Module:
-    """A copy of the network with this linear head."""
+def with_head(network: nn.Module, task: Any, weight: np.ndarray, bias: np.ndarray) -> nn.Module:
+    """A copy of the network with this linear head on its features."""
     network = copy.deepcopy(network)
-    reset_head(network, len(weight))
+    reset_head(network, task, pooled=True)
     head = network.head
     with torch.no_grad():
         head.weight.copy_(torch.from_numpy(weight).reshape(head.weight.shape))  # type: ignore[union-attr]
@@ -271,10 +292,15 @@ def with_head(network: nn.Module, weight: np.ndarray, bias: np.ndarray) -> nn.Mo
     return network
 
 
-def reset_head(network: nn.Module, n_classes: int) -> None:
-    """A fresh head for `n_classes`, also in the config that is saved with the network."""
-    network.reset_head(n_classes)  # type: ignore[operator]
-    network.config = replace(network.config, n_classes=n_classes)  # type: ignore[assignment]
+def reset_head(network: Any, task: Any, pooled: bool = False) -> None:
+    """A fresh head for this task, also in the config that is saved with the network.
+
+    pooled: of a text encoder one on the vectors that `features_of` gives.
+    """
+    if hasattr(network.config, "head_kind"):
+        return network.reset_head(task.n_outputs, "pooled" if pooled else task.head_kind)
+    network.reset_head(task.n_outputs)
+    network.config = replace(network.config, n_classes=task.n_outputs)
 
 
 # ---- training rungs --------------------------------------------------------------------------
@@ -286,19 +312,17 @@ def start(job: Job, way: str, base: Model | None, scratch: Callable[[], Choice])
     if way == "scratch":
         choice = scratch()
         network = fresh(lambda: models.build(choice.family, choice.config), s.seed)
-        style = style_of(job.train.kind, choice)
     else:
         assert base is not None
         network = copy.deepcopy(base.network)
         with runtime.seeded(s.seed, 0x4EAD):
-            reset_head(network, job.task.n_outputs)
+            reset_head(network, job.task)
         if way == "lora":
             lora.add_lora(network, rank=s.lora_rank)
         choice = Choice(base.variant, base.family, network.config, base.processor, f"{way} on base")
-        style = way
     prepare_network(network, choice, job)
     side = choice.processor.size[0] if job.train.kind == "image" else 0
-    recipe = recipe_for(style, len(job.train), job.train.kind, side, s, job.mirror)
+    recipe = recipe_for(style_of(way, job, choice), len(job.train), side, s, job.mirror)
     network = network.to(job.machine.device)
     contender = Contender(way, network, choice, recipe)
     contender.plan = plan_contender(job, contender)
@@ -306,12 +330,15 @@ def start(job: Job, way: str, base: Model | None, scratch: Callable[[], Choice])
     return contender
 
 
-def style_of(kind: str, choice: Choice) -> str:
-    """Which starting recipe fits a training from scratch."""
-    if kind == "tokens":
-        return "text"
-    if kind == "table" or choice.family == "airbench":
-        return "table" if kind == "table" else "airbench"
+def style_of(way: str, job: Job, choice: Choice) -> str:
+    """Which starting recipe fits."""
+    kind = job.train.kind
+    if kind == "text":
+        return f"text_{way}"
+    if way != "scratch":
+        return way
+    if kind in ("tokens", "table") or choice.family == "airbench":
+        return kind if kind != "image" else "airbench"
     return "small" if choice.processor.size[0] <= SMALL_SIDE else "scratch"
 
 
@@ -332,23 +359,31 @@ def own_groups(contender: Contender) -> list[dict[str, Any]] | None:
 
 
 def plan_contender(job: Job, contender: Contender) -> Plan:
-    r = contender.recipe
-    micro = -(-r.global_batch_size // r.grad_accum_steps)
-    sample = job.train.subset(np.arange(min(2, len(job.train))))
-    batch = job.task.batch(sample, contender.choice.processor)
-    return make_plan(
-        contender.network,
-        batch,
-        job.task,
-        device_batch_size=micro,
-        optimizer=r.optimizer,
-        dtype=job.machine.dtype,
-        grad_accum_steps=r.grad_accum_steps,
-        steps=r.steps,
-        checkpointing=r.checkpointing,
-        ema=bool(r.ema),
-        measure=True,
-    )
+    """What the training takes; of texts, time by usual ones and memory by the longest."""
+    r, processor = contender.recipe, contender.choice.processor
+
+    def planned(rows: Examples, measure: bool) -> Plan:
+        return make_plan(
+            contender.network,
+            job.task.batch(rows, processor),
+            job.task,
+            device_batch_size=-(-r.global_batch_size // r.grad_accum_steps),
+            optimizer=r.optimizer,
+            dtype=job.machine.dtype,
+            grad_accum_steps=r.grad_accum_steps,
+            steps=r.steps,
+            checkpointing=r.checkpointing,
+            ema=bool(r.ema),
+            measure=measure,
+        )
+
+    some = job.train.subset(np.linspace(0, len(job.train) - 1, SAMPLED).astype(int))
+    if some.kind != "text":
+        return planned(some.subset(np.arange(2)), measure=True)
+    lengths = np.array([processor.length(row) for row in processor.encode(list(some.inputs))])
+    usual = np.argsort(np.abs(lengths - lengths.mean()), kind="stable")[:2]
+    largest = planned(some.subset(np.argsort(-lengths, kind="stable")[:2]), measure=False)
+    return replace(planned(some.subset(usual), measure=True), memory=largest.memory)
 
 
 def compete(job: Job, contenders: list[Contender], rungs: list[Rung]) -> Contender:

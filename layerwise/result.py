@@ -14,6 +14,14 @@ from layerwise.data.examples import Examples
 
 
 @dataclass
+class Features:
+    """What a base makes of some training rows: which (k,), and their features (k, D)."""
+
+    rows: np.ndarray
+    values: np.ndarray
+
+
+@dataclass
 class Rows:
     """The rows of the three splits, and what the audit found."""
 
@@ -22,7 +30,7 @@ class Rows:
     test: Examples
     audit: AuditReport | None
     clean_test: np.ndarray | None  # (n_test,) True: no copy of this row was trained on
-    features: np.ndarray | None = None  # (n_train, D) of the base, where labels were judged by them
+    features: Features | None = None  # of the base, where labels were judged by them
 
 
 @dataclass

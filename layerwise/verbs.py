@@ -48,17 +48,16 @@ def plan(
 
     machine = runtime.start()
     family, config = models.resolve(model)
-    reads_text = hasattr(config, "vocab_size")
-    if reads_text and family == "bert":
-        raise OptionError(f"{model} is planned by `fit` on labelled texts, not by name yet")
+    writes = hasattr(config, "vocab_size") and not hasattr(config, "head_kind")
     n_classes = classes or getattr(config, "n_classes", 0)
-    task: Any = Causal() if reads_text else Classify([str(i) for i in range(n_classes)])
-    if data and not reads_text:
+    task: Any = Causal() if writes else Classify([str(i) for i in range(n_classes)])
+    if data and not writes:
         task, rows = task_of_data(data)
     if batch % grad_accum_steps:
         raise OptionError(f"--batch {batch} does not divide into {grad_accum_steps} micro-batches")
-    if not reads_text:
-        config = models.replace_fields(config, {"n_classes": task.n_outputs})
+    if not writes:
+        head = {"head_kind": task.head_kind} if hasattr(config, "head_kind") else {}
+        config = models.replace_fields(config, {"n_classes": task.n_outputs} | head)
     chosen = runtime.choose_dtype("cuda" if hardware != "cpu" else machine.device, dtype)[0]
     if hardware != "cpu" and dtype == "auto":
         chosen = torch.bfloat16
@@ -89,21 +88,20 @@ def task_of_data(data: str) -> tuple[Any, int]:
 
 def sample_batch(family: str, config: Any, variant: str, side: int, rows: int, task: Any) -> Batch:
     """A batch of the shapes that the network takes, on the meta device; side: or tokens."""
-    if hasattr(config, "vocab_size"):
-        tokens = torch.zeros(rows, side or TEXT_LENGTH, dtype=torch.int64, device="meta")
-        tensors = {"inputs": tokens}
-        if task.name == "causal":
-            tensors["targets"] = tokens
-        return Batch(tensors, np.zeros(rows, np.int64))
-    side = side or natural_side(family, variant)
-    shape = (rows, config.n_in) if family == "mlp" else (rows, 3, side, side)
-    targets = {
-        "classify": torch.zeros(rows, dtype=torch.int64, device="meta"),
-        "tag": torch.zeros(rows, task.n_outputs, device="meta"),
-        "regress": torch.zeros(rows, device="meta"),
-    }[task.name]
-    tensors = {"inputs": torch.zeros(shape, device="meta"), "targets": targets}
-    return Batch(tensors, np.zeros(rows, np.int64))
+    with torch.device("meta"):
+        if hasattr(config, "vocab_size"):
+            inputs = torch.zeros(rows, side or TEXT_LENGTH, dtype=torch.int64)
+        else:
+            side = side or natural_side(family, variant)
+            shape = (rows, config.n_in) if family == "mlp" else (rows, 3, side, side)
+            inputs = torch.zeros(shape)
+        targets = {
+            "class": torch.zeros(rows, dtype=torch.int64),
+            "classes": torch.zeros(rows, task.n_outputs),
+            "number": torch.zeros(rows),
+            "none": inputs,
+        }[task.target_kind]
+    return Batch({"inputs": inputs, "targets": targets}, np.zeros(rows, np.int64))
 
 
 def natural_side(family: str, variant: str) -> int:
@@ -196,7 +194,7 @@ def audit(data: Any, base: str = "auto", seed: int = 0, **options: Any) -> tuple
     parts = split(examples, seed) if examples.targets is not None else None
     report = audit(examples, parts)
     if parts is not None:
-        judge = find_base(chosen, examples.kind, Console(quiet=True))
+        judge = find_base(chosen, examples, Console(quiet=True))
         judge_labels(examples, report, np.flatnonzero(report.keep), judge, runtime.start(), seed)
     return examples, report
 

@@ -93,16 +93,19 @@ class Batches:
 
 @dataclass
 class InOrder:
-    """Every row once, in order, as evaluation sees it: `batches[i]` for i below `len(batches)`."""
+    """Every row once, as evaluation sees it: `batches[i]` for i below `len(batches)`."""
 
     source: Source
     batch_size: int
+
+    def __post_init__(self) -> None:
+        self.sequence = self.source.sequence()
 
     def __len__(self) -> int:
         return -(-self.source.n // self.batch_size)
 
     def __getitem__(self, step: int) -> Batch:
-        rows = np.arange(self.source.n)[step * self.batch_size :][: self.batch_size]
+        rows = self.sequence[step * self.batch_size :][: self.batch_size]
         return Batch(self.source.look(rows), rows)
 
 
@@ -116,7 +119,9 @@ def in_order(
     cached: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Batch]:
-    """Every row once, in order, the last batch as large as it comes; no augmentation.
+    """Every row once, the last batch as large as it comes; no augmentation.
+
+    In order, but texts by their length, so that little is padding: `batch.rows` says which.
 
     cached: keep decoded images for the next evaluation; False to look at images once (prediction).
     Errors: DataError naming an unreadable row; StorageError for a disk that is full.

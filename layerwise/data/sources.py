@@ -3,13 +3,15 @@
 A source gives
     n                                   how many rows
     order(seed, epoch, batch_size)      the rows of one epoch, in a random order
-    learn(rows, targets, draw)          tensors of a training batch, augmented
+    sequence()                          every row once, as evaluation goes through them
+    learn(rows, draw)                   tensors of a training batch, augmented
     look(rows)                          tensors as evaluation sees them
 `rows` are indices; tensors are named as in `Batch`, targets among them where there are any.
 
 Shapes: n rows, B rows of a batch, T tokens.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,8 +24,8 @@ from layerwise import runtime
 from layerwise.data.augment import Augment
 from layerwise.data.cache import PixelCache, make_decoder
 from layerwise.data.corpus import Windows
-from layerwise.data.examples import Examples
-from layerwise.data.text_processor import TextProcessor, like_lengths
+from layerwise.data.examples import Batch, Examples
+from layerwise.data.text_processor import like_lengths
 from layerwise.data.threads import parallel
 
 MARGIN = 1.15  # photographs are stored with this many times the short side that a crop needs
@@ -39,7 +41,7 @@ class Draw(NamedTuple):
     epoch: int
 
 
-class Source:
+class Source(ABC):
     """Rows that are dealt out in a plain permutation, with their targets."""
 
     def __init__(self, examples: Examples):
@@ -49,15 +51,19 @@ class Source:
     def order(self, seed: int, epoch: int, batch_size: int) -> np.ndarray:
         return np.random.default_rng([seed, epoch]).permutation(self.n)
 
+    def sequence(self) -> np.ndarray:
+        return np.arange(self.n)
+
     def learn(self, rows: np.ndarray, draw: Draw) -> Tensors:
         return self.look(rows)
 
-    def look(self, rows: np.ndarray) -> Tensors:
-        inputs, targets = self.inputs(rows), self.targets_of(rows)
-        return {"inputs": inputs} | ({} if targets is None else {"targets": targets})
+    @abstractmethod
+    def look(self, rows: np.ndarray) -> Tensors: ...
 
-    def inputs(self, rows: np.ndarray) -> Tensor:
-        raise NotImplementedError
+    def labelled(self, tensors: Tensors, rows: np.ndarray) -> Tensors:
+        """The tensors, with the targets of their rows unless they bring their own."""
+        targets = self.targets_of(rows)
+        return tensors if targets is None else {"targets": targets} | tensors
 
     def targets_of(self, rows: np.ndarray) -> Tensor | None:
         return None if self.targets is None else self.targets[torch.from_numpy(rows)]
@@ -70,8 +76,8 @@ class TableRows(Source):
         super().__init__(examples)
         self.table: Tensor = processor(examples.inputs).to(dtype)  # (n, n_in)
 
-    def inputs(self, rows: np.ndarray) -> Tensor:
-        return self.table[torch.from_numpy(rows)]
+    def look(self, rows: np.ndarray) -> Tensors:
+        return self.labelled({"inputs": self.table[torch.from_numpy(rows)]}, rows)
 
 
 class Images(Source):
@@ -109,8 +115,9 @@ class Images(Source):
             return self.cache.gather(rows)
         return torch.from_numpy(np.stack(list(self.each(self.decode, rows.tolist()))))
 
-    def inputs(self, rows: np.ndarray) -> Tensor:
-        return self.processor.normalise(self.pixels(rows), self.dtype)
+    def look(self, rows: np.ndarray) -> Tensors:
+        inputs = self.processor.normalise(self.pixels(rows), self.dtype)
+        return self.labelled({"inputs": inputs}, rows)
 
     def learn(self, rows: np.ndarray, draw: Draw) -> Tensors:
         assert self.augment is not None
@@ -147,21 +154,25 @@ class CorpusWindows(Source):
 
 
 class Texts(Source):
-    """Texts or pairs, tokenised once; batches of like length, so that little is padding."""
+    """Rows of texts, tokenised once; batches of like length, so that little is padding.
 
-    def __init__(self, examples: Examples, processor: TextProcessor):
+    processor: any of those in `text_processor`, `..._processor`: encode, length, collate.
+    """
+
+    def __init__(self, examples: Examples, processor: Any):
         super().__init__(examples)
         self.processor = processor
         self.rows = processor.encode(list(examples.inputs))
-        self.lengths = np.array([row.shape[-1] for row in self.rows])
+        self.lengths = np.array([processor.length(row) for row in self.rows])
 
     def order(self, seed: int, epoch: int, batch_size: int) -> np.ndarray:
         return like_lengths(self.lengths, batch_size, [seed, epoch])
 
+    def sequence(self) -> np.ndarray:
+        return np.argsort(self.lengths, kind="stable")
+
     def look(self, rows: np.ndarray) -> Tensors:
-        targets = self.targets_of(rows)
-        tensors = self.processor.collate([self.rows[i] for i in rows.tolist()])
-        return tensors | ({} if targets is None else {"targets": targets})
+        return self.labelled(self.processor.collate([self.rows[i] for i in rows.tolist()]), rows)
 
 
 def source_of(
@@ -179,6 +190,12 @@ def source_of(
     if examples.kind == "text":
         return Texts(examples, processor)
     return Images(examples, processor, augment, dtype, **of_images)
+
+
+def batch_of(examples: Examples, processor: Any) -> Batch:
+    """All rows as one batch, as evaluation sees them."""
+    rows = np.arange(len(examples))
+    return Batch(source_of(examples, processor, cached=False).look(rows), rows)
 
 
 def target_tensor(examples: Examples) -> Tensor | None:

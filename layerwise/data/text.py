@@ -81,7 +81,8 @@ def open_text_folder(listing: Listing, reading: Reading, asked: bool = False) ->
         return None
     if opened is not None and (opened.form != "plain" or not prose):
         return with_others(opened, listing, rows)
-    classes = class_folders(documents) if opened is None and reading.learn else None
+    labelled = reading.learn or reading.target_kind == "class"
+    classes = class_folders(documents) if opened is None and labelled else None
     if classes:
         return labelled_files(listing, *classes)
     files = prose if rows else documents
@@ -146,7 +147,8 @@ def _layout(raw: RawTable, reading: Reading, asked: bool) -> tuple[Layout | None
     sample, asked_for = raw.sample(SAMPLE), reading.split_column
     columns = list(dict.fromkeys(name for row in sample for name in row))
     names = [c for c in columns if c != asked_for and c.lower() not in SPLIT_NAMES]
-    layout = recognise(sample, names, raw.header, reading.target, asked, reading.learn)
+    target = reading.target if reading.learn or reading.target in columns else None
+    layout = recognise(sample, names, raw.header, target, asked, reading.learn)
     if layout is None:
         return None, given
     if reading.learn and reading.target is not None and reading.target not in columns:

@@ -52,6 +52,20 @@ def open_documents(files: Sequence[tuple[Path, str, str]]) -> Examples:
     return out
 
 
+def lines_of(examples: Examples) -> Examples:
+    """Each line that says something as a text of its own."""
+    rows = [
+        (f"{name} line {i}", {"text": line})
+        for name, row in zip(examples.names, examples.inputs, strict=True)
+        for i, line in enumerate(row["text"].splitlines(), 1)
+        if line.strip()
+    ]
+    names, texts = zip(*rows, strict=True)
+    out = text_examples("plain", list(texts), names, [""] * len(rows))
+    out.source, out.understood = examples.source, f"{len(rows):,} lines of text"
+    return out
+
+
 def plain_said(examples: Examples) -> str:
     n, size = len(examples), sum(map(len, texts_of(examples)))
     said = f"plain text: {n:,} document{'s' * (n > 1)} of {size:,} characters"

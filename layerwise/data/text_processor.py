@@ -1,12 +1,20 @@
 """Raw texts to token tensors, the same in training and serving; batches of texts of like length.
 
+What a processor of texts has, this one and those beside it:
+    encode(rows) -> list                rows of raw fields (or bare texts), each tokenised once
+    length(row) -> int                  tokens of an encoded row
+    collate(rows) -> dict               tensors by name; "targets" among them where rows have any
+    __call__(rows)                      both
+    reads, to_dict(), save(folder)      what rebuilds it: its name in `bundle.READERS`, its fields
+and is made of (tokenizer, max_seq_len, token_types, ...).
+
 Shapes: B texts, T tokens of the longest one in the batch.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -30,6 +38,7 @@ class TextProcessor:
     tokenizer: Tokenizer
     max_seq_len: int = 512
     token_types: bool = False
+    reads: ClassVar[str] = "text"
 
     def __post_init__(self) -> None:
         if self.max_seq_len < 2:
@@ -49,6 +58,9 @@ class TextProcessor:
         pairs = self.tokenizer.windows(firsts, seconds, self.max_seq_len)
         return [np.asarray((pair[0].ids, pair[0].type_ids), np.int32) for pair in pairs]
 
+    def length(self, row: np.ndarray) -> int:
+        return row.shape[-1]
+
     def collate(self, rows: Sequence[np.ndarray]) -> dict[str, Tensor]:
         """Encoded texts as the tensors of one batch."""
         ids: Any = [row[0] if row.ndim == 2 else row for row in rows]
@@ -62,7 +74,11 @@ class TextProcessor:
         return out
 
     def to_dict(self) -> dict[str, Any]:
-        return {"max_seq_len": self.max_seq_len, "token_types": self.token_types}
+        return {
+            "reads": self.reads,
+            "max_seq_len": self.max_seq_len,
+            "token_types": self.token_types,
+        }
 
     def save(self, folder: str | Path) -> None:
         """The tokenizer's own files; `to_dict` has the rest."""

@@ -26,7 +26,7 @@ from layerwise.layers.head import TiedHead
 from layerwise.layers.pool import POOLINGS, pool
 
 STYLES = ("bert", "roberta", "distilbert")  # whose heads and names
-HEADS = ("masked", "class", "tag", "span", "embed")
+HEADS = ("masked", "class", "tag", "span", "embed", "pooled")
 HIDDEN = -1e30  # added to the scores of padding; finite, so that an empty row stays finite too
 
 
@@ -34,7 +34,9 @@ HIDDEN = -1e30  # added to the scores of padding; finite, so that an empty row s
 class Config:
     """head_kind: scores of each word at each position ("masked", (B, T, V)), of classes for the
     text ("class", (B, C)) or each position ("tag", (B, T, C)), of a span's start and end ("span",
-    (B, T, 2)), or one vector for the text ("embed", (B, D)), pooled and normalised as it says."""
+    (B, T, 2)), or one vector for the text ("embed", (B, D)), pooled and normalised as it says;
+    "pooled" are scores of classes (B, C) from that vector, where "class" reads the first position.
+    """
 
     n_classes: int = 2
     dim: int = 768
@@ -207,8 +209,10 @@ def make_head(config: Config, words: nn.Embedding) -> tuple[nn.Module, nn.Module
         return Transform(config), head
     if config.head_kind == "embed":
         return nn.Identity(), nn.Identity()  # pooled by `score`
-    before = {"class": First(config), "tag": nn.Dropout(config.head_dropout)}
-    return before.get(config.head_kind, nn.Identity()), nn.Linear(config.dim, C)
+    if config.head_kind == "class":
+        return First(config), nn.Linear(config.dim, C)
+    drops = config.head_kind in ("tag", "pooled")
+    return nn.Dropout(config.head_dropout) if drops else nn.Identity(), nn.Linear(config.dim, C)
 
 
 class Bert(nn.Module):
@@ -247,8 +251,8 @@ class Bert(nn.Module):
 
     def score(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
         """The head on features (B, T, D); for masked words also on chosen positions (N, D)."""
-        if self.config.head_kind == "embed":
-            return self.head(self.pooled(features, mask))
+        if self.config.head_kind in ("embed", "pooled"):
+            features = self.pooled(features, mask)
         return self.head(self.transform(features))
 
     def pooled(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -267,7 +271,7 @@ class Bert(nn.Module):
         head_kind: by default as it is, and "class" for a network that had no classes.
         """
         now = self.config.head_kind
-        kind = head_kind or (now if now in ("class", "tag") else "class")
+        kind = head_kind or (now if now in ("class", "tag", "pooled") else "class")
         self.config = replace(self.config, n_classes=n_classes, head_kind=kind)
         like = self.embed.token_embed.weight
         parts = make_head(self.config, self.embed.token_embed)
@@ -340,6 +344,7 @@ def _rules(style: str, kind: str) -> dict[str, str]:
         "masked": {n: _MASKED[style][i] for i, n in enumerate(_WORDS)},
         "class": _CLASS[style],
         "tag": {"head": "classifier"},
+        "pooled": {"head": "classifier"},
         "span": {"head": "qa_outputs"},
     }
     unused = "cls.* lm_head.* vocab_*" if kind == "embed" else ""

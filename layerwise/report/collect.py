@@ -17,7 +17,9 @@ from layerwise.console import duration
 from layerwise.cure import metrics_of
 from layerwise.data.examples import Examples
 from layerwise.data.label_errors import suspect_labels
+from layerwise.data.text_documents import texts_of
 from layerwise.evaluate import evaluation_of
+from layerwise.labelled import YARDSTICK, yardstick
 from layerwise.ladder import Contender, Job, Rung
 from layerwise.language import unigram_bits
 from layerwise.report.inside import look_inside
@@ -28,6 +30,7 @@ from layerwise.tasks.calibration import calibrate, conformal_quantile
 from layerwise.tasks.scores import confusion, softmax
 from layerwise.train.run import predict_rows
 
+SHOWN = 400  # characters of a text
 GROUNDS = {"image": "pixels", "table": "raw input", "tokens": "tokens", "text": "tokens"}
 
 
@@ -53,6 +56,7 @@ def finish(
         "settings": job.settings.to_dict(),
         "model": model_facts(model, winner),
         "ground": GROUNDS[rows.train.kind],
+        "roof": "labels" if job.task.labels or job.task.name == "regress" else "next token",
         "rows": {n: len(getattr(rows, n)) for n in ("train", "val", "test")},
         "ladder": [r.to_dict() for r in rungs],
         "plan": plan_rows(winner),
@@ -77,6 +81,12 @@ def finish(
         f"  {score['name']} {score['value']:.4f} on {score['n']:,} rows never seen "
         f"(95% interval {score['low']:.4f} to {score['high']:.4f})"
     )
+    floor = score["baseline"]
+    if "beside" in floor:
+        console.say(
+            f"  {floor['what']}: {floor['value']:.4f} ({floor['low']:.4f} to {floor['high']:.4f}); "
+            f"{floor['beside']}"
+        )
     if score.get("clean"):
         clean = score["clean"]
         console.say(f"  without {clean['left_out']} leaked rows: {clean['value']:.4f}")
@@ -159,7 +169,7 @@ def score_model(job: Job, rows: Rows, model: Model) -> dict[str, Any]:
         "low": scored.low,
         "high": scored.high,
         "n": scored.n,
-        "baseline": baseline(job, rows),
+        "baseline": baseline(job, rows, outputs),
     }
     out["test_metrics"] = scored.metrics
     if rows.clean_test is not None and not rows.clean_test.all():
@@ -172,7 +182,7 @@ def score_model(job: Job, rows: Rows, model: Model) -> dict[str, Any]:
             "labels": list(model.labels),
             "matrix": confusion(outputs, targets).tolist(),
         }
-        out["mistakes"] = [m | {"image": picture(rows.test, m["row"])} for m in scored.wrong]
+        out["mistakes"] = [m | shown_row(rows.test, m["row"]) for m in scored.wrong]
         out["_shares"] = softmax(outputs)
     elif job.task.name == "regress":
         pairs = np.stack([targets, outputs[:, 0]], 1)[:1500]
@@ -181,9 +191,27 @@ def score_model(job: Job, rows: Rows, model: Model) -> dict[str, Any]:
     return out
 
 
-def baseline(job: Job, rows: Rows) -> dict[str, Any]:
-    """What always giving the commonest class (or the mean) would score: the floor to beat."""
+def baseline(job: Job, rows: Rows, outputs: np.ndarray) -> dict[str, Any]:
+    """The floor to beat: what always giving the commonest class (or the mean) would score.
+
+    For texts with targets the score of a linear model on words, which is not always beaten, with
+    its interval and the difference of `outputs` to it.
+    """
     train, test = np.asarray(rows.train.targets), np.asarray(rows.test.targets)
+    plain = yardstick(rows.train, rows.test, job.task) if rows.train.kind == "text" else None
+    if plain is not None:
+        metric, better = job.task.metric, job.task.higher_is_better
+        ours, theirs = job.task.scored(outputs), job.task.scored(plain)
+        found = intervals.interval(metric, theirs, test)
+        both = intervals.compare(metric, theirs, ours, test, better)
+        return {
+            "what": YARDSTICK,
+            "value": found.value,
+            "low": found.low,
+            "high": found.high,
+            "beside": f"this model {both.difference:+.4f} ({both.low:+.4f} to {both.high:+.4f}), "
+            f"p {both.p:.2g}",
+        }
     if job.task.name == "causal":
         bits = unigram_bits(rows.train, rows.test)
         return {"what": "tokens by their frequency alone", "value": bits}
@@ -227,9 +255,17 @@ def worst_numbers(rows: Examples, values: np.ndarray, targets: np.ndarray) -> li
     order = np.argsort(-np.abs(values - targets), kind="stable")[:12]
     return [
         {"name": str(rows.names[int(i)]), "row": int(i), "truth": f"{targets[i]:g}",
-         "predicted": f"{values[i]:.4g}", "image": picture(rows, int(i))}
+         "predicted": f"{values[i]:.4g}", **shown_row(rows, int(i))}
         for i in order
     ]  # fmt: skip
+
+
+def shown_row(rows: Examples, row: int) -> dict[str, str]:
+    """What a person is shown of a row: its picture, or its text."""
+    if rows.kind != "text":
+        return {"image": picture(rows, row)}
+    text = texts_of(rows.subset(np.array([row])))[0]
+    return {"text": text if len(text) <= SHOWN else text[:SHOWN] + " ..."}
 
 
 # ---- data ------------------------------------------------------------------------------------

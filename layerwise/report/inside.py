@@ -24,7 +24,7 @@ def look_inside(job: Job, rows: Rows, model: Model, winner: Contender) -> dict[s
     """The layers as the report shows them, and pictures for images."""
     history = winner.outcome.history if winner.outcome else []
     out: dict[str, Any] = {"layers": layer_rows(model, history)}
-    if job.settings.depth and rows.test.kind != "tokens":
+    if job.settings.depth and rows.test.kind in ("image", "table"):
         out |= depth_of(job, rows, model, out["layers"])
         if rows.test.kind == "image" and job.task.name == "classify":
             show_favourites(rows, model, out["layers"])

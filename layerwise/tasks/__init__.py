@@ -2,6 +2,8 @@
 
 A task has
     name, score (its primary metric), higher_is_better, n_outputs
+    target_kind, head_kind                      of the rows it learns from; of a text encoder's head
+    of(examples, label_smoothing)               the task for these rows
     batch(examples, processor) -> Batch         raw rows to tensors: training, evaluation, serving
     count(batch) -> int                         how many terms carry loss
     loss(network, batch) -> (sum, parts)        their sum, and what it is made of
@@ -12,39 +14,66 @@ A task has
     to_dict()                                   what rebuilds it beside a saved model
 """
 
+import importlib
 from typing import Any
 
-from layerwise.errors import unknown
+from layerwise.errors import DataError, OptionError, unknown
 
-TASKS = ("classify", "tag", "regress", "causal")
+TASKS = {"classify": "Classify", "tag": "Tag", "regress": "Regress", "causal": "Causal"}
+BY_TARGET = {"class": "classify", "classes": "tag", "number": "regress"}
+FORMS: dict[str, dict[str, str]] = {  # of text: task -> which processor reads it; the usual first
+    "plain": {"causal": "text"},
+    "labelled": {"classify": "text", "tag": "text", "regress": "text"},
+    "pairs": {"classify": "text", "tag": "text", "regress": "text"},
+}
+
+HEADS = {"class": "classify", "pooled": "classify", "causal": "causal"}  # of published networks
+
+
+def task_class(name: str) -> Any:
+    if name not in TASKS:
+        raise unknown("task", name, TASKS)
+    return getattr(importlib.import_module(f"layerwise.tasks.{name}"), TASKS[name])
 
 
 def task_from_dict(values: dict[str, Any]) -> Any:
     """A task from what its `to_dict` gave."""
-    from layerwise.tasks.causal import Causal
-    from layerwise.tasks.classify import Classify
-    from layerwise.tasks.regress import Regress
-    from layerwise.tasks.tag import Tag
-
-    classes = {"classify": Classify, "tag": Tag, "regress": Regress, "causal": Causal}
     values = dict(values)
-    name = values.pop("name")
-    if name not in classes:
-        raise unknown("task", name, classes)
-    return classes[name](**values)
+    return task_class(values.pop("name"))(**values)
 
 
-def task_for(examples: Any, **options: Any) -> Any:
-    """The task that these examples ask for: one class, several labels, a number, or more text."""
-    from layerwise.tasks.causal import Causal
-    from layerwise.tasks.classify import Classify
-    from layerwise.tasks.regress import Regress
-    from layerwise.tasks.tag import Tag
+def task_of_head(head_kind: str, labels: tuple[str, ...]) -> Any:
+    """What a published network with such a head does; None where it is only a base."""
+    if head_kind not in HEADS:
+        return None
+    return task_class(HEADS[head_kind])(*([labels] if labels else []))
 
-    if examples.kind == "tokens":
-        return Causal()
-    if examples.target_kind == "class":
-        return Classify(examples.labels, **options)
-    if examples.target_kind == "classes":
-        return Tag(examples.labels)
-    return Regress.fit(examples.targets)
+
+def task_for(examples: Any, asked: str = "auto", **options: Any) -> Any:
+    """The task that these examples ask for, or the one asked for where they allow it.
+
+    Errors: see `task_name`.
+    """
+    return task_class(task_name(examples, asked)).of(examples, **options)
+
+
+def task_name(examples: Any, asked: str = "auto") -> str:
+    """By what the rows' targets are; of texts, the usual task of their form that these fit.
+
+    Errors: DataError for a form that nothing learns from yet; OptionError for a task that these
+    rows do not allow, with those they do.
+    """
+    form = "plain" if examples.kind == "tokens" else examples.form
+    allowed = FORMS.get(form, ()) if form else BY_TARGET.values()
+    if not allowed:
+        raise DataError(
+            f"{examples.understood}: `fit` does not learn from this form of text yet; `layerwise "
+            "audit` looks at it, and --kind table reads rows with columns as a table"
+        )
+    kinds = (examples.target_kind, "none")  # "none": what is learned lies in the rows themselves
+    fitting = [name for name in allowed if task_class(name).target_kind in kinds]
+    if not fitting or asked not in ("auto", *fitting):
+        wanted = "no label to learn" if asked == "auto" else f"--task {asked} does not fit"
+        allows = ", ".join(fitting) or "none"
+        raise OptionError(f"{examples.understood}: {wanted}; tasks that these rows allow: {allows}")
+    return fitting[0] if asked == "auto" else asked

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from layerwise.data.corpus import NO_LOSS
 from layerwise.data.examples import Batch, Examples
+from layerwise.data.sources import batch_of
 from layerwise.errors import DataError
 from layerwise.layers.loss import n_with_loss, token_loss, token_losses
 
@@ -41,13 +42,16 @@ class Causal:
     higher_is_better = False
     labels: tuple[str, ...] = ()
     n_outputs = 3
+    target_kind = "none"
+    head_kind = "causal"
+    batch = staticmethod(batch_of)
+
+    @classmethod
+    def of(cls, examples: Examples, **options: Any) -> "Causal":
+        return cls()
 
     def to_dict(self) -> dict[str, Any]:
         return {"name": self.name}
-
-    def batch(self, examples: Examples, processor: Any) -> Batch:
-        rows = np.arange(len(examples))
-        return Batch(examples.inputs.tensors(rows), rows)  # type: ignore[attr-defined]
 
     def count(self, batch: Batch) -> int:
         n = n_with_loss(batch["targets"])

@@ -1,17 +1,17 @@
 """One class out of C: cross-entropy, accuracy.
 
-The same for images and tables: the modality lies in the processor, the loss here.
+The same for images, tables and texts: the modality lies in the processor, the loss here.
 Shapes: B rows, C classes.
 """
 
 from typing import Any
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layerwise.data.examples import Batch, Examples
+from layerwise.data.sources import batch_of
 from layerwise.errors import DataError
 from layerwise.tasks import scores
 
@@ -23,10 +23,17 @@ class Classify:
     score = "accuracy"
     metric = staticmethod(scores.accuracy)
     higher_is_better = True
+    target_kind = "class"
+    head_kind = "class"
+    batch = staticmethod(batch_of)
 
     def __init__(self, labels: tuple[str, ...] | list[str], label_smoothing: float = 0.0):
         self.labels = tuple(labels)
         self.label_smoothing = label_smoothing
+
+    @classmethod
+    def of(cls, examples: Examples, label_smoothing: float = 0.0) -> "Classify":
+        return cls(examples.labels, label_smoothing)
 
     @property
     def n_outputs(self) -> int:
@@ -39,12 +46,6 @@ class Classify:
             "label_smoothing": self.label_smoothing,
         }
 
-    def batch(self, examples: Examples, processor: Any) -> Batch:
-        tensors = {"inputs": processor(examples.inputs)}  # (B, ...)
-        if examples.targets is not None:
-            tensors["targets"] = torch.from_numpy(np.asarray(examples.targets, np.int64))  # (B,)
-        return Batch(tensors, np.arange(len(examples)))
-
     def count(self, batch: Batch) -> int:
         if not len(batch):
             raise DataError("a batch without rows carries no loss; is the data set empty?")
@@ -52,14 +53,14 @@ class Classify:
 
     def loss(self, network: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The summed cross-entropy over the rows; targets (B,) classes or (B, C) shares."""
-        logits = network(batch["inputs"]).float()  # (B, C)
+        logits = network(batch["inputs"], **batch.context).float()  # (B, C)
         total = F.cross_entropy(
             logits, batch["targets"], reduction="sum", label_smoothing=self.label_smoothing
         )
         return total, {"cross_entropy": total.detach()}
 
     def predict(self, network: nn.Module, batch: Batch) -> Tensor:
-        return network(batch["inputs"]).float()  # (B, C) logits
+        return network(batch["inputs"], **batch.context).float()  # (B, C) logits
 
     def scored(self, outputs: np.ndarray) -> np.ndarray:
         """What `metric` takes of the raw outputs (B, C): all of them."""

@@ -6,10 +6,10 @@ Shapes: B rows, one output each.
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from layerwise.data.examples import Batch, Examples
+from layerwise.data.sources import batch_of
 from layerwise.errors import DataError
 from layerwise.tasks import scores
 
@@ -23,12 +23,17 @@ class Regress:
     higher_is_better = False
     labels: tuple[str, ...] = ()
     n_outputs = 1
+    target_kind = "number"
+    head_kind = "class"
+    batch = staticmethod(batch_of)
 
     def __init__(self, mean: float = 0.0, std: float = 1.0):
         self.mean, self.std = mean, std
 
     @classmethod
-    def fit(cls, targets: np.ndarray) -> "Regress":
+    def of(cls, examples: Examples, **options: Any) -> "Regress":
+        """Errors: DataError where the target is the same in every row."""
+        targets = np.asarray(examples.targets)
         std = float(np.std(targets))
         if not std > 0:
             raise DataError(
@@ -40,12 +45,6 @@ class Regress:
     def to_dict(self) -> dict[str, Any]:
         return {"name": self.name, "mean": self.mean, "std": self.std}
 
-    def batch(self, examples: Examples, processor: Any) -> Batch:
-        tensors = {"inputs": processor(examples.inputs)}  # (B, ...)
-        if examples.targets is not None:
-            tensors["targets"] = torch.from_numpy(np.asarray(examples.targets, np.float32))  # (B,)
-        return Batch(tensors, np.arange(len(examples)))
-
     def count(self, batch: Batch) -> int:
         if not len(batch):
             raise DataError("a batch without rows carries no loss; is the data set empty?")
@@ -53,11 +52,11 @@ class Regress:
 
     def loss(self, network: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         z = (batch["targets"].float() - self.mean) / self.std  # (B,)
-        total = (network(batch["inputs"]).float()[:, 0] - z).square().sum()
+        total = (network(batch["inputs"], **batch.context).float()[:, 0] - z).square().sum()
         return total, {"squared_error": total.detach()}
 
     def predict(self, network: nn.Module, batch: Batch) -> Tensor:
-        return network(batch["inputs"]).float() * self.std + self.mean  # (B, 1)
+        return network(batch["inputs"], **batch.context).float() * self.std + self.mean  # (B, 1)
 
     def scored(self, outputs: np.ndarray) -> np.ndarray:
         """What `metric` takes of the raw outputs (B, 1): the numbers (B,)."""

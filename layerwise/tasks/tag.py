@@ -6,11 +6,11 @@ Shapes: B rows, C labels.
 from typing import Any
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layerwise.data.examples import Batch, Examples
+from layerwise.data.sources import batch_of
 from layerwise.errors import DataError
 from layerwise.tasks import scores
 
@@ -22,9 +22,16 @@ class Tag:
     score = "mean_average_precision"
     metric = staticmethod(scores.mean_average_precision)
     higher_is_better = True
+    target_kind = "classes"
+    head_kind = "class"
+    batch = staticmethod(batch_of)
 
     def __init__(self, labels: tuple[str, ...] | list[str]):
         self.labels = tuple(labels)
+
+    @classmethod
+    def of(cls, examples: Examples, **options: Any) -> "Tag":
+        return cls(examples.labels)
 
     @property
     def n_outputs(self) -> int:
@@ -33,24 +40,18 @@ class Tag:
     def to_dict(self) -> dict[str, Any]:
         return {"name": self.name, "labels": list(self.labels)}
 
-    def batch(self, examples: Examples, processor: Any) -> Batch:
-        tensors = {"inputs": processor(examples.inputs)}  # (B, ...)
-        if examples.targets is not None:
-            tensors["targets"] = torch.from_numpy(np.asarray(examples.targets, np.float32))  # (B,C)
-        return Batch(tensors, np.arange(len(examples)))
-
     def count(self, batch: Batch) -> int:
         if not len(batch):
             raise DataError("a batch without rows carries no loss; is the data set empty?")
         return len(batch) * self.n_outputs
 
     def loss(self, network: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        logits = network(batch["inputs"]).float()  # (B, C)
+        logits = network(batch["inputs"], **batch.context).float()  # (B, C)
         total = F.binary_cross_entropy_with_logits(logits, batch["targets"], reduction="sum")
         return total, {"binary_cross_entropy": total.detach()}
 
     def predict(self, network: nn.Module, batch: Batch) -> Tensor:
-        return network(batch["inputs"]).float()  # (B, C) logits
+        return network(batch["inputs"], **batch.context).float()  # (B, C) logits
 
     def scored(self, outputs: np.ndarray) -> np.ndarray:
         """What `metric` takes of the raw outputs (B, C): all of them."""

@@ -30,6 +30,19 @@ from layerwise.weights.names import COUNTER, publish, rename
 
 __all__ = ["in_reach", "labels_of", "load_published", "save_published"]
 
+ENCODERS = (  # of text, on the hub
+    "FacebookAI/roberta-base",
+    "google-bert/bert-base-uncased",
+    "sentence-transformers/all-MiniLM-L12-v2",
+    "sentence-transformers/all-MiniLM-L6-v2",
+    "distilbert/distilbert-base-uncased",
+)
+BESIDE = (  # what a hub repository of text holds beside the weights: a tokenizer, how it is pooled
+    *("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model"),
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("modules.json", "1_Pooling/config.json", "sentence_bert_config.json"),
+)
+
 
 def load_published(
     source: str | Path, name: str | None = None, format: str | None = None, **fields: Any
@@ -62,10 +75,19 @@ def load_published(
     )
 
 
-def in_reach() -> list[str]:
-    """Names of the ImageNet cards whose files are on this machine, the most accurate first."""
+def in_reach(kind: str = "image") -> list[str]:
+    """Names of the bases that are on this machine, the best first: ImageNet's, or encoders."""
+    if kind == "text":
+        return [name for name in ENCODERS if hub.cached(name, "model.safetensors")]
     here = [c for c in CARDS.values() if c.labels == "imagenet-1k" and hub.find_card(c)]
     return [c.name for c in sorted(here, key=lambda c: -c.scores.get("top1", 0.0))]
+
+
+def tokenizer_folder(card: Card) -> Path:
+    """Where the tokenizer of a text network's folder or hub id lies."""
+    if (folder := Path(card.source).expanduser()).is_dir():
+        return folder
+    return hub.fetch(card.source, "config.json").parent
 
 
 def save_published(
@@ -141,6 +163,9 @@ def _load_hub(hub_id: str) -> tuple[nn.Module, Card]:
     if path.name.endswith(".index.json"):
         for shard in sorted(set(read_json(path).get("weight_map", {}).values())):
             hub.fetch(hub_id, shard)
-    with contextlib.suppress(hub.MissingFileError):  # timm keeps it inside config.json
-        hub.fetch(hub_id, "preprocessor_config.json")
+    config_json = read_json(config)
+    beside = BESIDE if "vocab_size" in config_json else ("preprocessor_config.json",)
+    for name in beside:  # timm keeps its own inside config.json
+        with contextlib.suppress(hub.MissingFileError):
+            hub.fetch(hub_id, name)
     return _load(path, card_of_folder(config.parent, hub_id))

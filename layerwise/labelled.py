@@ -1,0 +1,134 @@
+"""Texts with something to learn beside them, for `fit`: who reads them, and a yardstick.
+
+Legend: n rows, C classes, T tokens of a text, V vocabulary.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from layerwise import models
+from layerwise.bundle import READERS, Model
+from layerwise.choose import Choice
+from layerwise.console import Console
+from layerwise.data.examples import Examples
+from layerwise.data.text_documents import texts_of
+from layerwise.data.train_tokenizer import train_wordpiece
+from layerwise.errors import OptionError
+from layerwise.settings import Settings
+from layerwise.tasks import FORMS
+
+VOCABULARY = 8192  # at most: whole words carry most of what a class hangs on
+LONGEST = 512  # tokens of a text that are read, where nobody says it
+COVERED = 0.99  # of the texts are read whole, if that is within LONGEST
+WHOLE = 1 << 30  # tokens: nothing is cut
+
+
+def reader_name(examples: Examples, task: Any) -> str:
+    """Which processor reads rows of this form for this task."""
+    return FORMS[examples.form][task.name]
+
+
+def read_by(base: Model, examples: Examples, task: Any, chosen: Settings) -> Model:
+    """The base with the processor that this task asks for.
+
+    Errors: OptionError for a base that only continues text, or reads less than `--max-seq-len`.
+    """
+    config: Any = base.network.config
+    if not hasattr(base.network, "pooled"):
+        raise OptionError(
+            f"{base.variant} continues text; name a base that reads whole texts, such as BERT or "
+            "MiniLM"
+        )
+    length = chosen.max_seq_len or min(base.processor.max_seq_len, config.max_seq_len)
+    if length > config.max_seq_len:
+        raise OptionError(
+            f"--max-seq-len {length}: this base reads at most {config.max_seq_len} tokens"
+        )
+    make = READERS[reader_name(examples, task)]
+    processor = make(base.processor.tokenizer, length, config.n_token_types > 1)
+    return replace(base, processor=processor)
+
+
+def whole_lengths(examples: Examples, processor: Any) -> np.ndarray:
+    """Tokens of every row (n,) before anything is cut."""
+    uncut = replace(processor, max_seq_len=WHOLE)
+    return np.array([uncut.length(row) for row in uncut.encode(list(examples.inputs))])
+
+
+def say_cut(examples: Examples, processor: Any, console: Console) -> None:
+    """How many texts are longer than what is read, and how much of the text that leaves out."""
+    lengths = whole_lengths(examples, processor)
+    over = lengths - processor.max_seq_len
+    console.say(
+        f"texts: {np.median(lengths):.0f} tokens in the median, {lengths.max():,} at most; "
+        f"{processor.max_seq_len} are read"
+    )
+    if (over > 0).any():
+        console.say(
+            f"  cut at their end: {(over > 0).sum():,} of {len(over):,} rows, "
+            f"{over.clip(0).sum() / lengths.sum():.1%} of all tokens (--max-seq-len sets the limit)"
+        )
+
+
+# ---- without a base ------------------------------------------------------------------------------
+def choose_encoder(train: Examples, task: Any, chosen: Settings) -> Choice:
+    """An encoder with fresh weights, small enough to learn from these rows alone.
+
+    Errors: OptionError for a network by name that does not read whole texts.
+    """
+    tokenizer = train_wordpiece(texts_of(train), VOCABULARY)
+    make = READERS[reader_name(train, task)]
+    lengths = whole_lengths(train, make(tokenizer))
+    usual = min(LONGEST, 8 * -(-int(np.quantile(lengths, COVERED)) // 8))
+    length = chosen.max_seq_len or max(16, usual)
+    name = "bert-tiny" if chosen.model == "auto" else chosen.model
+    family, config = models.resolve(name)
+    if not hasattr(config, "head_kind"):
+        raise OptionError(
+            f"--model {name} does not read whole texts; name one such as bert-mini, or leave it out"
+        )
+    config = replace(
+        config,
+        vocab_size=tokenizer.vocab_size,
+        max_seq_len=length,
+        n_classes=task.n_outputs,
+        head_kind=task.head_kind,
+    )
+    processor = make(tokenizer, length, config.n_token_types > 1)
+    why = (
+        "as asked" if name == chosen.model else f"{len(train):,} rows and no base: a small encoder"
+    )
+    return Choice(name, family, config, processor, why)
+
+
+# ---- the yardstick -------------------------------------------------------------------------------
+YARDSTICK = "TF-IDF of words and letters, with a linear model"
+
+
+def yardstick(train: Examples, test: Examples, task: Any) -> np.ndarray | None:
+    """Raw outputs for the test rows (n, C) of what needs no network; None for other tasks."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression, Ridge
+    from sklearn.multiclass import OneVsRestClassifier
+    from sklearn.pipeline import make_union
+
+    logistic = LogisticRegression(C=5.0, max_iter=300)
+    makers = {
+        "classify": logistic,
+        "tag": OneVsRestClassifier(logistic),
+        "regress": Ridge(),
+    }
+    if task.name not in makers:
+        return None
+    options: dict[str, Any] = {"sublinear_tf": True, "min_df": 2 if len(train) > 1000 else 1}
+    words = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", **options)
+    letters = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), **options)
+    union = make_union(words, letters)
+    model = makers[task.name].fit(union.fit_transform(texts_of(train)), train.targets)
+    features = union.transform(texts_of(test))
+    if task.name == "regress":
+        return model.predict(features)[:, None]
+    outputs = model.decision_function(features)
+    return np.stack([-outputs, outputs], 1) / 2 if outputs.ndim == 1 else outputs

@@ -1,0 +1,333 @@
+"""Texts with labels through the verbs: fit, predict, evaluate, resume; opened by other tools."""
+
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+import layerwise
+from layerwise import labelled
+from layerwise.console import Console
+from layerwise.data.open import open_data
+from layerwise.data.sources import Texts, batch_of
+from layerwise.data.text_processor import TextProcessor
+from layerwise.data.train_tokenizer import train_wordpiece
+from layerwise.errors import DataError, OptionError, WeightsError
+from layerwise.models import bert
+from layerwise.runtime import start
+from layerwise.settings import settings
+from layerwise.tasks import task_for
+from layerwise.train.run import predict_rows
+from layerwise.weights.config_encoders import encoder_json, sentence_json
+from layerwise.weights.published import save_published
+from tests.oracles import import_transformers
+
+QUIET = Console(quiet=True)
+FAST = {"threads": 1, "dtype": "fp32", "device_batch_size": 16, "console": QUIET}
+PLAIN = ["the film", "a plot", "this scene", "an actor", "the music", "one story", "that ending"]
+SAID = {
+    "good": ["moves and shines", "is a quiet delight", "glows with warm wit"],
+    "bad": ["drags and bores", "is a loud mess", "sinks in dull gloom"],
+    "mixed": ["starts well then fades", "is half a triumph", "means well at least"],
+}
+
+
+def review(label: str, rng: np.random.Generator) -> str:
+    parts = [f"{rng.choice(PLAIN)} {rng.choice(SAID[label])}" for _ in range(rng.integers(1, 4))]
+    return f"{' and '.join(parts)} <b>{rng.integers(1000)}</b>"
+
+
+def rows_of(n: int, seed: int) -> list[tuple[str, str]]:
+    rng = np.random.default_rng(seed)
+    labels = [list(SAID)[i % 3] for i in range(n)]
+    return [(review(label, rng), label) for label in labels]
+
+
+def write(
+    path: pathlib.Path, rows: list[tuple[str, ...]], head: str = "text\tlabel"
+) -> pathlib.Path:
+    path.write_text("\n".join([head, *("\t".join(row) for row in rows)]) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def reviews(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    return write(tmp_path_factory.mktemp("reviews") / "reviews.tsv", rows_of(360, 0))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A small sentence encoder in the layout of sentence-transformers."""
+    folder = tmp_path_factory.mktemp("base")
+    texts = [text for text, _ in rows_of(300, 9)]
+    tokenizer = train_wordpiece(texts, 400)
+    config = bert.Config(
+        dim=32, n_layers=2, n_heads=2, mlp_dim=64, max_seq_len=64, head_kind="embed",
+        vocab_size=tokenizer.vocab_size,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    save_published(bert.Bert(config), "bert", "bert-embed", folder / "model.safetensors")
+    files = {"config.json": encoder_json(config), **sentence_json(config, 48)}
+    for name, values in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(json.dumps(values))
+    tokenizer.save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fitted(reviews: pathlib.Path, tmp_path_factory: pytest.TempPathFactory):
+    folder = tmp_path_factory.mktemp("run") / "run"
+    return layerwise.fit(reviews, base="none", output=str(folder), steps=120, **FAST)
+
+
+@pytest.fixture(scope="module")
+def tuned(reviews: pathlib.Path, base: pathlib.Path, tmp_path_factory: pytest.TempPathFactory):
+    folder = str(tmp_path_factory.mktemp("tuned") / "run")
+    options = {**FAST, "base": str(base), "method": "full", "steps": 120, "lr": 3e-3}
+    return layerwise.fit(reviews, output=folder, **options)
+
+
+# ---- from scratch --------------------------------------------------------------------------------
+def test_it_learns_and_reports_beside_the_yardstick(fitted):
+    assert fitted.score > 0.9
+    page = json.loads((pathlib.Path(fitted.folder) / "result.json").read_text())
+    floor = page["score"]["baseline"]
+    assert floor["what"] == labelled.YARDSTICK
+    assert floor["low"] <= floor["value"] <= floor["high"]
+    assert floor["value"] > 0.9  # the words alone tell these classes apart
+    assert page["plan"][0]["actual"] > 0
+    assert page["calibration"]["temperature"] > 0
+
+
+def test_the_saved_model_says_the_same(fitted, reviews: pathlib.Path):
+    again = layerwise.load(fitted.folder)
+    a, b = (m.predict(reviews, confidence=0.9) for m in (fitted.model, again))
+    assert [p.to_dict() for p in a] == [p.to_dict() for p in b]
+    assert again.labels == ("bad", "good", "mixed")
+    found = layerwise.evaluate(fitted.folder, reviews)
+    assert found.n == 360
+    assert found.score > 0.9
+
+
+def test_unlabelled_texts_of_any_kind(fitted, tmp_path: pathlib.Path):
+    texts = ["the film drags and bores", "a plot is a quiet delight", "this scene means well"]
+    wanted = [p.label for p in fitted.model.predict(texts)]
+    assert wanted[:2] == ["bad", "good"]
+    (tmp_path / "a.txt").write_text("\n".join(texts) + "\n\n")
+    (tmp_path / "a.csv").write_text("text\n" + "\n".join(texts) + "\n")
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": t}) for t in texts))
+    for name in ("a.txt", "a.csv", "a.jsonl"):
+        found = fitted.model.predict(tmp_path / name)
+        assert [p.label for p in found] == wanted, name
+    assert found[0].name == "a.jsonl line 1"
+    assert fitted.model.predict(tmp_path / "a.txt")[2].name == "a.txt line 3"
+
+
+def test_mistakes_are_shown_as_text_that_is_no_markup(reviews, tmp_path: pathlib.Path):
+    rng = np.random.default_rng(1)
+    rows = [(text, rng.choice(["good", "bad"])) for text, _ in rows_of(200, 3)]  # a coin
+    path = write(tmp_path / "coin.tsv", rows)
+    result = layerwise.fit(path, base="none", output=str(tmp_path / "run"), steps=3, **FAST)
+    page = pathlib.Path(result.report).read_text()
+    assert "&lt;b&gt;" in page
+    assert "<b>7" not in page
+
+
+def test_resume_ends_in_the_same_weights(reviews: pathlib.Path, tmp_path: pathlib.Path):
+    options = {**FAST, "base": "none", "steps": 30, "checkpoint_every": 5, "evaluate_every": 10}
+    whole = layerwise.fit(reviews, output=str(tmp_path / "a"), **options, keep=3)
+    layerwise.fit(reviews, output=str(tmp_path / "b"), **options, keep=3)
+    training = next((tmp_path / "b" / "rungs").iterdir()) / "checkpoints"
+    for newer in sorted(training.iterdir())[1:]:
+        shutil.rmtree(newer)
+    again = layerwise.fit(resume=tmp_path / "b", console=QUIET)
+    a, b = whole.model.network.state_dict(), again.model.network.state_dict()
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert again.score == whole.score
+
+
+# ---- with a base ---------------------------------------------------------------------------------
+def test_the_ladder_climbs_on_a_base(reviews, base, tmp_path: pathlib.Path):
+    result = layerwise.fit(reviews, base=str(base), output=str(tmp_path / "run"), steps=20, **FAST)
+    assert {r["name"] for r in result.ladder} == {"knn", "probe", "lora", "full"}
+    assert layerwise.load(result.folder).predict(["the film drags"])[0].label in SAID
+
+
+@pytest.mark.parametrize("method", ["probe", "lora"])
+def test_each_way_is_saved_whole(reviews, base, method: str, tmp_path: pathlib.Path):
+    options = {**FAST, "base": str(base), "method": method, "steps": 5}
+    result = layerwise.fit(reviews, output=str(tmp_path / "run"), **options)
+    texts = [text for text, _ in rows_of(30, 4)]
+    a, b = (m.predict(texts) for m in (result.model, layerwise.load(result.folder)))
+    assert [p.to_dict() for p in a] == [p.to_dict() for p in b]
+
+
+def test_features_do_not_see_padding(reviews, base):
+    from layerwise.ladder import features_of
+
+    model = layerwise.load(base)
+    rows = open_data(reviews)
+    some = rows.subset(np.arange(40))
+    together = features_of(model, some, start(dtype="fp32"))
+    alone = [features_of(model, some.subset(np.array([i])), start(dtype="fp32")) for i in range(40)]
+    assert np.abs(together - np.concatenate(alone)).max() < 1e-5
+    with torch.inference_mode():
+        own = [model.network(model.processor([row])["inputs"]) for row in some.inputs]
+    assert np.abs(together - torch.cat(own).numpy()).max() < 1e-5
+
+
+def test_a_published_base_is_opened_with_its_own_reader(base):
+    model = layerwise.load(base)
+    assert model.kind == "text"
+    assert model.processor.max_seq_len == 48  # of sentence_bert_config.json, not the network's 64
+    assert model.processor.token_types
+    with pytest.raises(WeightsError, match="no answers of its own"):
+        model.predict(["a text"])
+
+
+@pytest.mark.oracle
+def test_transformers_opens_what_was_tuned(tuned):
+    transformers = import_transformers()
+    folder = str(pathlib.Path(tuned.folder) / "model")
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    words = transformers.AutoTokenizer.from_pretrained(folder)
+    texts = [text for text, _ in rows_of(12, 5)]
+    given = words(texts, return_tensors="pt", padding=True)
+    ours = layerwise.load(folder)
+    with torch.inference_mode():
+        want = theirs(**given).logits
+        got = ours.network(**renamed(ours.processor(texts)))
+    assert (got - want).abs().max() <= 1e-5 * want.abs().max()
+    assert tuple(theirs.config.id2label[i] for i in range(3)) == ours.labels
+
+
+def renamed(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {{"inputs": "tokens"}.get(name, name): value for name, value in tensors.items()}
+
+
+def test_pairs_are_told_apart(base, tmp_path: pathlib.Path):
+    """Whether two reviews agree: nothing in either alone says it."""
+    a, b = rows_of(240, 1), rows_of(240, 2)
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(240):
+        (x, lx), (y, ly) = a[i], b[rng.integers(240)]
+        rows.append((x, y, "same" if lx == ly else "different"))
+    path = write(tmp_path / "pairs.tsv", rows, "sentence1\tsentence2\tlabel")
+    options = {**FAST, "base": str(base), "method": "full", "steps": 4}
+    result = layerwise.fit(path, output=str(tmp_path / "run"), **options)
+    batch = batch_of(open_data(path).subset(np.arange(8)), result.model.processor)
+    assert int(batch["token_types"].max()) == 1
+    assert result.model.labels == ("different", "same")
+
+
+def test_numbers_and_several_labels_too(base, tmp_path: pathlib.Path):
+    stars = {"good": "4.5", "mixed": "3.0", "bad": "1.5"}
+    rows = [(text, stars[label]) for text, label in rows_of(200, 6)]
+    rng = np.random.default_rng(0)
+    rows = [(t, f"{float(s) + rng.normal(0, 0.2):.2f}") for t, s in rows]
+    path = write(tmp_path / "stars.tsv", rows, "text\trating")
+    result = layerwise.fit(
+        path, base=str(base), method="probe", output=str(tmp_path / "run"), target="rating", **FAST
+    )
+    assert result.score_name == "rmse"
+    assert result.model.predict(["the film drags and bores"])[0].value is not None
+
+
+# ---- order and lengths ---------------------------------------------------------------------------
+def test_outputs_keep_the_order_of_the_rows(reviews, base):
+    model = layerwise.load(base)
+    rows = open_data(reviews).subset(np.arange(50))
+    task = task_for(rows)
+    model.network.reset_head(task.n_outputs, task.head_kind)
+    together = predict_rows(model.network, task, model.processor, rows, start(), batch_size=8)
+    whole = task.predict(model.network.eval(), task.batch(rows, model.processor))
+    assert np.abs(together - whole.detach().numpy()).max() < 1e-4
+
+
+def test_evaluation_puts_like_lengths_together(reviews):
+    rows = open_data(reviews)
+    processor = TextProcessor(train_wordpiece([r["text"] for r in rows.inputs], 400))
+    source = Texts(rows, processor)
+    lengths = source.lengths[source.sequence()]
+    assert (np.diff(lengths) >= 0).all()
+    assert sorted(source.sequence().tolist()) == list(range(len(rows)))
+
+
+# ---- what goes wrong -----------------------------------------------------------------------------
+def test_labels_that_training_never_saw(fitted, tmp_path: pathlib.Path):
+    rows = [(text, "awful" if label == "bad" else label) for text, label in rows_of(30, 7)]
+    with pytest.raises(DataError, match="does not know: awful"):
+        layerwise.evaluate(fitted.folder, write(tmp_path / "strange.tsv", rows))
+
+
+def test_long_texts_are_cut_and_said(base, tmp_path: pathlib.Path, capsys):
+    rows = [(" and ".join([text] * (1 + 20 * (i % 10 == 0))), label)
+            for i, (text, label) in enumerate(rows_of(120, 8))]  # fmt: skip
+    path = write(tmp_path / "long.tsv", rows)
+    options = {**FAST, "console": Console(), "base": str(base), "method": "probe"}
+    layerwise.fit(path, output=str(tmp_path / "run"), **options)
+    said = capsys.readouterr().out
+    assert "cut at their end: 12 of 120 rows" in said
+    with pytest.raises(OptionError, match="at most 64 tokens"):
+        layerwise.fit(path, output=str(tmp_path / "b"), max_seq_len=100, **options)
+
+
+def test_empty_texts_are_set_aside(tmp_path: pathlib.Path):
+    rows = [
+        ("..." if i % 20 == 0 else text, label) for i, (text, label) in enumerate(rows_of(100, 2))
+    ]
+    path = write(tmp_path / "gaps.tsv", rows)
+    result = layerwise.fit(path, base="none", output=str(tmp_path / "run"), steps=2, **FAST)
+    page = json.loads((pathlib.Path(result.folder) / "result.json").read_text())
+    assert sum(page["rows"].values()) == 95
+    assert any(f["kind"] == "empty" for f in page["audit"]["findings"])
+
+
+def test_a_tokenizer_of_other_weights(base, fitted, tmp_path: pathlib.Path):
+    other = shutil.copytree(base, tmp_path / "other")
+    train_wordpiece([text for text, _ in rows_of(300, 9)], 150).save(other)
+    with pytest.raises(WeightsError, match="do not belong together"):
+        layerwise.load(other)
+    run = shutil.copytree(pathlib.Path(fitted.folder) / "model", tmp_path / "run")
+    file = run / "tokenizer.json"
+    values = json.loads(file.read_text())
+    vocab = values["model"]["vocab"]
+    first, second = list(vocab)[-2:]
+    vocab[first], vocab[second] = vocab[second], vocab[first]
+    file.write_text(json.dumps(values))
+    with pytest.raises(WeightsError, match="not the one the weights were trained with"):
+        layerwise.load(run)
+
+
+def test_what_does_not_fit_is_refused(reviews, base, fitted, tmp_path: pathlib.Path):
+    options = {**FAST, "output": str(tmp_path / "run")}
+    with pytest.raises(OptionError, match="--task regress does not fit"):
+        layerwise.fit(reviews, task="regress", **options)
+    with pytest.raises(OptionError, match="reads texts"):
+        layerwise.fit(
+            pictures(tmp_path), base=str(base), **{**options, "output": str(tmp_path / "c")}
+        )
+    with pytest.raises(OptionError, match="does not read whole texts"):
+        layerwise.fit(reviews, model="gpt2", **{**options, "output": str(tmp_path / "d")})
+    tags = tmp_path / "tags.conll"
+    tags.write_text("Rome B-LOC\nis O\nold O\n\n" * 30)
+    with pytest.raises(DataError, match="does not learn from this form"):
+        layerwise.fit(tags, **{**options, "output": str(tmp_path / "e")})
+
+
+def pictures(folder: pathlib.Path) -> pathlib.Path:
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 255, (40, 8, 8, 3), dtype=np.uint8), np.arange(40) % 2
+    np.savez(folder / "pictures.npz", images=images, labels=labels)
+    return folder / "pictures.npz"
+
+
+def test_a_bert_is_planned_by_name():
+    found = layerwise.plan("bert-tiny", batch=4, classes=3, max_seq_len=32, rows=40, epochs=1)
+    assert found.params > 4e6
+    assert settings(task="classify").task == "classify"
