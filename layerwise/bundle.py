@@ -20,6 +20,7 @@ from torch.fx.proxy import TraceError
 
 from layerwise import models, runtime
 from layerwise.adapt.fuse import fused
+from layerwise.data.each_processor import EachProcessor
 from layerwise.data.examples import Examples
 from layerwise.data.image import ImageProcessor
 from layerwise.data.table import TableProcessor
@@ -39,7 +40,7 @@ WORTH_FUSING = 256  # rows from which preparing the fused network pays
 CERTIFIED = 8  # rows on which it must say the same first
 BATCH = 256
 PROCESSORS = {"image": ImageProcessor, "table": TableProcessor}
-READERS = {p.reads: p for p in (TextProcessor,)}  # of texts: what a row is to them
+READERS = {p.reads: p for p in (TextProcessor, EachProcessor)}  # of texts: what a row is to them
 OURS = "layerwise"
 
 
@@ -171,6 +172,8 @@ class Model:
 
     def read(self, name: str, out: np.ndarray, top: int, level: float | None) -> Prediction:
         """One row of outputs in words."""
+        if self.task.name == "embed":
+            return Prediction(name, value=self.task.read(out))
         if self.task.name == "regress":
             value = float(out[0])
             interval = None if level is None else (value - level, value + level)
@@ -211,6 +214,7 @@ class Model:
             files.save_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
             if self.kind == "text":
                 self.processor.save(folder)
+                self.save_pooling(folder)
             else:
                 write_json(folder / "preprocessor_config.json", self.processor.to_dict())
             write_json(folder / "config.json", self.config_json(form))
@@ -220,6 +224,15 @@ class Model:
         except OSError as e:
             raise storage_error(e, folder) from e
         return folder
+
+    def save_pooling(self, folder: pathlib.Path) -> None:
+        """How a text becomes a vector, as sentence-transformers reads it."""
+        config: Any = self.network.config
+        if getattr(config, "head_kind", "") == "embed":
+            held = config_encoders.sentence_json(config, self.processor.max_seq_len)
+            for name, values in held.items():
+                (folder / name).parent.mkdir(exist_ok=True)
+                write_json(folder / name, values)
 
     def saved_format(self) -> str:
         """What opens it elsewhere: "timm", "huggingface" for text, else our own names."""
@@ -314,7 +327,7 @@ def load(source: str | pathlib.Path) -> Model:
     return Model(network, card.family, processor, task, variant, card=dataclasses.asdict(card))
 
 
-def reader_of(network: nn.Module, card: Card) -> TextProcessor:
+def reader_of(network: nn.Module, card: Card) -> Any:
     """The processor of a published network of text, by the tokenizer that lies beside it.
 
     Errors: WeightsError where there is none, or it does not belong to the network.
@@ -323,7 +336,8 @@ def reader_of(network: nn.Module, card: Card) -> TextProcessor:
     tokenizer = Tokenizer.load(published.tokenizer_folder(card))
     tokenizer.check(config.vocab_size)
     kinds = getattr(config, "n_token_types", 0)
-    return TextProcessor(tokenizer, card.processor["max_length"], kinds > 1)
+    make = EachProcessor if getattr(config, "head_kind", "") == "embed" else TextProcessor
+    return make(tokenizer, card.processor["max_length"], kinds > 1)
 
 
 def load_saved(folder: pathlib.Path) -> Model:

@@ -100,6 +100,10 @@ def climb(job: Job, base: Model | None, scratch: Callable[[], Choice]) -> tuple[
         best = climb_features(job, base, rungs)
         if method != "auto" or not worth_going_on(job, rungs[-1]):
             return choose_winner(best, rungs)
+    if base is not None and job.task.name == "embed" and method in ("auto", "base"):
+        best = as_it_is(job, base, rungs)
+        if method != "auto":
+            return choose_winner(best, rungs)
     contenders = [start(job, way, base, scratch) for way in ways(job, base)]
     trained = compete(job, contenders, rungs)
     if best is not None and best.rung and not better(job, trained.rung, best.rung):
@@ -207,6 +211,17 @@ def climb_features(job: Job, base: Model, rungs: list[Rung]) -> Contender:
     )
     recipe = recipe_for(style_of("full", job, choice), len(job.train), 0, job.settings)
     return Contender("probe", network, choice, recipe, rung=rungs[-1])
+
+
+def as_it_is(job: Job, base: Model, rungs: list[Rung]) -> Contender:
+    """The base's own vectors, nothing trained."""
+    started, network = time.monotonic(), copy.deepcopy(base.network)
+    reset_head(network, job.task)
+    outputs = predict_rows(network, job.task, base.processor, job.val, job.machine)
+    rungs.append(score_rung(job, "base", outputs, started, "nothing trained"))
+    choice = Choice(base.variant, base.family, network.config, base.processor, "the base as it is")
+    recipe = recipe_for(style_of("full", job, choice), len(job.train), 0, job.settings)
+    return Contender("base", network, choice, recipe, rung=rungs[-1])
 
 
 def neighbours(known: np.ndarray, targets: np.ndarray, asked: np.ndarray, n_classes: int):

@@ -79,7 +79,7 @@ class PackedLinear(nn.Module):
         self.post = post
         weight = linear.weight.detach().to(dtype)
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
-        self.bias = None if linear.bias is None else linear.bias.detach().to(dtype)
+        self.bias = None if linear.bias is None else linear.bias.detach().to(dtype, copy=True)
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         args = (self.weight, self.bias)

@@ -15,19 +15,21 @@ Found = dict[str, list[tuple[int, str]]]  # of each first text: rows, and their 
 
 
 def matches(examples: Examples) -> Examples:
-    """Triples, and pairs without a label, as they are; of pairs with one those that match.
+    """Scored pairs, triples, and pairs without a label, as they are; of others those that match.
 
     Where a first text also has a second one that contradicts it (NLI) or is no duplicate, that
     makes a triple; the third text is empty where there is none. What is neutral is left out.
     Errors: DataError for one text per row, and where no label says that two texts match.
     """
+    if examples.form == "scored_pairs":
+        return examples
     if examples.form not in ("pairs", "triples"):
         raise DataError(
             f"{examples.understood}: vectors are learned from two texts per row (pairs that match, "
             "pairs with a score) or three (a text, one like it and one unlike it)"
         )
     if examples.target_kind != "class":
-        return examples
+        return replace(examples, targets=np.zeros(len(examples)))
     like, unlike = by_label(examples)
     made = [
         (row, anchor, second, others[k % len(others)])
@@ -44,7 +46,13 @@ def matches(examples: Examples) -> Examples:
     texts = [dict(zip(fields, texts, strict=False)) for _, *texts in made]
     out = text_examples(form, texts, [examples.names[i] for i in rows], examples.given[rows])
     said = f"{examples.understood}; {len(made):,} match, {hard:,} of them with one that does not"
-    return replace(out, understood=said, source=examples.source, findings=examples.findings)
+    return replace(
+        out,
+        targets=np.zeros(len(out)),
+        understood=said,
+        source=examples.source,
+        findings=examples.findings,
+    )
 
 
 def by_label(examples: Examples) -> tuple[Found, Found]:

@@ -31,6 +31,7 @@ from layerwise.tasks.scores import confusion, softmax
 from layerwise.train.run import predict_rows
 
 SHOWN = 400  # characters of a text
+ROOFS = {"causal": "next token", "embed": "vectors"}  # what comes out at the top
 GROUNDS = {"image": "pixels", "table": "raw input", "tokens": "tokens", "text": "tokens"}
 
 
@@ -56,7 +57,7 @@ def finish(
         "settings": job.settings.to_dict(),
         "model": model_facts(model, winner),
         "ground": GROUNDS[rows.train.kind],
-        "roof": "labels" if job.task.labels or job.task.name == "regress" else "next token",
+        "roof": ROOFS.get(job.task.name, "labels"),
         "rows": {n: len(getattr(rows, n)) for n in ("train", "val", "test")},
         "ladder": [r.to_dict() for r in rungs],
         "plan": plan_rows(winner),
@@ -224,6 +225,8 @@ def baseline(job: Job, rows: Rows, outputs: np.ndarray) -> dict[str, Any]:
     if job.task.name == "regress":
         rmse = float(np.sqrt(((test - train.mean()) ** 2).mean()))
         return {"what": "always the mean", "value": rmse}
+    if job.task.name == "embed":
+        return {"what": "by chance", "value": 1 / len(test)}
     return {"what": "the labels' shares", "value": float(test.mean())}
 
 

@@ -19,15 +19,28 @@ from typing import Any
 
 from layerwise.errors import DataError, OptionError, unknown
 
-TASKS = {"classify": "Classify", "tag": "Tag", "regress": "Regress", "causal": "Causal"}
+TASKS = {
+    "classify": "Classify",
+    "tag": "Tag",
+    "regress": "Regress",
+    "causal": "Causal",
+    "embed": "Embed",
+}
 BY_TARGET = {"class": "classify", "classes": "tag", "number": "regress"}
 FORMS: dict[str, dict[str, str]] = {  # of text: task -> which processor reads it; the usual first
     "plain": {"causal": "text"},
     "labelled": {"classify": "text", "tag": "text", "regress": "text"},
-    "pairs": {"classify": "text", "tag": "text", "regress": "text"},
+    "pairs": {"classify": "text", "tag": "text", "regress": "text", "embed": "each"},
+    "scored_pairs": {"embed": "each", "regress": "text"},
+    "triples": {"embed": "each"},
 }
 
-HEADS = {"class": "classify", "pooled": "classify", "causal": "causal"}  # of published networks
+HEADS = {
+    "class": "classify",
+    "pooled": "classify",
+    "causal": "causal",
+    "embed": "embed",
+}  # of published networks
 
 
 def task_class(name: str) -> Any:

@@ -55,11 +55,13 @@ class Embed:
         self.metric = scores.spearman if learns == "scores" else recall_at_1
 
     @classmethod
-    def of(cls, examples: Examples, dims: Any = (), **options: Any) -> "Embed":
-        """Errors: OptionError for a size of vectors below 1."""
-        if any(d < 1 for d in dims):
-            raise OptionError(f"sizes of vectors are from 1 up: {', '.join(map(str, dims))}")
-        return cls("scores" if examples.target_kind == "number" else "matches", dims=dims)
+    def of(cls, examples: Examples, dims: str = "", **options: Any) -> "Embed":
+        """dims: as in "64,128". Errors: OptionError for what is no size of vectors."""
+        sizes = [d.strip() for d in dims.split(",")] if dims else []
+        if not all(d.isdecimal() and int(d) for d in sizes):
+            raise OptionError(f"--dims takes sizes from 1 up such as 64,128; {dims!r} was given")
+        learns = "scores" if examples.target_kind == "number" else "matches"
+        return cls(learns, dims=map(int, sizes))
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -94,7 +96,8 @@ class Embed:
         if self.learns == "scores":
             return cosent((unit[:, 0] * unit[:, 1]).sum(-1) * self.scale, batch["targets"])
         candidates = unit[:, 1:].transpose(0, 1).flatten(0, 1)  # ((K-1) B, D), the right ones first
-        products = self.scale * unit[:, 0] @ candidates.T
+        with torch.autocast(unit.device.type, enabled=False):
+            products = self.scale * unit[:, 0] @ candidates.T  # in bf16 they would be too coarse
         products = products.masked_fill(not_wrong(batch["texts"]), -torch.inf)
         right = torch.arange(len(unit), device=unit.device)
         return F.cross_entropy(products, right, reduction="sum")
@@ -110,16 +113,25 @@ class Embed:
     def predict(self, network: nn.Module, batch: Batch) -> Tensor:
         """Scores: the cosine (B, 1). Matches: (B, 1 + K + K D): K, what tells texts apart, vectors.
 
-        A row of one text gives its vector (B, D).
+        Errors: DataError for one text per row.
         """
+        if (K := batch["inputs"].shape[1]) < 2:
+            raise DataError(
+                "one text per row: there is nothing to compare it with; `layerwise embed MODEL "
+                "DATA` gives vectors"
+            )
         unit = F.normalize(encoded(network, batch), dim=-1)
-        K = unit.shape[1]
-        if K == 1:
-            return unit[:, 0]
         if self.learns == "scores":
             return (unit[:, 0] * unit[:, 1]).sum(-1, keepdim=True)
         texts = (batch["texts"] % SHORT).float()
         return torch.cat([torch.full_like(texts[:, :1], K), texts, unit.flatten(1)], 1)
+
+    def read(self, out: np.ndarray) -> float:
+        """The cosine of a row's first two texts."""
+        if self.learns == "scores":
+            return float(out[0])
+        unit = unpacked(out[None])[2][0]
+        return float(unit[0] @ unit[1])
 
     def scored(self, outputs: np.ndarray) -> np.ndarray:
         """The cosines (n,), or at which rank (from 1) each first text finds its own (n,)."""

@@ -164,9 +164,12 @@ def ranks(values: ndarray, w: ndarray) -> ndarray:
 def correlation(a: ndarray, b: ndarray, w: ndarray) -> ndarray:
     """Of a and b, (n,) or (R, n), by the weights (R, n): (R,)."""
     share = w / w.sum(1, keepdims=True)
+    least = [1e-20 * (share * x * x).sum(1) for x in (a, b)]  # what rounding leaves of no variance
     a, b = (x - (share * x).sum(1, keepdims=True) for x in (a, b))
-    spread = (share * a * a).sum(1) * (share * b * b).sum(1)
-    return divide((share * a * b).sum(1), np.sqrt(spread), empty=np.nan)
+    spreads = [(share * x * x).sum(1) for x in (a, b)]
+    varies = (spreads[0] > least[0]) & (spreads[1] > least[1])
+    spread = np.sqrt(spreads[0] * spreads[1])
+    return divide((share * a * b).sum(1), np.where(varies, spread, 0), empty=np.nan)
 
 
 def errors(outputs: ndarray, targets: ndarray) -> ndarray:

@@ -261,12 +261,14 @@ def predict_rows(
     batch_size: int = 256,
     progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
-    """Raw outputs for every row, in order: (n, n_outputs) float32."""
-    outputs = np.empty((len(rows), task.n_outputs), np.float32)
+    """Raw outputs for every row, in order: (n, n_outputs) float32, or as wide as they come."""
+    outputs = np.empty((len(rows), 0), np.float32)
     with runtime.evaluating(network):
         for batch in in_order(rows, processor, batch_size):
             with machine.autocast():
                 got = task.predict(network, batch.to(machine.device))
+            if not outputs.size:
+                outputs = np.empty((len(rows), got.shape[1]), np.float32)
             outputs[batch.rows] = got.float().cpu().numpy()
             if progress:
                 progress(int(batch.rows[-1]) + 1, len(rows))
