@@ -96,9 +96,9 @@ class Model:
             raise WeightsError(
                 f"this model reads {self.kind}s, but {rows.source or 'the data'} holds {rows.kind}s"
             )
-        if self.task is None:
+        if self.task is None or (rows.kind, self.task.head_kind) == ("text", "causal"):
             raise WeightsError(
-                f"{self.variant} has no answers of its own: `layerwise fit` it, by --base"
+                f"{self.variant} has no answer to give of a row: `layerwise fit` it, by --base"
             )
         machine = machine or runtime.start()
         network = self.network.to(machine.device)
@@ -150,6 +150,7 @@ class Model:
         """
         from layerwise.data.open import open_data
         from layerwise.data.text_documents import lines_of, text_examples
+        from layerwise.data.text_files import sniff
 
         if isinstance(data, Examples):
             return data
@@ -159,7 +160,8 @@ class Model:
             said = [f"text {i}" for i in range(len(data))]
             return text_examples("plain", [{"text": t} for t in data], said, [""] * len(data))
         rows = open_data(data, target=self.card.get("target"), kind="text", learn=False)
-        by_line = rows.form == "plain" and "target" in self.card and pathlib.Path(data).is_file()
+        path = pathlib.Path(data)
+        by_line = "target" in self.card and path.is_file() and sniff(path) == "document"
         return lines_of(rows) if by_line else rows
 
     def conformal_level(self, confidence: float) -> float:

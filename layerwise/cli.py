@@ -80,7 +80,7 @@ def fit_arguments(p: argparse.ArgumentParser) -> None:
         nargs="?",
         default="",
         help="class folders, a folder with metadata.csv|jsonl|parquet, Parquet with images, .npz, "
-        "MNIST idx, CIFAR archives, or a CSV/Parquet table",
+        "MNIST idx, CIFAR archives, a CSV/Parquet table, or text (.txt, JSON, CSV, Parquet, CoNLL)",
     )
     p.add_argument("--resume", default="", metavar="RUN", help="go on with an interrupted run")
     add_settings(p)

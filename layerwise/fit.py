@@ -60,7 +60,7 @@ def fit(
     rows = prepare_rows(examples, chosen, console, base, machine)
     reader = None
     if examples.form == "plain":
-        rows, reader = language.as_tokens(rows, chosen, console)
+        rows, reader = language.as_tokens(rows, chosen, console, base)
     task = task_of(rows.train, chosen)
     budget = seconds(chosen.budget) if chosen.budget else float("inf")
     job = Job(
@@ -119,7 +119,9 @@ def task_of(train: Examples, chosen: Settings) -> Any:
 def choose_fresh(job: Job, reader: TextProcessor | None, budget: float) -> Choice:
     """The network to train from nothing."""
     if job.train.kind == "text":
-        return labelled.choose_encoder(job.train, job.task, job.settings)
+        choice = labelled.choose_encoder(job.train, job.task, job.settings)
+        labelled.say_cut(job.train, choice.processor, job.console)
+        return choice
     if reader is None:
         return choose_scratch(job.train, job.task, job.settings)
     flops = language.affordable(budget, job.machine, job.folder)
@@ -295,12 +297,12 @@ BASES = {"image": "timm/resnet18.a1_in1k", "text": "sentence-transformers/all-Mi
 def find_base(chosen: Settings, examples: Examples, console: Console) -> Model | None:
     """The pre-trained base: the one named, or the best one on this machine; None to go without.
 
-    Errors: OptionError for a base that reads another kind of data.
+    Errors: OptionError for a base that reads another kind of data, or does not do this task.
     """
-    kind = examples.kind if examples.form != "plain" else "corpus"
+    kind = examples.kind
     if chosen.base == "none" or chosen.method == "scratch" or kind not in BASES:
         return without_base(chosen)
-    if chosen.model != "auto" and chosen.base == "auto":
+    if chosen.base == "auto" and (chosen.model != "auto" or examples.form == "plain"):
         return without_base(chosen)  # a network was named: train that one
     found = published.in_reach(kind) if chosen.base == "auto" else [chosen.base]
     if not found:
@@ -314,7 +316,9 @@ def find_base(chosen: Settings, examples: Examples, console: Console) -> Model |
         raise OptionError(f"the base {found[0]} reads {base.kind}s, but the data holds {kind}s")
     here = ", found on this machine" if chosen.base == "auto" else ""
     console.say(f"base: {found[0]} ({base.variant}){here}")
-    if kind == "text":
+    if examples.form == "plain":
+        language.check_base(base, task_name(examples, chosen.task))
+    elif kind == "text":
         base = labelled.read_by(base, examples, task_of(examples, chosen), chosen)
         labelled.say_cut(examples, base.processor, console)
     return base

@@ -330,10 +330,13 @@ def start(job: Job, way: str, base: Model | None, scratch: Callable[[], Choice])
     else:
         assert base is not None
         network = copy.deepcopy(base.network)
-        with runtime.seeded(s.seed, 0x4EAD):
-            reset_head(network, job.task)
+        known = base.task is not None and base.task.name == job.task.name and not job.task.labels
+        if not known:
+            with runtime.seeded(s.seed, 0x4EAD):
+                reset_head(network, job.task)
         if way == "lora":
             lora.add_lora(network, rank=s.lora_rank)
+            network.head.requires_grad_(not known)  # type: ignore[union-attr]
         choice = Choice(base.variant, base.family, network.config, base.processor, f"{way} on base")
     prepare_network(network, choice, job)
     side = choice.processor.size[0] if job.train.kind == "image" else 0
@@ -348,12 +351,12 @@ def start(job: Job, way: str, base: Model | None, scratch: Callable[[], Choice])
 def style_of(way: str, job: Job, choice: Choice) -> str:
     """Which starting recipe fits."""
     kind = job.train.kind
-    if kind == "text":
-        return f"text_{way}"
+    if kind in ("text", "tokens"):
+        return f"{kind}_{way}"
     if way != "scratch":
         return way
-    if kind in ("tokens", "table") or choice.family == "airbench":
-        return kind if kind != "image" else "airbench"
+    if kind == "table" or choice.family == "airbench":
+        return "table" if kind == "table" else "airbench"
     return "small" if choice.processor.size[0] <= SMALL_SIDE else "scratch"
 
 

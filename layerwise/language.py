@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from layerwise import models
-from layerwise.bundle import read_json, write_json
+from layerwise.bundle import Model, read_json, write_json
 from layerwise.choose import Choice
 from layerwise.console import Console
 from layerwise.data.corpus import Corpus, Windows, tokenise
@@ -23,7 +23,7 @@ from layerwise.data.examples import Examples
 from layerwise.data.text_documents import texts_of
 from layerwise.data.text_processor import TextProcessor
 from layerwise.data.train_tokenizer import train_bpe
-from layerwise.errors import DataError
+from layerwise.errors import DataError, OptionError
 from layerwise.result import Rows
 from layerwise.runtime import Runtime
 from layerwise.settings import Settings
@@ -60,17 +60,30 @@ def in_stretches(examples: Examples, chosen: Settings) -> Examples:
     return replace(out, given=np.array(given, "U5"))
 
 
-def as_tokens(rows: Rows, chosen: Settings, console: Console) -> tuple[Rows, TextProcessor]:
-    """The documents of each split as windows of tokens, by a tokenizer learned on train.
+def check_base(base: Model, task: str) -> None:
+    """Errors: OptionError for a base that has learned another task on plain text."""
+    if base.task is None or base.task.name != task:
+        raise OptionError(
+            f"the base {base.variant} is not of the task {task}; name one that is, or leave it out"
+        )
+
+
+def as_tokens(
+    rows: Rows, chosen: Settings, console: Console, base: Model | None = None
+) -> tuple[Rows, TextProcessor]:
+    """The documents of each split as windows of tokens, by the base's tokenizer or one of train.
 
     Errors: DataError where a split has too little text for a single prediction.
     """
     parts = {name: getattr(rows, name) for name in ("train", "val", "test")}
     texts = {name: texts_of(part) for name, part in parts.items()}
     n_bytes = sum(len(t.encode("utf-8", "surrogatepass")) for t in texts["train"])
-    tokenizer = train_bpe(texts["train"], vocabulary_for(n_bytes))
+    if base is None:
+        tokenizer, longest = train_bpe(texts["train"], vocabulary_for(n_bytes)), LENGTHS[-1]
+    else:
+        tokenizer, longest = base.processor.tokenizer, base.processor.max_seq_len
     corpora = {name: tokenise(part, tokenizer) for name, part in texts.items()}
-    length = chosen.max_seq_len or length_for(len(corpora["train"].tokens))
+    length = chosen.max_seq_len or min(longest, length_for(len(corpora["train"].tokens)))
     said = ", ".join(f"{len(c.tokens):,} {name}" for name, c in corpora.items())
     console.say(
         f"tokens: {said}; a vocabulary of {tokenizer.vocab_size:,}, "

@@ -194,7 +194,8 @@ def audit(data: Any, base: str = "auto", seed: int = 0, **options: Any) -> tuple
     parts = split(examples, seed) if examples.targets is not None else None
     report = audit(examples, parts)
     if parts is not None:
-        judge = find_base(chosen, examples, Console(quiet=True))
+        by_class = examples.target_kind == "class"
+        judge = find_base(chosen, examples, Console(quiet=True)) if by_class else None
         judge_labels(examples, report, np.flatnonzero(report.keep), judge, runtime.start(), seed)
     return examples, report
 

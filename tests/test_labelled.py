@@ -151,8 +151,11 @@ def test_resume_ends_in_the_same_weights(reviews: pathlib.Path, tmp_path: pathli
 
 
 # ---- with a base ---------------------------------------------------------------------------------
-def test_the_ladder_climbs_on_a_base(reviews, base, tmp_path: pathlib.Path):
-    result = layerwise.fit(reviews, base=str(base), output=str(tmp_path / "run"), steps=20, **FAST)
+def test_the_ladder_climbs_on_a_base(base, tmp_path: pathlib.Path):
+    rng = np.random.default_rng(2)
+    rows = [(t, label if rng.random() < 0.8 else "mixed") for t, label in rows_of(300, 3)]
+    path = write(tmp_path / "doubtful.tsv", rows)  # so that no rung is perfect
+    result = layerwise.fit(path, base=str(base), output=str(tmp_path / "run"), steps=20, **FAST)
     assert {r["name"] for r in result.ladder} == {"knn", "probe", "lora", "full"}
     assert layerwise.load(result.folder).predict(["the film drags"])[0].label in SAID
 
@@ -185,7 +188,7 @@ def test_a_published_base_is_opened_with_its_own_reader(base):
     assert model.kind == "text"
     assert model.processor.max_seq_len == 48  # of sentence_bert_config.json, not the network's 64
     assert model.processor.token_types
-    with pytest.raises(WeightsError, match="no answers of its own"):
+    with pytest.raises(WeightsError, match="no answer to give"):
         model.predict(["a text"])
 
 
@@ -244,9 +247,9 @@ def test_outputs_keep_the_order_of_the_rows(reviews, base):
     rows = open_data(reviews).subset(np.arange(50))
     task = task_for(rows)
     model.network.reset_head(task.n_outputs, task.head_kind)
-    together = predict_rows(model.network, task, model.processor, rows, start(), batch_size=8)
-    whole = task.predict(model.network.eval(), task.batch(rows, model.processor))
-    assert np.abs(together - whole.detach().numpy()).max() < 1e-4
+    together = predict_rows(model.network, task, model.processor, rows, start(dtype="fp32"), 8)
+    whole = task.predict(model.network.eval(), task.batch(rows, model.processor)).detach().numpy()
+    assert np.abs(together - whole).max() < 1e-3 * whole.std(0).min()
 
 
 def test_evaluation_puts_like_lengths_together(reviews):

@@ -125,12 +125,13 @@ def test_text_too_short_to_learn_from(tmp_path: pathlib.Path):
         layerwise.fit(path, console=QUIET, output=str(tmp_path / "run"), steps=2)
 
 
-def test_labelled_texts_are_refused_with_what_can_be_done(tmp_path: pathlib.Path):
-    rows = [f"{sentences(1, i)}\t{'good' if i % 2 else 'bad'}" for i in range(80)]
-    path = tmp_path / "reviews.tsv"
-    path.write_text("text\tlabel\n" + "\n".join(rows) + "\n")
-    with pytest.raises(DataError, match="--kind table"):
-        layerwise.fit(path, console=QUIET, output=str(tmp_path / "run"), steps=2)
+def test_training_goes_on_from_a_base(fitted, book: pathlib.Path, tmp_path: pathlib.Path):
+    options = {"base": fitted.folder, "method": "full", "steps": 10, "threads": 1, "dtype": "fp32"}
+    result = layerwise.fit(book, console=QUIET, output=str(tmp_path / "run"), lr=1e-5, **options)
+    assert abs(result.score - fitted.score) < 0.02  # where it was, not from the beginning
+    assert result.model.processor.tokenizer.fingerprint == (
+        fitted.model.processor.tokenizer.fingerprint
+    )
 
 
 def test_a_network_that_does_not_write(book: pathlib.Path, tmp_path: pathlib.Path):
