@@ -82,21 +82,14 @@ def embed(
 
     if output:
         checked(output)  # before the work
-    embedder, started = Embedder(model), time.monotonic()
-    index = Index.of(
-        embedder,
-        data,
-        normalise=normalise,
-        dims=dims,
-        progress=lambda done, n: console.progress(f"  {done:,} of {n:,}"),
-    )
+    said = lambda done, n: console.progress(f"  {done:,} of {n:,}")  # noqa: E731
+    embedder, started = Embedder(model, progress=said), time.monotonic()
+    index = Index.of(embedder, data, normalise=normalise, dims=dims)
     (n, dim), seconds = index.vectors.shape, time.monotonic() - started
     console.say(f"{n:,} vectors of {dim} numbers in {seconds:.1f} s")
     if embedder.n_full:
-        console.say(
-            f"  {embedder.n_full:,} texts fill the {embedder.longest} tokens that this model "
-            "reads; what lies beyond was not read"
-        )
+        longest = embedder.model.processor.max_seq_len
+        console.say(f"  {embedder.n_full:,} texts fill the {longest} tokens that are read, or more")
     if output:
         index.model = str(pathlib.Path(model).resolve()) if pathlib.Path(model).exists() else model
         console.say(f"  kept in {index.save(output)}; layerwise search {output} QUERY")

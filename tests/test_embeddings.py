@@ -147,7 +147,7 @@ def test_what_is_no_index_is_said(model: Model, tmp_path: Path):
     with pytest.raises(OptionError, match="does not know its model: name it with --model"):
         search(tmp_path / "lost.npz", "a cat")
     other = replace(model, network=bert.Model(replace(model.network.config, dim=16)).eval())  # type: ignore[type-var]
-    with pytest.raises(DataError, match="gives 16 numbers, the index holds 32"):
+    with pytest.raises(DataError, match="gives 16 numbers, that of the index gave 32"):
         search(tmp_path / "lost.npz", "a cat", model=other)
     with pytest.raises(OptionError, match="--top is 1 or more"):
         search(index, "a cat", top=0)
