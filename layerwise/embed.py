@@ -8,6 +8,7 @@ Legend: n texts or images, q queries, D width.
 
 import pathlib
 import re
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -233,7 +234,7 @@ class Index:
                 names, texts = table["name"].to_pylist(), table["text"].to_pylist()
                 said = table.schema.metadata or {}
                 return cls(vectors, names, texts, said[b"model"].decode(), int(said[b"width"]))
-        except (OSError, ValueError, KeyError, pa.ArrowException) as e:
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile, pa.ArrowException) as e:
             raise DataError(f"{path} is no index that `layerwise embed` wrote ({e})") from e
         raise DataError(
             f"{path} holds vectors alone, without texts and model; write the index as .npz or "

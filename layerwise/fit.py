@@ -113,7 +113,11 @@ def understand(data: str, chosen: Settings, console: Console) -> Examples:
 def task_of(train: Examples, chosen: Settings) -> Any:
     """What is learned; classes with their labels smoothed, by a tenth where nothing is asked."""
     smoothing = 0.1 if chosen.label_smoothing < 0 else chosen.label_smoothing
-    return task_for(train, chosen.task, label_smoothing=smoothing, dims=chosen.dims)
+    name = task_name(train, chosen.task)
+    if chosen.dims and name != "embed":
+        raise OptionError(f"--dims is for vectors (--task embed); the task here is {name}")
+    sizes = {"dims": chosen.dims} if chosen.dims else {}
+    return task_for(train, chosen.task, label_smoothing=smoothing, **sizes)
 
 
 def choose_fresh(job: Job, reader: TextProcessor | None, budget: float) -> Choice:

@@ -104,7 +104,12 @@ def choose_encoder(train: Examples, task: Any, chosen: Settings) -> Choice:
 
 
 # ---- the yardstick -------------------------------------------------------------------------------
+<<<<<<< HEAD
 YARDSTICK = "TF-IDF of words and letters, with a linear model (of vectors: their cosine)"
+=======
+MOST_TERMS = 50_000  # of words, and as many of letters
+YARDSTICK = "TF-IDF of words and letters, with a linear model"
+>>>>>>> lm-labels
 
 
 def yardstick(train: Examples, test: Examples, task: Any) -> np.ndarray | None:
@@ -114,7 +119,7 @@ def yardstick(train: Examples, test: Examples, task: Any) -> np.ndarray | None:
     from sklearn.multiclass import OneVsRestClassifier
     from sklearn.pipeline import make_union
 
-    logistic = LogisticRegression(C=5.0, max_iter=300)
+    logistic = LogisticRegression(C=2.0, max_iter=300, tol=1e-3)
     makers = {
         "classify": logistic,
         "tag": OneVsRestClassifier(logistic),
@@ -123,9 +128,14 @@ def yardstick(train: Examples, test: Examples, task: Any) -> np.ndarray | None:
     scored = task.name == "embed" and train.form == "scored_pairs"
     if task.name not in makers and not scored:
         return None
-    options: dict[str, Any] = {"sublinear_tf": True, "min_df": 2 if len(train) > 1000 else 1}
+    options: dict[str, Any] = {
+        "sublinear_tf": True,
+        "min_df": 2 if len(train) > 1000 else 1,
+        "max_features": MOST_TERMS,
+        "dtype": np.float32,
+    }
     words = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", **options)
-    letters = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), **options)
+    letters = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), **options)
     union = make_union(words, letters)
     if scored:  # the cosine: both halves of the union are of length 1
         union.fit(texts_of(train))

@@ -178,7 +178,8 @@ def scored(folder: Path, n: int = 240) -> Path:
         (a, b), (x, y) = rng.integers(10, size=2), rng.integers(6, size=2)
         b = a if rng.random() < 0.5 else b
         score = 3.5 * (a == b) + 1.5 * (x == y)
-        lines.append(f"{score}\tthe {THINGS[a]} {DOES[x]}\tthe {THINGS[b]} {DOES[y]}")
+        i, j = rng.integers(1000, size=2)  # no two are equal
+        lines.append(f"{score}\tthe {THINGS[a]} {DOES[x]} {i}\tthe {THINGS[b]} {DOES[y]} {j}")
     (folder / "pairs.tsv").write_text("\n".join(lines) + "\n")
     return folder / "pairs.tsv"
 
@@ -223,7 +224,7 @@ def test_a_base_is_scored_first_and_triples_are_learned_from_it(model: Model, tm
 
 
 def test_labelled_pairs_are_learned_from_as_matches_when_asked(tmp_path: Path):
-    rows = [f"{a}\t{a.replace('the', 'this')}\tentailment" for a in TEXTS]
+    rows = [f"{a}\t{a.replace('the', 'this')} {i}\tentailment" for i, a in enumerate(TEXTS)]
     rows += [f"{a}\t{b}\tcontradiction" for a, b in zip(TEXTS, TEXTS[7:], strict=False)]
     text = "premise\thypothesis\tlabel\n" + "\n".join(rows) + "\n"
     (tmp_path / "nli.tsv").write_text(text)
@@ -238,6 +239,8 @@ def test_data_that_no_vectors_can_be_learned_from(tmp_path: Path):
         fitted(tmp_path / "one.csv", tmp_path / "run", task="embed")
     with pytest.raises(OptionError, match="sizes from 1 up"):
         fitted(scored(tmp_path), tmp_path / "run2", base="none", dims="big")
+    with pytest.raises(OptionError, match="--dims is for vectors"):
+        fitted(scored(tmp_path), tmp_path / "run3", base="none", dims="8", task="regress")
 
 
 def test_single_texts_have_no_prediction(model: Model):

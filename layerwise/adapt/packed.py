@@ -80,22 +80,19 @@ class Block:
         self.mlp_norm = copy.deepcopy(block.mlp_norm)
 
     def __call__(self, x: Tensor, groups: Sequence[tuple[int, int]]) -> Tensor:  # (N, D)
-        mixed, start = torch.empty_like(x), 0
-        qkv = self.qkv(x)
-        for n, T in groups:
-            here = slice(start, start + n * T)
-            mixed[here].unflatten(0, (n, T)).copy_(self.attend(qkv[here], n, T))
-            start += n * T
+        parts = self.qkv(x).split([n * T for n, T in groups])
+        texts = [self.attend(part, *group) for part, group in zip(parts, groups, strict=True)]
+        mixed = texts[0] if len(texts) == 1 else torch.cat(texts)
         x = self.attn_norm(self.o_proj(mixed, x))
         return self.mlp_norm(self.fc2(self.fc1(x), x))
 
     def attend(self, qkv: Tensor, n: int, T: int) -> Tensor:
-        """Query, key and value side by side (n T, 3 D), of n texts: (n, T, D)."""
+        """Query, key and value side by side (n T, 3 D), of n texts: (n T, D)."""
         heads = qkv.view(n, T, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)  # (3, n, H, T, Dh)
         q, k, v = heads.reshape(3, n * self.n_heads, T, -1)
         weights = torch.bmm(q, k.transpose(1, 2)).softmax(-1)  # (n H, T, T)
         mixed = torch.bmm(weights, v).view(n, self.n_heads, T, -1)
-        return mixed.transpose(1, 2).flatten(2)
+        return mixed.transpose(1, 2).reshape(n * T, -1)
 
 
 def joined(q: nn.Linear, k: nn.Linear, v: nn.Linear, n_heads: int) -> nn.Linear:

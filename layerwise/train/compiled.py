@@ -87,7 +87,7 @@ def measure(
     with machine.autocast(), torch.no_grad():
         task.loss(network, batch)
     hook.remove()
-    inputs = tuple(a.detach() for a in seen[0])
+    inputs = tuple(a.detach() if isinstance(a, Tensor) else a for a in seen[0])  # no mask: None
     eager = time_passes(layer, inputs, machine)
     started = time.perf_counter()
     compiled = torch.compile(layer)
@@ -97,12 +97,12 @@ def measure(
 
 
 def time_passes(
-    layer: Any, inputs: tuple[Tensor, ...], machine: Runtime, repeats: int = REPEATS
+    layer: Any, inputs: tuple[Tensor | None, ...], machine: Runtime, repeats: int = REPEATS
 ) -> float:
     """The fastest of `repeats` forward and backward passes, in seconds; gradients are dropped."""
     best = sys.float_info.max
     inputs = tuple(
-        x.clone().requires_grad_(x.is_floating_point()) for x in inputs
+        x if x is None else x.clone().requires_grad_(x.is_floating_point()) for x in inputs
     )  # a layer in the middle passes gradients on
     for _ in range(repeats):
         started = time.perf_counter()
