@@ -104,12 +104,8 @@ def choose_encoder(train: Examples, task: Any, chosen: Settings) -> Choice:
 
 
 # ---- the yardstick -------------------------------------------------------------------------------
-<<<<<<< HEAD
-YARDSTICK = "TF-IDF of words and letters, with a linear model (of vectors: their cosine)"
-=======
 MOST_TERMS = 50_000  # of words, and as many of letters
-YARDSTICK = "TF-IDF of words and letters, with a linear model"
->>>>>>> lm-labels
+YARDSTICK = "TF-IDF of words and letters, with a linear model (of vectors: their cosine)"
 
 
 def yardstick(train: Examples, test: Examples, task: Any) -> np.ndarray | None:
