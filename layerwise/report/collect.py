@@ -71,7 +71,7 @@ def finish(
     model.card |= {"score": page["score"], "rows": page["rows"]}
     model.save(job.folder / "model")
     page["seconds"] = seconds_so_far + time.monotonic() - started
-    page["next"] = next_commands(job.folder, data)
+    page["next"] = next_commands(job.folder, data, job.task.name)
     write_json(job.folder / "result.json", without_pictures(page))
     from layerwise.report.page import write_page
 
@@ -306,14 +306,18 @@ def plan_rows(winner: Contender) -> list[dict[str, Any]]:
 # ---- afterwards ------------------------------------------------------------------------------
 
 
-def next_commands(folder: pathlib.Path, data: str) -> list[dict[str, str]]:
+def next_commands(folder: pathlib.Path, data: str, task: str) -> list[dict[str, str]]:
     model = shlex.quote(str(folder / "model"))
-    return [
-        {"what": "predict new files", "command": f"layerwise predict {model} NEW_FILES"},
-        {"what": "score on other data", "command": f"layerwise evaluate {model} OTHER_DATA"},
-        {"what": "what each layer learned",
-         "command": f"layerwise inspect {model} {shlex.quote(data)}"},
-    ]  # fmt: skip
+    if task == "embed":
+        first = {"what": "embed texts to search in",
+                 "command": f"layerwise embed {model} TEXTS --output index.npz"}  # fmt: skip
+        last = {"what": "search", "command": "layerwise search index.npz 'what to look for'"}
+    else:
+        first = {"what": "predict new files", "command": f"layerwise predict {model} NEW_FILES"}
+        last = {"what": "what each layer learned",
+                "command": f"layerwise inspect {model} {shlex.quote(data)}"}  # fmt: skip
+    score = {"what": "score on other data", "command": f"layerwise evaluate {model} OTHER_DATA"}
+    return [first, score, last]
 
 
 def without_pictures(value: Any) -> Any:
