@@ -210,7 +210,7 @@ class Index:
                 np.save(file, self.vectors)
             elif path.suffix == ".npz":
                 words = {k: np.array(getattr(self, k)) for k in WORDS}
-                np.savez(file, vectors=self.vectors, **words)
+                np.savez(file, vectors=self.vectors, **words)  # type: ignore[arg-type]
             else:
                 vectors = pa.FixedSizeListArray.from_arrays(
                     self.vectors.ravel(), self.vectors.shape[1]

@@ -44,7 +44,8 @@ def matches(examples: Examples) -> Examples:
     if hard:
         form, fields = "triples", ("anchor", "positive", "negative")
     texts = [dict(zip(fields, texts, strict=False)) for _, *texts in made]
-    out = text_examples(form, texts, [examples.names[i] for i in rows], examples.given[rows])
+    names = [str(examples.names[i]) for i in rows]
+    out = text_examples(form, texts, names, examples.given[rows])
     said = f"{examples.understood}; {len(made):,} match, {hard:,} of them with one that does not"
     return replace(
         out,

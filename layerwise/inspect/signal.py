@@ -33,10 +33,10 @@ class Signal:
 def chance_loss(batch: Batch) -> float | None:
     """The mean loss of the best constant answer: entropy of the classes, or 0.5 for scaled numbers.
 
-    None for several labels per row, where it depends on the task.
+    None for several labels per row, where it depends on the task, and for rows without targets.
     """
-    targets = batch["targets"]
-    if targets.ndim != 1:
+    targets = batch.tensors.get("targets")
+    if targets is None or targets.ndim != 1:
         return None
     if targets.is_floating_point():
         return None
