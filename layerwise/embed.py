@@ -26,7 +26,7 @@ from layerwise.data.open import open_data
 from layerwise.data.words import some
 from layerwise.errors import DataError, OptionError
 from layerwise.evaluate import as_model
-from layerwise.ladder import features_of
+from layerwise.frozen import features_of
 from layerwise.layers.pool import pool
 from layerwise.storage import replacing
 

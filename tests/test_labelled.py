@@ -170,7 +170,7 @@ def test_each_way_is_saved_whole(reviews, base, method: str, tmp_path: pathlib.P
 
 
 def test_features_do_not_see_padding(reviews, base):
-    from layerwise.ladder import features_of
+    from layerwise.frozen import features_of
 
     model = layerwise.load(base)
     rows = open_data(reviews)
