@@ -189,11 +189,7 @@ def climb_features(job: Job, base: Model, rungs: list[Rung]) -> Contender:
     weight, bias = linear_probe(known, targets, job.task, seed)
     rungs.append(score_rung(job, "probe", asked @ weight.T + bias, started))
     network = with_head(base.network, job.task, weight, bias)
-    choice = Choice(
-        base.variant, base.family, network.config, base.processor, "a linear probe on the base"
-    )
-    recipe = recipe_for(style_of("full", job, choice), len(job.train), 0, job.settings)
-    return Contender("probe", network, choice, recipe, rung=rungs[-1])
+    return untrained(job, base, network, rungs[-1], "a linear probe on the base")
 
 
 def as_it_is(job: Job, base: Model, rungs: list[Rung]) -> Contender:
@@ -202,9 +198,13 @@ def as_it_is(job: Job, base: Model, rungs: list[Rung]) -> Contender:
     reset_head(network, job.task)
     outputs = predict_rows(network, job.task, base.processor, job.val, job.machine)
     rungs.append(score_rung(job, "base", outputs, started, "nothing trained"))
-    choice = Choice(base.variant, base.family, network.config, base.processor, "the base as it is")
+    return untrained(job, base, network, rungs[-1], "the base as it is")
+
+
+def untrained(job: Job, base: Model, network: nn.Module, rung: Rung, why: str) -> Contender:
+    choice = Choice(base.variant, base.family, network.config, base.processor, why)
     recipe = recipe_for(style_of("full", job, choice), len(job.train), 0, job.settings)
-    return Contender("base", network, choice, recipe, rung=rungs[-1])
+    return Contender(rung.name, network, choice, recipe, rung=rung)
 
 
 def with_head(network: nn.Module, task: Any, weight: np.ndarray, bias: np.ndarray) -> nn.Module:
