@@ -1,17 +1,17 @@
 """Vectors whose cosine says how alike texts are: from scored pairs, from pairs, from triples.
 
-Scored pairs: the order of the cosines is to be that of the scores, by the softened count of pairs
-that stand the wrong way round (CoSENT: Su, "CoSENT", kexue.fm/archives/8847, 2022).
+Scored pairs: the cosine is to be the score, brought to 0..1, by squared error (Reimers and
+Gurevych, arXiv:1908.10084, section 3).
 Pairs and triples: InfoNCE (van den Oord et al., arXiv:1807.03748): of the batch's second texts,
 and of its third ones (hard negatives), each first text is to find its own. Texts that are equal
 to the right one, or right for an equal first text, do not count as wrong.
 Matryoshka (Kusupati et al., arXiv:2205.13147): the first `dims` numbers of a vector by themselves
 have to do it as well; the loss is the mean over the sizes.
 
-In all of them the terms of a step depend on its whole batch, so gradient accumulation must not cut
-it: the loop hands it over whole (`joint`), and its parts are encoded one by one, forgotten, and
-encoded again in the backward pass (GradCache: Gao et al., arXiv:2101.06983). Gradients are those
-of the big batch, the memory that of one part, for a third more time.
+In InfoNCE the terms of a step depend on its whole batch, so gradient accumulation must not cut it:
+the loop hands it over whole (`joint`), and its parts are encoded one by one, forgotten, and encoded
+again in the backward pass (GradCache: Gao et al., arXiv:2101.06983). Gradients are those of the big
+batch, the memory that of one part, for a third more time.
 
 Shapes: B rows, K texts of a row, T tokens, D width, n rows to score.
 """
@@ -37,7 +37,8 @@ SHORT = 1 << 24  # fp32 tells whole numbers apart up to here
 class Embed:
     """Learn vectors. learns: "scores" of pairs, or "matches" (of pairs and triples).
 
-    scale: what cosines are multiplied by. dims: sizes that also have to work, cut from the front.
+    low, high: the scores for a cosine of 0 and of 1. scale: what cosines are multiplied by among
+    matches. dims: sizes that also have to work, cut from the front.
     """
 
     name = "embed"
@@ -46,11 +47,18 @@ class Embed:
     n_outputs = 1
     target_kind = "none"
     head_kind = "embed"
-    joint = True
     batch = staticmethod(batch_of)
 
-    def __init__(self, learns: str = "scores", scale: float = 20.0, dims: Any = ()):
-        self.learns, self.scale, self.dims = learns, scale, tuple(dims)
+    def __init__(
+        self,
+        learns: str = "scores",
+        low: float = 0.0,
+        high: float = 1.0,
+        scale: float = 20.0,
+        dims: Any = (),
+    ):
+        self.learns, self.low, self.high, self.scale = learns, low, high, scale
+        self.dims, self.joint = tuple(dims), learns == "matches"
         self.score = "spearman" if learns == "scores" else "recall_at_1"
         self.metric = scores.spearman if learns == "scores" else recall_at_1
 
@@ -60,41 +68,43 @@ class Embed:
         sizes = [d.strip() for d in dims.split(",")] if dims else []
         if not all(d.isdecimal() and int(d) for d in sizes):
             raise OptionError(f"--dims takes sizes from 1 up such as 64,128; {dims!r} was given")
-        learns = "scores" if examples.target_kind == "number" else "matches"
-        return cls(learns, dims=map(int, sizes))
+        if examples.target_kind != "number":
+            return cls("matches", dims=map(int, sizes))
+        low, high = float(np.min(examples.targets)), float(np.max(examples.targets))  # type: ignore[arg-type]
+        return cls("scores", low, high, dims=map(int, sizes))
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "name": self.name,
             "learns": self.learns,
+            "low": self.low,
+            "high": self.high,
             "scale": self.scale,
             "dims": list(self.dims),
         }
 
     # ---- learning ------------------------------------------------------------------------------
     def count(self, batch: Batch) -> int:
-        """Matches have a term for each row, scores one for the batch: the order of all pairs.
-
-        Errors: DataError for a batch in which there is nothing to tell apart.
-        """
-        if len(batch) * (batch["inputs"].shape[1] - 1) < 2:
+        """Errors: DataError for matches among which there is nothing to tell apart."""
+        if self.joint and len(batch) * (batch["inputs"].shape[1] - 1) < 2:
             raise DataError(
                 "a batch of one pair has nothing to tell it from: more rows are needed, or a "
                 "larger --device-batch-size"
             )
-        return 1 if self.learns == "scores" else len(batch)
+        return len(batch)
 
     def loss(self, network: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         vectors = self.vectors(network, batch)  # (B, K, D)
         D = vectors.shape[-1]
         sizes = (D, *(d for d in self.dims if d < D))
         total = torch.stack([self.loss_of(vectors[..., :d], batch) for d in sizes]).mean()
-        return total, {"cosent" if self.learns == "scores" else "info_nce": total.detach()}
+        return total, {"info_nce" if self.joint else "squared_error": total.detach()}
 
     def loss_of(self, vectors: Tensor, batch: Batch) -> Tensor:
         unit = F.normalize(vectors, dim=-1)
-        if self.learns == "scores":
-            return cosent((unit[:, 0] * unit[:, 1]).sum(-1) * self.scale, batch["targets"])
+        if not self.joint:
+            wanted = (batch["targets"] - self.low) / max(self.high - self.low, 1e-9)
+            return ((unit[:, 0] * unit[:, 1]).sum(-1) - wanted).square().sum()
         candidates = unit[:, 1:].transpose(0, 1).flatten(0, 1)  # ((K-1) B, D), the right ones first
         with torch.autocast(unit.device.type, enabled=False):
             products = self.scale * unit[:, 0] @ candidates.T  # in bf16 they would be too coarse
@@ -161,13 +171,6 @@ def encoded(network: nn.Module, batch: Batch) -> Tensor:
     tokens, mask = batch["inputs"], batch.tensors.get("mask")  # (B, K, T)
     flat = network(tokens.flatten(0, 1), mask=None if mask is None else mask.flatten(0, 1))
     return flat.float().unflatten(0, tokens.shape[:2])
-
-
-def cosent(cosines: Tensor, targets: Tensor) -> Tensor:
-    """log(1 + the sum over i above j in score of exp(cosine j - cosine i)); both (B,)."""
-    wrong = cosines[None, :] - cosines[:, None]  # (B, B): [i, j]
-    wrong = wrong.masked_fill(targets[:, None] <= targets[None, :], -torch.inf).flatten()
-    return torch.cat([wrong, wrong.new_zeros(1)]).logsumexp(0)
 
 
 def not_wrong(texts: Tensor) -> Tensor:

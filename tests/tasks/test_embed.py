@@ -91,7 +91,7 @@ def test_what_is_right_elsewhere_does_not_count_as_wrong():
         for i, k, value in change:
             texts[i, k] = value
         network, batch = given(5, 3, texts)
-        loss = float(Embed("matches", 2.0).loss(network, batch)[0].detach())
+        loss = float(Embed("matches", scale=2.0).loss(network, batch)[0].detach())
         assert loss == pytest.approx(
             plain_info_nce(network.table.detach().numpy(), texts, 2.0), rel=1e-5
         )
@@ -99,28 +99,14 @@ def test_what_is_right_elsewhere_does_not_count_as_wrong():
     assert len(set(seen)) == len(seen)
 
 
-def test_cosent_is_as_written_out():
+def test_squared_error_of_the_cosine_is_as_written_out():
     network, batch = given(8, 2)
-    loss, _ = Embed("scores").loss(network, batch)
+    task = Embed("scores", 0.0, 5.0)
+    loss, _ = task.loss(network, batch)
     v, s = unit(network.table.detach().numpy().astype(np.float64)), batch["targets"].numpy()
-    cosines = 20 * (v[:, 0] * v[:, 1]).sum(-1)
-    total = 1.0
-    for i in range(8):
-        for j in range(8):
-            if s[i] > s[j]:
-                total += np.exp(cosines[j] - cosines[i])
-    assert float(loss.detach()) == pytest.approx(np.log(total), rel=1e-5)
-    assert Embed("scores").count(batch) == 1
-
-
-def test_equal_scores_carry_no_loss_and_stay_finite():
-    network, batch = given(4, 2)
-    batch.tensors["targets"].fill_(2.0)
-    loss, _ = Embed("scores").loss(network, batch)
-    loss.backward()
-    assert float(loss.detach()) == 0
-    assert network.table.grad is not None
-    assert network.table.grad.isfinite().all()
+    want = sum((v[i, 0] @ v[i, 1] - s[i] / 5) ** 2 for i in range(8))
+    assert float(loss.detach()) == pytest.approx(want, rel=1e-5)
+    assert task.count(batch) == 8
 
 
 def test_matryoshka_is_the_mean_over_the_sizes():
@@ -245,7 +231,7 @@ def test_ranks_are_as_counted_one_by_one(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_task_comes_back_from_what_it_saves():
-    task = Embed("matches", 15.0, (64, 128))
+    task = Embed("matches", scale=15.0, dims=(64, 128))
     again = Embed(**{k: v for k, v in task.to_dict().items() if k != "name"})
     assert (again.to_dict(), again.score) == (task.to_dict(), "recall_at_1")
 
@@ -253,7 +239,9 @@ def test_a_task_comes_back_from_what_it_saves():
 def test_sizes_of_vectors_are_checked():
     from layerwise.data.examples import Examples
 
-    rows = Examples("text", [], None, "number", (), [], np.empty(0, "U5"), "", form="scored_pairs")
+    numbers, given = np.array([0.5, 4.0]), np.full(2, "", "U5")
+    rows = Examples("text", [], numbers, "number", (), ["a", "b"], given, "", form="scored_pairs")
     with pytest.raises(OptionError, match="sizes from 1 up such as 64,128; '0,64'"):
         Embed.of(rows, dims="0,64")
-    assert Embed.of(rows, dims="64, 8").dims == (64, 8)
+    task = Embed.of(rows, dims="64, 8")
+    assert (task.dims, task.low, task.high) == ((64, 8), 0.5, 4.0)
