@@ -5,6 +5,7 @@ The verbs, in Python as on the command line:
     layerwise.load(name_or_path)    a trained or published model, with `.predict` and `.save`
     layerwise.predict(model, data)  labels and probabilities for new rows
     layerwise.evaluate(model, data) scores with intervals; two models: which is better
+    layerwise.embed(model, texts)   vectors; layerwise.Index keeps them, layerwise.search finds
     layerwise.plan(model, ...)      parameters, FLOPs, memory, time and money, before paying
     layerwise.inspect(model, data)  what each layer learned
     layerwise.audit(data)           what is wrong with the data
@@ -27,6 +28,10 @@ _VERBS = {
     "predict": "layerwise.evaluate",
     "evaluate": "layerwise.evaluate",
     "compare": "layerwise.evaluate",
+    "embed": "layerwise.embed",
+    "search": "layerwise.embed",
+    "Embedder": "layerwise.embed",
+    "Index": "layerwise.embed",
     "plan": "layerwise.verbs",
     "inspect": "layerwise.verbs",
     "audit": "layerwise.verbs",

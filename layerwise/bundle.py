@@ -21,6 +21,7 @@ from torch.fx.proxy import TraceError
 from layerwise import models, runtime
 from layerwise.adapt import lora, peft
 from layerwise.adapt.fuse import fused
+from layerwise.data.each_processor import EachProcessor
 from layerwise.data.examples import Examples
 from layerwise.data.image import ImageProcessor
 from layerwise.data.span_processor import SpanProcessor
@@ -44,9 +45,8 @@ WORTH_FUSING = 256  # rows from which preparing the fused network pays
 CERTIFIED = 8  # rows on which it must say the same first
 BATCH = 256
 PROCESSORS = {"image": ImageProcessor, "table": TableProcessor}
-READERS = {
-    p.reads: p for p in (TextProcessor, WordProcessor, SpanProcessor)
-}  # of texts: what a row is to them
+# of texts: what a row is to them
+READERS = {p.reads: p for p in (TextProcessor, WordProcessor, SpanProcessor, EachProcessor)}
 OURS = "layerwise"
 
 
@@ -193,6 +193,8 @@ class Model:
 
     def read(self, name: str, out: np.ndarray, top: int, level: float | None) -> Prediction:
         """One row of outputs in words."""
+        if self.task.name == "embed":
+            return Prediction(name, value=self.task.read(out))
         if self.task.name == "regress":
             value = float(out[0])
             interval = None if level is None else (value - level, value + level)
@@ -252,6 +254,7 @@ class Model:
             files.save_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
             if self.kind == "text":
                 self.processor.save(folder)
+                self.save_pooling(folder)
             else:
                 write_json(folder / "preprocessor_config.json", self.processor.to_dict())
             write_json(folder / "config.json", self.config_json(form))
@@ -267,6 +270,15 @@ class Model:
         """The naming of its tensors elsewhere, as weights/names.py reads it."""
         form = self.card.get("format") or self.saved_format()
         return {"": ""} if form == OURS else models.family(self.family).PUBLISHED[form]
+
+    def save_pooling(self, folder: pathlib.Path) -> None:
+        """How a text becomes a vector, as sentence-transformers reads it."""
+        config: Any = self.network.config
+        if getattr(config, "head_kind", "") == "embed":
+            held = config_encoders.sentence_json(config, self.processor.max_seq_len)
+            for name, values in held.items():
+                (folder / name).parent.mkdir(exist_ok=True)
+                write_json(folder / name, values)
 
     def saved_format(self) -> str:
         """What opens it elsewhere: "timm", "huggingface" for text, else our own names."""

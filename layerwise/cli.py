@@ -19,6 +19,8 @@ VERBS = {
     "fit": "train the best model that the data and the budget allow",
     "predict": "labels and probabilities for new rows",
     "evaluate": "score a model with its interval; two models: which is better",
+    "embed": "vectors of texts or images, kept to be searched",
+    "search": "the nearest texts or images of an index",
     "plan": "parameters, FLOPs, memory, time and money, before paying",
     "inspect": "what each layer of a trained model learned",
     "audit": "what is wrong with the data",
@@ -125,6 +127,26 @@ def evaluate_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--split", default="auto", help="train, val, test, all or auto [auto]")
 
 
+def embed_arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument("model", help="folder of a model or run, or a published name")
+    p.add_argument("data", help="texts in files of any kind, or images")
+    p.add_argument("--output", default="", help=".npz or .parquet to search in, .npy of vectors")
+    p.add_argument(
+        "--normalise",
+        "--normalize",
+        action=argparse.BooleanOptionalAction,
+        help="to length 1 [as the model does]",
+    )
+    p.add_argument("--dims", type=int, default=0, help="numbers kept of each vector [all]")
+
+
+def search_arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument("index", help="what `layerwise embed --output` wrote")
+    p.add_argument("query", nargs="+", help="what to look for; several are asked one by one")
+    p.add_argument("--top", type=int, default=5, help="how many to find [5]")
+    p.add_argument("--model", default="", help="what embeds the queries [the index's own]")
+
+
 def plan_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "model", nargs="?", default="auto", help="network by name; auto: by --data and --budget"
@@ -193,6 +215,8 @@ ARGUMENTS = {
     "fit": fit_arguments,
     "predict": predict_arguments,
     "evaluate": evaluate_arguments,
+    "embed": embed_arguments,
+    "search": search_arguments,
     "plan": plan_arguments,
     "inspect": inspect_arguments,
     "audit": audit_arguments,

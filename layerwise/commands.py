@@ -6,6 +6,7 @@ A function here takes the console and the verb's arguments, and returns what `--
 import json
 import pathlib
 import shutil
+import time
 from typing import Any
 
 from layerwise.console import Console
@@ -77,6 +78,42 @@ def evaluate(console: Console, model: list[str], target: str, split: str) -> dic
     if e.ece is not None:
         console.say(f"  calibration error {e.ece:.4f}")
     return e.to_dict()
+
+
+def embed(
+    console: Console, model: str, data: str, output: str, normalise: bool | None, dims: int
+) -> dict[str, Any]:
+    from layerwise.embed import Embedder, Index, checked
+
+    if output:
+        checked(output)  # before the work
+    said = lambda done, n: console.progress(f"  {done:,} of {n:,}")  # noqa: E731
+    embedder, started = Embedder(model, progress=said), time.monotonic()
+    index = Index.of(embedder, data, normalise=normalise, dims=dims)
+    (n, dim), seconds = index.vectors.shape, time.monotonic() - started
+    console.say(f"{n:,} vectors of {dim} numbers in {seconds:.1f} s")
+    if embedder.n_full:
+        longest = embedder.model.processor.max_seq_len
+        console.say(f"  {embedder.n_full:,} texts fill the {longest} tokens that are read, or more")
+    if output:
+        index.model = str(pathlib.Path(model).resolve()) if pathlib.Path(model).exists() else model
+        console.say(f"  kept in {index.save(output)}; layerwise search {output} QUERY")
+    return {"rows": n, "dim": dim, "seconds": seconds, "output": output}
+
+
+def search(
+    console: Console, index: str, query: list[str], top: int, model: str
+) -> list[dict[str, Any]]:
+    from layerwise.embed import search
+
+    out = []
+    for asked, hits in zip(query, search(index, query, top, model), strict=True):
+        if len(query) > 1:
+            console.head(asked)
+        for hit in hits:
+            console.say(f"{hit.score:.4f}  {hit.name}  {' '.join(hit.text.split())[:200]}")
+        out.append({"query": asked, "hits": [vars(hit) for hit in hits]})
+    return out
 
 
 def plan(console: Console, model: str, **options: Any) -> dict[str, Any]:

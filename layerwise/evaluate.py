@@ -13,6 +13,7 @@ from layerwise import runtime
 from layerwise.bundle import Model, Prediction, load
 from layerwise.data.examples import Examples
 from layerwise.data.open import TARGET_KINDS, open_data
+from layerwise.data.text_matches import matches
 from layerwise.errors import DataError
 from layerwise.tasks import intervals
 from layerwise.tasks.calibration import ece
@@ -54,6 +55,7 @@ def rows_to_score(model: Model, data: Any, target: str, which: str) -> tuple[Exa
     "auto" takes the test split where the data gives one, else all rows.
     """
     rows = data if isinstance(data, Examples) else open_rows(model, data, target)
+    rows = matches(rows) if model.task.name == "embed" else rows
     if rows.targets is None and model.task.target_kind != "none":
         raise DataError(
             f"{rows.source} has no labels to score against: name their column with --target, or "
@@ -70,7 +72,12 @@ def rows_to_score(model: Model, data: Any, target: str, which: str) -> tuple[Exa
 
 
 def open_rows(model: Model, data: Any, target: str) -> Examples:
-    """Rows as this model was taught to read them: its target column, and what that column is."""
+    """Rows as this model was taught to read them: its target column, and what that column is.
+
+    For a model of vectors whatever pairs or triples there are.
+    """
+    if model.task.name == "embed":
+        return open_data(data, target=target or None, kind="text")
     kind = model.task.target_kind
     wanted: dict[str, Any] = {"target_kind": kind if kind in TARGET_KINDS else None}
     asked = {"image": {}, "table": wanted, "text": wanted | {"kind": "text"}}[model.kind]
@@ -83,6 +90,8 @@ def in_order_of(model: Model, rows: Examples) -> Examples:
     Errors: classes the model does not know, or a number where it names classes.
     """
     wanted = model.task.target_kind
+    if wanted == "none":
+        return rows
     if rows.target_kind != wanted:
         raise DataError(
             f"this model answers with a {wanted}; {rows.source} asks a {rows.target_kind}"
@@ -116,8 +125,14 @@ def evaluate(
     """
     model = as_model(model)
     rows, which = rows_to_score(model, data, target, split)
+    model = judged(model, rows)
     outputs = model.outputs(rows, runtime.start(threads=threads))
     return evaluation_of(model, outputs, rows, which)
+
+
+def judged(model: Model, rows: Examples) -> Model:
+    """The model with the task that these rows judge: vectors by scores, or by matches."""
+    return replace(model, task=model.task.of(rows)) if model.task.name == "embed" else model
 
 
 def evaluation_of(model: Model, outputs: np.ndarray, rows: Examples, which: str) -> Evaluation:
@@ -172,6 +187,7 @@ def compare(
     """
     model_a, model_b = as_model(a), as_model(b)
     rows, _ = rows_to_score(model_a, data, target, split)
+    model_a, model_b = judged(model_a, rows), judged(model_b, rows)
     task, out_a, out_b = model_a.task, model_a.outputs(rows), model_b.outputs(rows)
     if model_a.labels != model_b.labels:
         in_order_of(model_b, rows)  # an error where their classes differ

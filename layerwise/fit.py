@@ -22,6 +22,7 @@ from layerwise.data.audit import AuditReport, audit, audit_labels
 from layerwise.data.examples import Examples
 from layerwise.data.open import open_data
 from layerwise.data.splits import split
+from layerwise.data.text_matches import matches
 from layerwise.data.text_processor import TextProcessor
 from layerwise.errors import DataError, OptionError
 from layerwise.frozen import ENOUGH, PROBES, Features, affordable_rows, some_features
@@ -127,8 +128,8 @@ def understand(data: str, chosen: Settings, console: Console) -> Examples:
     examples = open_chosen(data, chosen)
     if examples.form == "plain":
         examples = language.in_stretches(examples, chosen)
-    if examples.form:
-        task_name(examples, chosen.task)
+    if examples.form and task_name(examples, chosen.task) == "embed":
+        examples = matches(examples)
     console.say(examples.understood)
     return examples
 
@@ -136,7 +137,11 @@ def understand(data: str, chosen: Settings, console: Console) -> Examples:
 def task_of(train: Examples, chosen: Settings) -> Any:
     """What is learned; classes with their labels smoothed, by a tenth where nothing is asked."""
     smoothing = 0.1 if chosen.label_smoothing < 0 else chosen.label_smoothing
-    return task_for(train, chosen.task, label_smoothing=smoothing)
+    name = task_name(train, chosen.task)
+    if chosen.dims and name != "embed":
+        raise OptionError(f"--dims is for vectors (--task embed); the task here is {name}")
+    sizes = {"dims": chosen.dims} if chosen.dims else {}
+    return task_for(train, chosen.task, label_smoothing=smoothing, **sizes)
 
 
 def choose_fresh(job: Job, reader: TextProcessor | None) -> Choice:

@@ -113,6 +113,10 @@ def climb(job: Job, base: Model | None, scratch: Callable[[], Choice]) -> tuple[
         best = climb_features(job, base, rungs)
         if method != "auto" or not worth_going_on(job, rungs[-1]):
             return choose_winner(best, rungs)
+    if base is not None and job.task.name == "embed" and method in ("auto", "base"):
+        best = as_it_is(job, base, rungs)
+        if method != "auto":
+            return choose_winner(best, rungs)
     contenders = [start(job, way, base, scratch) for way in ways(job, base)]
     trained = compete(job, contenders, rungs)
     if best is not None and best.rung and not better(job, trained.rung, best.rung):
@@ -190,11 +194,7 @@ def climb_features(job: Job, base: Model, rungs: list[Rung]) -> Contender:
         network = climb_words(job, base, rungs)
     else:
         network = climb_rows(job, base, rungs)
-    choice = Choice(
-        base.variant, base.family, network.config, base.processor, "a linear probe on the base"
-    )
-    recipe = recipe_for(style_of("full", job, choice), len(job.train), 0, job.settings)
-    return Contender("probe", network, choice, recipe, rung=rungs[-1])
+    return untrained(job, base, network, rungs[-1], "a linear probe on the base")
 
 
 def climb_rows(job: Job, base: Model, rungs: list[Rung]) -> nn.Module:
@@ -227,6 +227,21 @@ def climb_words(job: Job, base: Model, rungs: list[Rung]) -> nn.Module:
     outputs = predict_rows(network, task, base.processor, job.val, job.machine)
     rungs.append(score_rung(job, "probe", outputs, started))
     return network
+
+
+def as_it_is(job: Job, base: Model, rungs: list[Rung]) -> Contender:
+    """The base's own vectors, nothing trained."""
+    started, network = time.monotonic(), copy.deepcopy(base.network)
+    reset_head(network, job.task)
+    outputs = predict_rows(network, job.task, base.processor, job.val, job.machine)
+    rungs.append(score_rung(job, "base", outputs, started, "nothing trained"))
+    return untrained(job, base, network, rungs[-1], "the base as it is")
+
+
+def untrained(job: Job, base: Model, network: nn.Module, rung: Rung, why: str) -> Contender:
+    choice = Choice(base.variant, base.family, network.config, base.processor, why)
+    recipe = recipe_for(style_of("full", job, choice), len(job.train), 0, job.settings)
+    return Contender(rung.name, network, choice, recipe, rung=rung)
 
 
 def with_head(network: nn.Module, task: Any, weight: np.ndarray, bias: np.ndarray) -> nn.Module:

@@ -84,7 +84,7 @@ def marks(batch: Any, i: int, row: Any) -> list[tuple[Any, bool]]:
 def cut_rows(rows: Examples, processor: Any) -> tuple[np.ndarray, str]:
     """Which texts are longer than what is read, and how much of all text that leaves out."""
     lengths = whole_lengths(rows, processor)
-    if len(lengths) != len(rows):  # they are divided, not cut
+    if len(lengths) != len(rows) or processor.reads in ("words", "spans"):  # divided, not cut
         return np.zeros(0, int), ""
     over = (lengths - processor.max_seq_len).clip(0)
     said = (

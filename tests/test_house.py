@@ -19,7 +19,7 @@ FLOORS = {
     "tasks": 5,
     "train": 6, "bundle": 6.5, "frozen": 6.55, "result": 6.6,
     "choose": 7, "language": 7, "labelled": 7, "proxies": 7, "lens": 7, "ladder": 7, "cure": 7,
-    "fit": 7, "evaluate": 7, "export": 7, "report": 7, "selftest": 7,
+    "fit": 7, "evaluate": 7, "embed": 7, "export": 7, "report": 7, "selftest": 7,
     "verbs": 7.5,
     "serve": 8, "commands": 8, "cli": 8,
 }  # fmt: skip

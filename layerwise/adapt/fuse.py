@@ -69,17 +69,24 @@ def padding_of(conv: nn.Conv2d, size: list[int]) -> tuple[tuple[int, ...], list[
 
 
 class PackedLinear(nn.Module):
-    """A linear layer through oneDNN, its weight laid out once for batches of `rows`."""
+    """A linear layer through oneDNN, its weight laid out once for batches of `rows`.
+
+    post: an activation ("none" for no). With a second input the kernel adds it instead.
+    """
 
     def __init__(self, linear: nn.Linear, dtype: torch.dtype, rows: int, post: str = "none"):
         super().__init__()
         self.post = post
         weight = linear.weight.detach().to(dtype)
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
-        self.bias = None if linear.bias is None else linear.bias.detach().to(dtype)
+        self.bias = None if linear.bias is None else linear.bias.detach().to(dtype, copy=True)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, self.post, [], "")
+    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        args = (self.weight, self.bias)
+        if other is not None:
+            return torch.ops.mkldnn._linear_pointwise.binary(x, other, *args, "add")
+        exact = "none" if self.post == "gelu" else ""  # not its approximation by tanh
+        return torch.ops.mkldnn._linear_pointwise(x, *args, self.post, [], exact)
 
 
 def fused(network: nn.Module, example: Tensor, dtype: torch.dtype) -> nn.Module:

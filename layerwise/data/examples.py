@@ -85,6 +85,7 @@ class Batch:
 
     tensors: dict[str, Tensor]  # at least "inputs"; "targets" where there are any
     rows: np.ndarray  # (B,) indices into the Examples
+    parts: int = 1  # in how many the task may work through a batch that must stay whole
 
     def __getitem__(self, name: str) -> Tensor:
         return self.tensors[name]
@@ -97,10 +98,13 @@ class Batch:
         """What a network takes by name beside its inputs: padding, documents, token types."""
         return {name: t for name, t in self.tensors.items() if name in CONTEXT}
 
-    def split(self, parts: int) -> "list[Batch]":
-        """`parts` micro-batches of equal size (the last may be smaller), in order."""
-        if parts == 1:
-            return [self]
+    def split(self, parts: int, whole: bool = False) -> "list[Batch]":
+        """`parts` micro-batches of equal size (the last may be smaller), in order.
+
+        whole: one batch that knows its number of parts, for tasks that learn all rows together.
+        """
+        if parts == 1 or whole:
+            return [replace(self, parts=parts)]
         size = -(-len(self) // parts)
         pieces = range(0, len(self), size)
         return [

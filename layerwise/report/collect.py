@@ -31,8 +31,10 @@ from layerwise.tasks.scores import confusion, softmax
 from layerwise.train.run import predict_rows
 
 SHOWN = 400  # characters of a text
-# what the network says, else labels
-ROOFS = {"causal": "next token", "masked": "hidden words", "span": "answers"}
+# what comes out at the top, else labels
+ROOFS = {
+    "causal": "next token", "masked": "hidden words", "span": "answers", "embed": "vectors"
+}  # fmt: skip
 GROUNDS = {"image": "pixels", "table": "raw input", "tokens": "tokens", "text": "tokens"}
 
 
@@ -75,7 +77,7 @@ def finish(
     model.card |= {"score": page["score"], "rows": page["rows"]}
     model.save(job.folder / "model")
     page["seconds"] = seconds_so_far + time.monotonic() - started
-    page["next"] = next_commands(job.folder, data)
+    page["next"] = next_commands(job.folder, data, job.task.name)
     write_json(job.folder / "result.json", without_pictures(page))
     from layerwise.report.page import write_page
 
@@ -237,6 +239,8 @@ def baseline(job: Job, rows: Rows, outputs: np.ndarray) -> dict[str, Any]:
     if job.task.name == "regress":
         rmse = float(np.sqrt(((test - train.mean()) ** 2).mean()))
         return {"what": "always the mean", "value": rmse}
+    if job.task.name == "embed":
+        return {"what": "by chance", "value": 1 / len(test)}
     return {"what": "the labels' shares", "value": float(test.mean())}
 
 
@@ -332,14 +336,18 @@ def forecast_beside(winner: Contender) -> dict[str, Any] | None:
 # ---- afterwards ------------------------------------------------------------------------------
 
 
-def next_commands(folder: pathlib.Path, data: str) -> list[dict[str, str]]:
+def next_commands(folder: pathlib.Path, data: str, task: str) -> list[dict[str, str]]:
     model = shlex.quote(str(folder / "model"))
-    return [
-        {"what": "predict new files", "command": f"layerwise predict {model} NEW_FILES"},
-        {"what": "score on other data", "command": f"layerwise evaluate {model} OTHER_DATA"},
-        {"what": "what each layer learned",
-         "command": f"layerwise inspect {model} {shlex.quote(data)}"},
-    ]  # fmt: skip
+    if task == "embed":
+        first = {"what": "embed texts to search in",
+                 "command": f"layerwise embed {model} TEXTS --output index.npz"}  # fmt: skip
+        last = {"what": "search", "command": "layerwise search index.npz 'what to look for'"}
+    else:
+        first = {"what": "predict new files", "command": f"layerwise predict {model} NEW_FILES"}
+        last = {"what": "what each layer learned",
+                "command": f"layerwise inspect {model} {shlex.quote(data)}"}  # fmt: skip
+    score = {"what": "score on other data", "command": f"layerwise evaluate {model} OTHER_DATA"}
+    return [first, score, last]
 
 
 def without_pictures(value: Any) -> Any:

@@ -27,13 +27,15 @@ from layerwise.errors import DataError, OptionError, unknown
 
 TASKS = {
     "classify": "Classify", "tag": "Tag", "regress": "Regress", "causal": "Causal",
-    "masked": "Masked", "words": "Words", "span": "Span",
+    "masked": "Masked", "words": "Words", "span": "Span", "embed": "Embed",
 }  # fmt: skip
 BY_TARGET = {"class": "classify", "classes": "tag", "number": "regress"}
 FORMS: dict[str, dict[str, str]] = {  # of text: task -> which processor reads it; the usual first
     "plain": {"causal": "text", "masked": "text"},
     "labelled": {"classify": "text", "tag": "text", "regress": "text"},
-    "pairs": {"classify": "text", "tag": "text", "regress": "text"},
+    "pairs": {"classify": "text", "tag": "text", "regress": "text", "embed": "each"},
+    "scored_pairs": {"embed": "each", "regress": "text"},
+    "triples": {"embed": "each"},
     "tagged": {"words": "words"},
     "spans": {"span": "spans"},
 }
@@ -46,6 +48,7 @@ HEADS = {  # of published networks, or their problem_type
     "causal": "causal",
     "tag": "words",
     "span": "span",
+    "embed": "embed",
 }
 
 

@@ -137,6 +137,41 @@ def r2(outputs: ndarray, targets: ndarray, weights: ndarray | None = None) -> An
     return scalar(1 - divide(error, np.where(variance > 1e-12 * np.mean(y**2), variance, np.nan)))
 
 
+def pearson(outputs: ndarray, targets: ndarray, weights: ndarray | None = None) -> Any:
+    """Correlation of outputs (n,) with targets (n,); nan where one of them does not vary."""
+    check_rows(outputs, targets)
+    w = np.ones((1, len(targets))) if weights is None else np.atleast_2d(weights)
+    return like(correlation(np.asarray(outputs, np.float64), targets, w), weights)
+
+
+def spearman(outputs: ndarray, targets: ndarray, weights: ndarray | None = None) -> Any:
+    """Correlation of the ranks of outputs (n,) and targets (n,); equal values share their rank."""
+    check_rows(outputs, targets)
+    w = np.ones((1, len(targets))) if weights is None else np.atleast_2d(weights)
+    return like(correlation(ranks(np.asarray(outputs), w), ranks(targets, w), w), weights)
+
+
+def ranks(values: ndarray, w: ndarray) -> ndarray:
+    """The mean rank of each of the values (n,) among all rows as often as they count: (R, n)."""
+    order, first, last = ranked(values)
+    up_to = np.cumsum(w[:, order], axis=1)
+    before = up_to - w[:, order]
+    out = np.empty_like(up_to)
+    out[:, order] = (before[:, first] + up_to[:, last] + 1) / 2
+    return out
+
+
+def correlation(a: ndarray, b: ndarray, w: ndarray) -> ndarray:
+    """Of a and b, (n,) or (R, n), by the weights (R, n): (R,)."""
+    share = w / w.sum(1, keepdims=True)
+    least = [1e-20 * (share * x * x).sum(1) for x in (a, b)]  # what rounding leaves of no variance
+    a, b = (x - (share * x).sum(1, keepdims=True) for x in (a, b))
+    spreads = [(share * x * x).sum(1) for x in (a, b)]
+    varies = (spreads[0] > least[0]) & (spreads[1] > least[1])
+    spread = np.sqrt(spreads[0] * spreads[1])
+    return divide((share * a * b).sum(1), np.where(varies, spread, 0), empty=np.nan)
+
+
 def errors(outputs: ndarray, targets: ndarray) -> ndarray:
     """outputs - targets, (n,) float64."""
     check_rows(outputs, targets)

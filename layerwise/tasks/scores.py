@@ -24,10 +24,12 @@ from layerwise.tasks.metrics import (
     macro_f1,
     mae,
     mean_average_precision,
+    pearson,
     r2,
     rmse,
     sigmoid,
     softmax,
+    spearman,
     top_k,
 )
 
@@ -51,10 +53,12 @@ __all__ = [
     "macro_f1",
     "mae",
     "mean_average_precision",
+    "pearson",
     "r2",
     "reliability",
     "rmse",
     "sigmoid",
     "softmax",
+    "spearman",
     "top_k",
 ]

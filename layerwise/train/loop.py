@@ -77,7 +77,7 @@ def train(
             started = time.perf_counter()
             batch: Batch = batches[state.step].to(machine.device)
             count = task.count(batch)
-            micros = batch.split(course.grad_accum_steps)
+            micros = batch.split(course.grad_accum_steps, getattr(task, "joint", False))
             hooks.before_step(state.step)
             if hooks.watch is not None:
                 hooks.watch.before(state.step)

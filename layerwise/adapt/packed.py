@@ -1,0 +1,116 @@
+"""A text encoder rewritten for inference on texts of many lengths, on the CPU: nothing is padded.
+
+The tokens of all texts lie end to end, (N, D). Linear layers and norms work on all of them at
+once; attention takes the texts of one length together, so it needs no mask. Query, key and value
+are one product, the activation and the residual sum are done inside the products' own kernels
+(oneDNN post-operations), and weights are laid out once as these want them.
+
+Shapes: n texts of one length, T tokens of each, N tokens in all, D width, H heads, Dh head width.
+"""
+
+import copy
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from layerwise.adapt.fuse import PackedLinear
+from layerwise.models.bert import Bert
+from layerwise.models.bert import Block as BertBlock
+
+TOKENS = 2048  # of a pack: its widest activations still lie in the processor's cache
+
+
+class PackedBert:
+    """The pooled features of texts, as they come (not of length 1), in the dtype asked for.
+
+    The weights are copied: the network may change or go. For the CPU, without gradients.
+    """
+
+    def __init__(self, network: Bert, dtype: torch.dtype):
+        self.config, self.dtype = network.config, dtype
+        embed, first = network.embed, network.embed.first
+        self.tokens = embed.token_embed.weight.detach().clone()
+        self.places = embed.pos_embed.weight.detach()[first:].clone()
+        if embed.type_embed is not None:
+            self.places += embed.type_embed.weight.detach()[0]
+        self.norm = copy.deepcopy(embed.norm)
+        self.blocks = [Block(block, dtype) for block in network.blocks]  # type: ignore[arg-type]
+
+    @torch.inference_mode()
+    def __call__(self, texts: Sequence[np.ndarray]) -> np.ndarray:
+        """Token numbers of texts, in any order, to their vectors (n, D) float32."""
+        out = np.empty((len(texts), self.config.dim), np.float32)
+        order = np.argsort([len(text) for text in texts], kind="stable")
+        for rows in packs(order, texts):
+            out[rows] = self.pack([texts[i] for i in rows]).numpy()
+        return out
+
+    def pack(self, texts: Sequence[np.ndarray]) -> Tensor:
+        """Texts sorted by length: (n, D) fp32."""
+        lengths = [len(text) for text in texts]
+        groups = [(len(list(same)), T) for T, same in groupby(lengths)]
+        numbers = torch.from_numpy(np.concatenate(texts))
+        places = torch.cat([self.places[:T].repeat(n, 1) for n, T in groups])
+        x = self.norm(F.embedding(numbers, self.tokens) + places).to(self.dtype)  # (N, D)
+        for block in self.blocks:
+            x = block(x, groups)
+        parts = x.split([n * T for n, T in groups])
+        pairs = zip(parts, groups, strict=True)
+        whole = [part.unflatten(0, group).float() for part, group in pairs]  # (n, T, D) each
+        first = self.config.pooling == "cls"
+        return torch.cat([part[:, 0] if first else part.mean(1) for part in whole])
+
+
+class Block:
+    """One of Bert's blocks on (N, D)."""
+
+    def __init__(self, block: BertBlock, dtype: torch.dtype):
+        attn = block.attn
+        self.n_heads = attn.n_heads
+        qkv = joined(attn.q_proj, attn.k_proj, attn.v_proj, attn.n_heads)
+        self.qkv = PackedLinear(qkv, dtype, TOKENS)
+        self.o_proj = PackedLinear(attn.o_proj, dtype, TOKENS)
+        self.fc1 = PackedLinear(block.fc1, dtype, TOKENS, "gelu")
+        self.fc2 = PackedLinear(block.fc2, dtype, TOKENS)
+        self.attn_norm = copy.deepcopy(block.attn_norm)
+        self.mlp_norm = copy.deepcopy(block.mlp_norm)
+
+    def __call__(self, x: Tensor, groups: Sequence[tuple[int, int]]) -> Tensor:  # (N, D)
+        parts = self.qkv(x).split([n * T for n, T in groups])
+        texts = [self.attend(part, *group) for part, group in zip(parts, groups, strict=True)]
+        mixed = texts[0] if len(texts) == 1 else torch.cat(texts)
+        x = self.attn_norm(self.o_proj(mixed, x))
+        return self.mlp_norm(self.fc2(self.fc1(x), x))
+
+    def attend(self, qkv: Tensor, n: int, T: int) -> Tensor:
+        """Query, key and value side by side (n T, 3 D), of n texts: (n T, D)."""
+        heads = qkv.view(n, T, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)  # (3, n, H, T, Dh)
+        q, k, v = heads.reshape(3, n * self.n_heads, T, -1)
+        weights = torch.bmm(q, k.transpose(1, 2)).softmax(-1)  # (n H, T, T)
+        mixed = torch.bmm(weights, v).view(n, self.n_heads, T, -1)
+        return mixed.transpose(1, 2).reshape(n * T, -1)
+
+
+def joined(q: nn.Linear, k: nn.Linear, v: nn.Linear, n_heads: int) -> nn.Linear:
+    """The three as one layer, the scale of the products already in the query's part."""
+    scale = (q.out_features // n_heads) ** -0.5
+    out = nn.Linear(q.in_features, 3 * q.out_features)
+    with torch.no_grad():
+        out.weight.copy_(torch.cat([q.weight * scale, k.weight, v.weight]))
+        out.bias.copy_(torch.cat([q.bias * scale, k.bias, v.bias]))
+    return out
+
+
+def packs(order: np.ndarray, texts: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+    """Stretches of the order whose texts have up to TOKENS tokens together, at least one text."""
+    ends = np.cumsum([len(texts[i]) for i in order])
+    start = 0
+    while start < len(order):
+        before = ends[start - 1] if start else 0
+        stop = max(start + 1, int(np.searchsorted(ends, before + TOKENS, side="right")))
+        yield order[start:stop]
+        start = stop

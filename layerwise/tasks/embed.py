@@ -1,0 +1,213 @@
+"""Vectors whose cosine says how alike texts are: from scored pairs, from pairs, from triples.
+
+Scored pairs: the cosine is to be the score, brought to 0..1, by squared error (Reimers and
+Gurevych, arXiv:1908.10084, section 3).
+Pairs and triples: InfoNCE (van den Oord et al., arXiv:1807.03748): of the batch's second texts,
+and of its third ones (hard negatives), each first text is to find its own. Texts that are equal
+to the right one, or right for an equal first text, do not count as wrong.
+Matryoshka (Kusupati et al., arXiv:2205.13147): the first `dims` numbers of a vector by themselves
+have to do it as well; the loss is the mean over the sizes.
+
+In InfoNCE the terms of a step depend on its whole batch, so gradient accumulation must not cut it:
+the loop hands it over whole (`joint`), and its parts are encoded one by one, forgotten, and encoded
+again in the backward pass (GradCache: Gao et al., arXiv:2101.06983). Gradients are those of the big
+batch, the memory that of one part, for a third more time.
+
+Shapes: B rows, K texts of a row, T tokens, D width, n rows to score.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from layerwise.data.examples import Batch, Examples
+from layerwise.data.sources import batch_of
+from layerwise.errors import DataError, OptionError
+from layerwise.tasks import scores
+from layerwise.tasks.metrics import average
+
+BLOCK = 20_000  # rows among whose texts the right one is looked for
+SHORT = 1 << 24  # fp32 tells whole numbers apart up to here
+
+
+class Embed:
+    """Learn vectors. learns: "scores" of pairs, or "matches" (of pairs and triples).
+
+    low, high: the scores for a cosine of 0 and of 1. scale: what cosines are multiplied by among
+    matches. dims: sizes that also have to work, cut from the front.
+    """
+
+    name = "embed"
+    higher_is_better = True
+    labels: tuple[str, ...] = ()
+    n_outputs = 1
+    target_kind = "none"
+    head_kind = "embed"
+    batch = staticmethod(batch_of)
+
+    def __init__(
+        self,
+        learns: str = "scores",
+        low: float = 0.0,
+        high: float = 1.0,
+        scale: float = 20.0,
+        dims: Any = (),
+    ):
+        self.learns, self.low, self.high, self.scale = learns, low, high, scale
+        self.dims, self.joint = tuple(dims), learns == "matches"
+        self.score = "spearman" if learns == "scores" else "recall_at_1"
+        self.metric = scores.spearman if learns == "scores" else recall_at_1
+
+    @classmethod
+    def of(cls, examples: Examples, dims: str = "", **options: Any) -> "Embed":
+        """dims: as in "64,128". Errors: OptionError for what is no size of vectors."""
+        sizes = [d.strip() for d in dims.split(",")] if dims else []
+        if not all(d.isdecimal() and int(d) for d in sizes):
+            raise OptionError(f"--dims takes sizes from 1 up such as 64,128; {dims!r} was given")
+        if examples.target_kind != "number":
+            return cls("matches", dims=map(int, sizes))
+        low, high = float(np.min(examples.targets)), float(np.max(examples.targets))  # type: ignore[arg-type]
+        return cls("scores", low, high, dims=map(int, sizes))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "learns": self.learns,
+            "low": self.low,
+            "high": self.high,
+            "scale": self.scale,
+            "dims": list(self.dims),
+        }
+
+    # ---- learning ------------------------------------------------------------------------------
+    def count(self, batch: Batch) -> int:
+        """Errors: DataError for matches among which there is nothing to tell apart."""
+        if self.joint and len(batch) * (batch["inputs"].shape[1] - 1) < 2:
+            raise DataError(
+                "a batch of one pair has nothing to tell it from: more rows are needed, or a "
+                "larger --device-batch-size"
+            )
+        return len(batch)
+
+    def loss(self, network: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        vectors = self.vectors(network, batch)  # (B, K, D)
+        D = vectors.shape[-1]
+        sizes = (D, *(d for d in self.dims if d < D))
+        total = torch.stack([self.loss_of(vectors[..., :d], batch) for d in sizes]).mean()
+        return total, {"info_nce" if self.joint else "squared_error": total.detach()}
+
+    def loss_of(self, vectors: Tensor, batch: Batch) -> Tensor:
+        unit = F.normalize(vectors, dim=-1)
+        if not self.joint:
+            wanted = (batch["targets"] - self.low) / max(self.high - self.low, 1e-9)
+            return ((unit[:, 0] * unit[:, 1]).sum(-1) - wanted).square().sum()
+        candidates = unit[:, 1:].transpose(0, 1).flatten(0, 1)  # ((K-1) B, D), the right ones first
+        with torch.autocast(unit.device.type, enabled=False):
+            products = self.scale * unit[:, 0] @ candidates.T  # in bf16 they would be too coarse
+        products = products.masked_fill(not_wrong(batch["texts"]), -torch.inf)
+        right = torch.arange(len(unit), device=unit.device)
+        return F.cross_entropy(products, right, reduction="sum")
+
+    def vectors(self, network: nn.Module, batch: Batch) -> Tensor:
+        """(B, K, D) fp32; with parts, each encoded by itself and again in the backward pass."""
+        if batch.parts == 1 or not torch.is_grad_enabled():
+            return encoded(network, batch)
+        pieces = batch.split(batch.parts)
+        return torch.cat([checkpoint(encoded, network, p, use_reentrant=False) for p in pieces])  # type: ignore[arg-type]
+
+    # ---- scoring -------------------------------------------------------------------------------
+    def predict(self, network: nn.Module, batch: Batch) -> Tensor:
+        """Scores: the cosine (B, 1). Matches: (B, 1 + K + K D): K, what tells texts apart, vectors.
+
+        Errors: DataError for one text per row.
+        """
+        if (K := batch["inputs"].shape[1]) < 2:
+            raise DataError(
+                "one text per row: there is nothing to compare it with; `layerwise embed MODEL "
+                "DATA` gives vectors"
+            )
+        unit = F.normalize(encoded(network, batch), dim=-1)
+        if self.learns == "scores":
+            return (unit[:, 0] * unit[:, 1]).sum(-1, keepdim=True)
+        texts = (batch["texts"] % SHORT).float()
+        return torch.cat([torch.full_like(texts[:, :1], K), texts, unit.flatten(1)], 1)
+
+    def read(self, out: np.ndarray) -> float:
+        """The cosine of a row's first two texts."""
+        if self.learns == "scores":
+            return float(out[0])
+        unit = unpacked(out[None])[2][0]
+        return float(unit[0] @ unit[1])
+
+    def scored(self, outputs: np.ndarray) -> np.ndarray:
+        """The cosines (n,), or at which rank (from 1) each first text finds its own (n,)."""
+        return outputs[:, 0] if self.learns == "scores" else ranks(outputs)
+
+    def metrics(self, outputs: np.ndarray, targets: np.ndarray) -> dict[str, float]:
+        found = self.scored(outputs)
+        if self.learns == "scores":
+            both = scores.spearman(found, targets), scores.pearson(found, targets)
+            return {"spearman": both[0], "pearson": both[1]}
+        out = {"recall_at_1": recall_at_1(found, targets), "mrr": float((1 / found).mean())}
+        _, texts, unit = unpacked(outputs)
+        if unit.shape[1] > 2 and (there := texts[:, 2] > 0).any():
+            near = np.einsum("nd,nkd->nk", unit[there, 0], unit[there, 1:])
+            out["triple_accuracy"] = float((near[:, 0] > near[:, 1]).mean())
+        return out
+
+    def lens(self, batch: Batch) -> list[str]:
+        names = ("pair", "triple")[batch["inputs"].shape[1] > 2]
+        if self.learns != "scores":
+            return [f"{names}, told from {len(batch) - 1} others"] * len(batch)
+        return [f"score {float(t):g}" for t in batch["targets"]]
+
+
+def encoded(network: nn.Module, batch: Batch) -> Tensor:
+    """The network's vector of each text of each row: (B, K, D) fp32."""
+    tokens, mask = batch["inputs"], batch.tensors.get("mask")  # (B, K, T)
+    flat = network(tokens.flatten(0, 1), mask=None if mask is None else mask.flatten(0, 1))
+    return flat.float().unflatten(0, tokens.shape[:2])
+
+
+def not_wrong(texts: Tensor) -> Tensor:
+    """(B, (K-1) B) bool: the candidates that are not wrong for a first text, without its own.
+
+    texts: (B, K) numbers that only equal texts share, 0 where there is none.
+    """
+    first, candidates = texts[:, 0], texts[:, 1:].T.flatten()
+    same = (candidates == texts[:, 1, None]) | (candidates == first[:, None]) | (candidates == 0)
+    B = len(first)
+    same[:, :B] |= first == first[:, None]
+    same[:, :B] &= ~torch.eye(B, dtype=torch.bool, device=texts.device)
+    return same
+
+
+# ---- scores of matches ---------------------------------------------------------------------------
+def recall_at_1(ranks: np.ndarray, targets: Any = None, weights: np.ndarray | None = None) -> Any:
+    """How often the right text comes first; weights as in `metrics`."""
+    return average(ranks == 1, weights)
+
+
+def unpacked(outputs: np.ndarray) -> tuple[int, np.ndarray, np.ndarray]:
+    """K, the texts' numbers (n, K) and vectors (n, K, D) out of what `predict` gives."""
+    K = int(outputs[0, 0])
+    return K, outputs[:, 1 : K + 1], outputs[:, K + 1 :].reshape(len(outputs), K, -1)
+
+
+def ranks(outputs: np.ndarray) -> np.ndarray:
+    """The rank of each row's own second text among those of BLOCK rows, (n,) from 1 up."""
+    _, texts, unit = unpacked(outputs)
+    found = np.empty(len(outputs))
+    for start in range(0, len(outputs), BLOCK):
+        part = slice(start, start + BLOCK)
+        near_by = torch.from_numpy(np.ascontiguousarray(unit[part]))
+        numbers = torch.from_numpy(np.ascontiguousarray(texts[part]))
+        candidates = near_by[:, 1:].transpose(0, 1).flatten(0, 1)
+        own = (near_by[:, 0] * near_by[:, 1]).sum(-1, keepdim=True)
+        closer = (near_by[:, 0] @ candidates.T > own + 1e-6) & ~not_wrong(numbers)
+        found[part] = 1 + closer.sum(1).numpy()
+    return found

@@ -1,0 +1,79 @@
+"""The packed encoder says what the network says, whatever the lengths, the head and the dtype."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from layerwise.adapt import packed
+from layerwise.adapt.packed import PackedBert
+from layerwise.models import bert
+
+SMALL = bert.Config(
+    dim=32, n_layers=3, n_heads=4, mlp_dim=64, vocab_size=50, max_seq_len=40, head_kind="embed"
+)
+CONFIGS = {
+    "mean": SMALL,
+    "cls": replace(SMALL, pooling="cls"),
+    "roberta": replace(SMALL, style="roberta", n_token_types=1, norm_eps=1e-5),
+    "distilbert": replace(SMALL, style="distilbert", n_token_types=0),
+    "class": replace(SMALL, head_kind="class"),
+}
+
+
+def texts(n: int = 30, longest: int = 40) -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(3, 50, size) for size in rng.integers(1, longest + 1, n)]
+
+
+def one_by_one(network: bert.Bert, rows: list[np.ndarray]) -> np.ndarray:
+    with torch.no_grad():
+        alone = [network.features(torch.from_numpy(row)[None]) for row in rows]
+        first = network.config.pooling == "cls"
+        return torch.cat([x[:, 0] if first else x.mean(1) for x in alone]).numpy()
+
+
+def made(config: bert.Config) -> bert.Bert:
+    torch.manual_seed(0)
+    network = bert.Model(config).eval()
+    with torch.no_grad():  # far from where it starts: every part has its effect
+        for p in network.parameters():
+            p.add_(0.2 * torch.randn_like(p))
+    return network
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_packed_is_as_each_text_alone(name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(packed, "TOKENS", 100)  # several packs
+    network, rows = made(CONFIGS[name]), texts()
+    want = one_by_one(network, rows)
+    found = PackedBert(network, torch.float32)(rows)
+    assert found.dtype == np.float32
+    assert np.abs(found - want).max() <= 2e-5 * np.abs(want).max()
+
+
+def test_bf16_stays_near(monkeypatch: pytest.MonkeyPatch):
+    network, rows = made(SMALL), texts()
+    want, found = one_by_one(network, rows), PackedBert(network, torch.bfloat16)(rows)
+    cosine = (want * found).sum(1) / np.linalg.norm(want, axis=1) / np.linalg.norm(found, axis=1)
+    assert (1 - cosine).max() < 2e-3
+    assert (1 - cosine).max() > 0
+
+
+def test_a_text_longer_than_a_pack_and_one_of_one_token(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(packed, "TOKENS", 16)
+    network = made(SMALL)
+    rows = [np.array([7]), np.arange(3, 43), np.array([7, 9])]
+    want = one_by_one(network, rows)
+    np.testing.assert_allclose(PackedBert(network, torch.float32)(rows), want, atol=1e-4)
+
+
+def test_the_network_may_change_afterwards():
+    network, rows = made(SMALL), texts(5)
+    quick = PackedBert(network, torch.float32)
+    before = quick(rows)
+    with torch.no_grad():
+        for p in network.parameters():
+            p.zero_()
+    np.testing.assert_array_equal(quick(rows), before)
