@@ -398,7 +398,7 @@ def load_adapted(folder: pathlib.Path) -> Model:
     return model
 
 
-def reader_of(network: nn.Module, card: Card) -> TextProcessor:
+def reader_of(network: nn.Module, card: Card) -> Any:
     """The processor of a published network of text, by the tokenizer that lies beside it."""
     config: Any = network.config
     kinds = getattr(config, "n_token_types", 0)

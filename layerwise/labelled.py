@@ -147,7 +147,7 @@ def yardstick(train: Examples, test: Examples, task: Any) -> tuple[str, np.ndarr
     if scored:  # the cosine: both halves of the union are of length 1
         union.fit(texts_of(train))
         a, b = (union.transform([row[k] for row in test.inputs]) for k in ("text_a", "text_b"))
-        return np.asarray(a.multiply(b).sum(1)) / 2
+        return YARDSTICK, np.asarray(a.multiply(b).sum(1)) / 2
     model = makers[task.name].fit(union.fit_transform(texts_of(train)), train.targets)
     features = union.transform(texts_of(test))
     if task.name == "regress":

@@ -33,6 +33,7 @@ from layerwise.data.examples import Examples
 from layerwise.data.loader import Batches, Prefetch
 from layerwise.data.open import open_data
 from layerwise.data.text_documents import texts_of
+from layerwise.data.text_processor import TextProcessor
 from layerwise.data.train_tokenizer import train_bpe
 from layerwise.models import llama
 from layerwise.tasks.causal import Causal
@@ -56,6 +57,7 @@ class Choices:
     batch: int = 32  # windows
     epochs: float = 40.0
     lr: float = 4e-3
+    evaluations: int = 20
     weight_decay: float = 0.1
     dropout: float = 0.2
 
@@ -77,7 +79,8 @@ class Score:
 def windows(text: str, path: str, tokenizer, length: int) -> Examples:
     """A text as windows of tokens."""
     examples = replace(open_data(path), inputs=[{"text": text}])
-    return language.windows_of(examples, tokenise([text], tokenizer), length)
+    reader = TextProcessor(tokenizer, length)
+    return language.windows_of(examples, tokenise([text], tokenizer), reader)
 
 
 def network_of(choices: Choices, vocab_size: int, seed: int) -> nn.Module:
@@ -117,9 +120,8 @@ def train_once(
         print(f"  {spent:5.0f} s: {found[-1]:.4f} nats per character", flush=True)
         return found[-1]
 
-    course = Course(
-        steps, choices.lr, "linear", warmup_steps=steps // 20, evaluate_every=max(1, steps // 20)
-    )
+    every = max(1, steps // choices.evaluations)
+    course = Course(steps, choices.lr, "linear", warmup_steps=steps // 20, evaluate_every=every)
     groups = parameter_groups(network, choices.weight_decay)
     with Prefetch(batches, stop=steps) as feed:
         optimizer, state = build_optimizer("muon", groups, choices.lr), State(seed=seed)

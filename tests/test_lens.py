@@ -53,7 +53,7 @@ class Answers:
 def test_every_predicted_token_is_marked(tokenizer):
     pieces = [sentences(6, 0), sentences(5, 1)]
     corpus = tokenise(pieces, tokenizer)
-    rows = windows_of(texts(pieces), corpus, 32)
+    rows = windows_of(texts(pieces), corpus, TextProcessor(tokenizer, 32))
     found = look(rows, TextProcessor(tokenizer, 32), Causal())
     batch = Causal().batch(rows, None)
     assert found.carried == Causal().count(batch)

@@ -42,7 +42,7 @@ def token_losses(hidden: Tensor, head: nn.Linear, targets: Tensor) -> Tensor:
     rows, wanted = hidden[keep].to(dtype), targets[keep]
     weight, bias = head.weight.to(dtype), head.bias
     parts = []
-    for part in slices(len(rows), CHUNK_SCORES // len(weight)):
+    for part in chunks(len(rows), len(weight)):
         scores = capped(scores_of(rows[part], weight, bias), cap)
         own = scores.gather(1, wanted[part, None])[:, 0]
         parts.append(torch.logsumexp(scores, 1) - own)
@@ -59,6 +59,11 @@ def n_with_loss(targets: Tensor) -> int:
 def working_dtype(x: Tensor) -> torch.dtype:
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+def chunks(n: int, vocabulary: int) -> list[slice]:
+    """n rows in parts whose scores are few enough to hold."""
+    return slices(n, CHUNK_SCORES // vocabulary)
 
 
 def slices(n: int, size: int) -> list[slice]:
@@ -101,7 +106,7 @@ class TokenLoss(torch.autograd.Function):
         total = torch.zeros((), **sums)
         for group in slices(len(x), GROUP_BYTES // (V * x.itemsize)):
             d_scores = x.new_empty(group.stop - group.start, V)
-            for part in slices(len(d_scores), CHUNK_SCORES // V):
+            for part in chunks(len(d_scores), V):
                 scores = capped(scores_of(x[group][part], w, bias), cap)
                 own = targets[group][part, None]
                 norm = torch.logsumexp(scores, 1, keepdim=True)

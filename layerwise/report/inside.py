@@ -61,9 +61,9 @@ def read_text(
 ) -> Reading:
     """How a model reads texts that it was not trained on; see `inspect.reading`."""
     words, task = model.processor.tokenizer, getattr(model.task, "name", "")
-    if task == "causal" and held.kind == "text":
+    if task in NAMES_TOKENS and held.kind == "text":
         corpus = tokenise(texts_of(held), words)
-        held = windows_of(held, corpus, model.processor.max_seq_len)
+        held = windows_of(held, corpus, model.processor, task == "masked")
     most = max(WINDOWS, TOKENS // model.processor.max_seq_len)
     some = some_rows(held, most if task in NAMES_TOKENS else PROBED)
     return reading(

@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from layerwise.data.corpus import NO_LOSS
 from layerwise.data.examples import Batch
 from layerwise.data.masked_windows import LEARNED
-from layerwise.layers.loss import CHUNK_SCORES, slices, token_loss
+from layerwise.layers.loss import chunks, token_loss
 from layerwise.tasks.causal import Causal
 
 
@@ -55,7 +55,7 @@ class Masked(Causal):
         rows = (batch["targets"] != NO_LOSS).nonzero()[:, 0]  # (N,) of the batch
         out = torch.zeros(len(batch), 3, device=hidden.device)
         head: Any = network.head
-        for part in slices(len(hidden), CHUNK_SCORES // head.out_features):
+        for part in chunks(len(hidden), head.out_features):
             scores = network.score(hidden[part]).float()  # type: ignore[operator]  # (n, V)
             loss = F.cross_entropy(scores, wanted[part], reduction="none")
             right = (scores.argmax(1) == wanted[part]).float()
