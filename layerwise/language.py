@@ -103,7 +103,7 @@ def as_tokens(
 def windows_of(
     examples: Examples, corpus: Corpus, reader: TextProcessor, masked: bool = False
 ) -> Examples:
-    """A corpus as windows of the reader's length; masked: of a text whose hidden words are learned."""
+    """A corpus as windows of the reader's length; masked: with hidden words to learn."""
     length, words = reader.max_seq_len, reader.tokenizer
     windows = MaskedWindows(corpus, length, words) if masked else Windows(corpus, length)
     return Examples(
