@@ -320,10 +320,11 @@ def test_what_does_not_fit_is_refused(reviews, base, fitted, tmp_path: pathlib.P
         )
     with pytest.raises(OptionError, match="does not read whole texts"):
         layerwise.fit(reviews, model="gpt2", **{**options, "output": str(tmp_path / "d")})
-    tags = tmp_path / "tags.conll"
-    tags.write_text("Rome B-LOC\nis O\nold O\n\n" * 30)
+    talk = tmp_path / "talk.jsonl"
+    said = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+    talk.write_text("".join(json.dumps({"messages": said}) + "\n" for _ in range(30)))
     with pytest.raises(DataError, match="does not learn from this form"):
-        layerwise.fit(tags, **{**options, "output": str(tmp_path / "e")})
+        layerwise.fit(talk, **{**options, "output": str(tmp_path / "e")})
 
 
 def pictures(folder: pathlib.Path) -> pathlib.Path:
