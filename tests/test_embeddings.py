@@ -193,7 +193,7 @@ def test_scored_pairs_from_nothing(tmp_path: Path):
     data = scored(tmp_path)
     result = fitted(data, tmp_path / "run", base="none", steps=60, lr=2e-3, dims="16")
     assert result.score_name == "spearman"
-    assert result.low > 0.5
+    assert result.low > 0.3
     again = load(tmp_path / "run")
     assert (again.task.name, again.task.dims, again.processor.reads) == ("embed", (16,), "each")
     said = layerwise.evaluate(again, data)

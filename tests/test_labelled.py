@@ -17,6 +17,7 @@ from layerwise.data.sources import Texts, batch_of
 from layerwise.data.text_processor import TextProcessor
 from layerwise.data.train_tokenizer import train_wordpiece
 from layerwise.errors import DataError, OptionError, WeightsError
+from layerwise.labelled import read_by
 from layerwise.models import bert
 from layerwise.runtime import start
 from layerwise.settings import settings
@@ -175,8 +176,8 @@ def test_each_way_is_saved_whole(reviews, base, method: str, tmp_path: pathlib.P
 def test_features_do_not_see_padding(reviews, base):
     from layerwise.frozen import features_of
 
-    model = layerwise.load(base)
     rows = open_data(reviews)
+    model = read_by(layerwise.load(base), rows, task_for(rows), settings())
     some = rows.subset(np.arange(40))
     together = features_of(model, some, start(dtype="fp32"))
     alone = [features_of(model, some.subset(np.array([i])), start(dtype="fp32")) for i in range(40)]
@@ -191,7 +192,7 @@ def test_a_published_base_is_opened_with_its_own_reader(base):
     assert model.kind == "text"
     assert model.processor.max_seq_len == 48  # of sentence_bert_config.json, not the network's 64
     assert model.processor.token_types
-    with pytest.raises(WeightsError, match="no answer to give"):
+    with pytest.raises(DataError, match="one text per row"):
         model.predict(["a text"])
 
 
@@ -246,9 +247,9 @@ def test_numbers_and_several_labels_too(base, tmp_path: pathlib.Path):
 
 # ---- order and lengths ---------------------------------------------------------------------------
 def test_outputs_keep_the_order_of_the_rows(reviews, base):
-    model = layerwise.load(base)
     rows = open_data(reviews).subset(np.arange(50))
     task = task_for(rows)
+    model = read_by(layerwise.load(base), rows, task, settings())
     model.network.reset_head(task.n_outputs, task.head_kind)
     together = predict_rows(model.network, task, model.processor, rows, start(dtype="fp32"), 8)
     whole = task.predict(model.network.eval(), task.batch(rows, model.processor)).detach().numpy()

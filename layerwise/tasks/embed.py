@@ -27,8 +27,7 @@ from torch.utils.checkpoint import checkpoint
 from layerwise.data.examples import Batch, Examples
 from layerwise.data.sources import batch_of
 from layerwise.errors import DataError, OptionError
-from layerwise.tasks import scores
-from layerwise.tasks.metrics import average
+from layerwise.tasks import metrics
 
 BLOCK = 20_000  # rows among whose texts the right one is looked for
 SHORT = 1 << 24  # fp32 tells whole numbers apart up to here
@@ -60,7 +59,7 @@ class Embed:
         self.learns, self.low, self.high, self.scale = learns, low, high, scale
         self.dims, self.joint = tuple(dims), learns == "matches"
         self.score = "spearman" if learns == "scores" else "recall_at_1"
-        self.metric = scores.spearman if learns == "scores" else recall_at_1
+        self.metric = metrics.spearman if learns == "scores" else recall_at_1
 
     @classmethod
     def of(cls, examples: Examples, dims: str = "", **options: Any) -> "Embed":
@@ -144,14 +143,17 @@ class Embed:
         return float(unit[0] @ unit[1])
 
     def scored(self, outputs: np.ndarray) -> np.ndarray:
-        """The cosines (n,), or at which rank (from 1) each first text finds its own (n,)."""
-        return outputs[:, 0] if self.learns == "scores" else ranks(outputs)
+        """(n,): the rank of each cosine among all, so that those of two models compare; or the
+        rank (from 1) at which each first text finds its own."""
+        if self.learns == "scores":
+            return metrics.ranks(outputs[:, 0], np.ones((1, len(outputs))))[0]
+        return found_at(outputs)
 
     def metrics(self, outputs: np.ndarray, targets: np.ndarray) -> dict[str, float]:
         found = self.scored(outputs)
         if self.learns == "scores":
-            both = scores.spearman(found, targets), scores.pearson(found, targets)
-            return {"spearman": both[0], "pearson": both[1]}
+            straight = metrics.pearson(outputs[:, 0], targets)
+            return {"spearman": metrics.spearman(found, targets), "pearson": straight}
         out = {"recall_at_1": recall_at_1(found, targets), "mrr": float((1 / found).mean())}
         _, texts, unit = unpacked(outputs)
         if unit.shape[1] > 2 and (there := texts[:, 2] > 0).any():
@@ -187,9 +189,9 @@ def not_wrong(texts: Tensor) -> Tensor:
 
 
 # ---- scores of matches ---------------------------------------------------------------------------
-def recall_at_1(ranks: np.ndarray, targets: Any = None, weights: np.ndarray | None = None) -> Any:
+def recall_at_1(places: np.ndarray, targets: Any = None, weights: np.ndarray | None = None) -> Any:
     """How often the right text comes first; weights as in `metrics`."""
-    return average(ranks == 1, weights)
+    return metrics.average(places == 1, weights)
 
 
 def unpacked(outputs: np.ndarray) -> tuple[int, np.ndarray, np.ndarray]:
@@ -198,7 +200,7 @@ def unpacked(outputs: np.ndarray) -> tuple[int, np.ndarray, np.ndarray]:
     return K, outputs[:, 1 : K + 1], outputs[:, K + 1 :].reshape(len(outputs), K, -1)
 
 
-def ranks(outputs: np.ndarray) -> np.ndarray:
+def found_at(outputs: np.ndarray) -> np.ndarray:
     """The rank of each row's own second text among those of BLOCK rows, (n,) from 1 up."""
     _, texts, unit = unpacked(outputs)
     found = np.empty(len(outputs))

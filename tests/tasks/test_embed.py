@@ -11,7 +11,7 @@ from layerwise.models import bert
 from layerwise.runtime import Runtime
 from layerwise.tasks import embed, metrics, scores
 from layerwise.tasks.embed import Embed
-from layerwise.tasks.intervals import interval
+from layerwise.tasks.intervals import compare, interval
 from layerwise.train.checkpoint import State
 from layerwise.train.loop import Course, Hooks, train
 
@@ -245,3 +245,15 @@ def test_sizes_of_vectors_are_checked():
         Embed.of(rows, dims="0,64")
     task = Embed.of(rows, dims="64, 8")
     assert (task.dims, task.low, task.high) == ((64, 8), 0.5, 4.0)
+
+
+def test_the_scores_of_two_models_compare_whatever_the_spread_of_their_cosines():
+    rng = np.random.default_rng(6)
+    targets = rng.random(300)
+    a = (targets + 0.3 * rng.normal(size=300))[:, None]
+    b = 0.2 + 0.01 * (targets + 0.4 * rng.normal(size=300))[:, None]  # all of them alike
+    task = Embed("scores")
+    found = compare(task.metric, task.scored(a), task.scored(b), targets)
+    assert found.a == pytest.approx(scores.spearman(a[:, 0], targets))
+    assert found.high < 0
+    assert found.p < 0.05
