@@ -9,12 +9,12 @@ Measured   109 of 110 found, 0 of 74 false alarms, 87 of 90 cures help (seeds 10
 The faults of `faults.py` are injected into five architectures on real images (scikit-learn's
 digits, and CIFAR-10 where the data folder has it), a decoder on the letters of Shakespeare and an
 encoder on news (both need the data folder), and trained by the product's own loop. A fault counts
-as found only when the first diagnosis names it; labels that are all masked, when the run refuses. A cure is taken from the diagnosis as it
-stands, true or not, applied, and the network trained again with the same seed; it helps when the
-held-out loss falls by a tenth or the accuracy rises by five points. Thresholds were set on the half
-"develop"; the figures to quote come from "report": other seeds, so other weights, splits and
-batches. Where the cure is for a person to carry out (the code, the labels), the script does what
-the sentence says; these are counted apart.
+as found only when the first diagnosis names it; labels that are all masked, when the run refuses. A
+cure is taken from the diagnosis as it stands, true or not, applied, and the network trained again
+with the same seed; it helps when the held-out loss falls by a tenth or the accuracy rises by five
+points. Thresholds were set on the half "develop"; the figures to quote come from "report": other
+seeds, so other weights, splits and batches. Where the cure is for a person to carry out (the code,
+the labels), the script does what the sentence says; these are counted apart.
 """
 
 import argparse
