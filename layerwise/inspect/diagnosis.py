@@ -55,7 +55,7 @@ EXPLAINS: dict[str, tuple[str, ...]] = {  # a cause and the faults that follow f
     "masked_labels": (),
     "embedding_collapse": ("saturated_attention", *FLOW, *RATE, "shuffled_labels"),
     "saturated_attention": (*FLOW, *RATE, "shuffled_labels"),
-    "dead_heads": ("dead_units",),  # what silent heads hand on is silent
+    "dead_heads": ("dead_units", "embedding_collapse"),  # what silent heads hand on is silent
     "init_too_small": (*FLOW, *RATE, "shuffled_labels"),
     "init_too_large": (*ATTENTION, *FLOW, *RATE, "shuffled_labels"),
     "vanishing_gradients": (*FLOW, *RATE, "shuffled_labels"),
