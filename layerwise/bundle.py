@@ -309,7 +309,8 @@ def load(source: str | pathlib.Path) -> Model:
     network, card = published.load_published(str(source))
     variant, processor = card.variant, None
     if hasattr(network.config, "vocab_size"):
-        variant, processor = pathlib.Path(card.name).name, reader_of(network, card)
+        *_, above, name = ("", *pathlib.Path(card.name).parts)
+        variant, processor = above if name == "model" else name, reader_of(network, card)
     processor = processor or ImageProcessor.from_dict(dict(card.processor))
     head = getattr(network.config, "head_kind", "class" if card.labels else "causal")
     task = task_of_head(head, published.labels_of(card))

@@ -24,10 +24,11 @@ from layerwise.data.open import open_data
 from layerwise.data.splits import split
 from layerwise.data.text_processor import TextProcessor
 from layerwise.errors import DataError, OptionError
-from layerwise.ladder import Contender, Job, Rung, climb, some_features
+from layerwise.frozen import ENOUGH, PROBES, Features, affordable_rows, some_features
+from layerwise.ladder import Contender, Job, Rung, climb
 from layerwise.plan import Plan
 from layerwise.proxies import choose_by_law
-from layerwise.result import Features, Result, Rows
+from layerwise.result import Result, Rows
 from layerwise.settings import Settings, seconds, settings
 from layerwise.tasks import task_for, task_name
 from layerwise.train.checkpoint import storage_error
@@ -58,12 +59,13 @@ def fit(
     console.head(f"layerwise fit {data}")
     examples = understand(data, chosen, console)
     base = find_base(chosen, examples, console)
-    rows = prepare_rows(examples, chosen, console, base, machine)
+    budget = seconds(chosen.budget) if chosen.budget else float("inf")
+    most = rows_probed(examples, base, chosen, machine, folder)
+    rows = prepare_rows(examples, chosen, console, base, machine, most)
     reader = None
     if examples.form == "plain":
         rows, reader = language.as_tokens(rows, chosen, console, base)
     task = task_of(rows.train, chosen)
-    budget = seconds(chosen.budget) if chosen.budget else float("inf")
     job = Job(
         chosen,
         folder,
@@ -74,6 +76,7 @@ def fit(
         console,
         mirror=kind_allows_mirror(rows.train, console),
         features=rows.features,
+        most_features=most,
         deadline=started + TRAINING_SHARE * budget,
         on_plan=lambda plan, way: note_plan(plan, way, console),
     )
@@ -95,6 +98,22 @@ def fit(
         seconds_so_far=time.monotonic() - started,
         data=str(data),
     )
+
+
+def rows_probed(
+    examples: Examples,
+    base: Model | None,
+    chosen: Settings,
+    machine: runtime.Runtime,
+    folder: pathlib.Path,
+) -> int:
+    """Of how many rows the base's features are worth their time; 0 where none are of use."""
+    probes = examples.targets is not None and task_name(examples, chosen.task) in PROBES
+    if base is None or not probes:
+        return 0
+    if not chosen.budget:
+        return ENOUGH
+    return affordable_rows(base, examples, machine, seconds(chosen.budget), folder)
 
 
 def understand(data: str, chosen: Settings, console: Console) -> Examples:
@@ -205,6 +224,7 @@ def prepare_rows(
     console: Console,
     base: Model | None,
     machine: runtime.Runtime,
+    most: int = ENOUGH,
 ) -> Rows:
     """Audit and split; rows that cannot be used are set aside, and said."""
     if examples.targets is None and not examples.form:
@@ -222,7 +242,8 @@ def prepare_rows(
         found = audit(examples, parts)
         parts = {name: rows[found.keep[rows]] for name, rows in parts.items()}
         clean = np.isin(parts["test"], found.clean_test)
-        features = judge_labels(examples, found, parts["train"], base, machine, chosen.seed)
+        train = parts["train"]
+        features = judge_labels(examples, found, train, base, machine, chosen.seed, most)
         for finding in found.findings:
             say_finding(finding, console)
     for name in ("train", "val", "test"):
@@ -244,11 +265,12 @@ def judge_labels(
     base: Model | None,
     machine: runtime.Runtime,
     seed: int,
+    most: int = ENOUGH,
 ) -> Features | None:
     """Add the finding of labels among `rows` that look wrong; the base's features of these rows."""
     features = None
-    if base is not None and examples.target_kind == "class":
-        features = some_features(base, examples.subset(rows), machine, seed)
+    if base is not None and most and examples.target_kind == "class":
+        features = some_features(base, examples.subset(rows), machine, seed, most)
         rows = rows[features.rows]
     values = None if features is None else features.values
     suspects = audit_labels(examples, found, rows, values, seed)

@@ -73,12 +73,15 @@ def choose_encoder(train: Examples, task: Any, chosen: Settings) -> Choice:
         raise OptionError(
             f"--model {name} does not read whole texts; name one such as bert-mini, or leave it out"
         )
+    # classes from the mean of the tokens: a first token that gathers a text has to be pre-trained
+    head_kind = "pooled" if task.head_kind == "class" else task.head_kind
     config = replace(
         config,
         vocab_size=tokenizer.vocab_size,
         max_seq_len=length,
         n_classes=task.n_outputs,
-        head_kind=task.head_kind,
+        head_kind=head_kind,
+        normalise=False,
     )
     processor = make(tokenizer, length, config.n_token_types > 1)
     why = (

@@ -26,19 +26,24 @@ from layerwise.bundle import Model, read_json, write_json
 from layerwise.choose import SMALL_SIDE, Choice, recipe_for
 from layerwise.console import Console, duration
 from layerwise.data.examples import Examples
-from layerwise.data.loader import in_order
 from layerwise.errors import OptionError
+from layerwise.frozen import (
+    ENOUGH,
+    PROBES,
+    Features,
+    features_of,
+    linear_probe,
+    neighbours,
+    some_features,
+)
 from layerwise.lens import Lens, look, show
 from layerwise.plan import Plan, make_plan
-from layerwise.result import Features
 from layerwise.runtime import Runtime, peak_memory_mb
 from layerwise.settings import Settings
 from layerwise.tasks.intervals import interval
 from layerwise.train.run import Outcome, Recipe, Training, fresh, predict_rows
 
-NEIGHBOURS = 5
 SAMPLED = 500  # rows from which a plan takes its example
-ENOUGH = 20_000  # rows that neighbours and probes are given: more move a linear layer little
 
 
 @dataclass
@@ -71,6 +76,7 @@ class Job:
     console: Console
     mirror: bool = True  # a mirrored image keeps its class
     features: Features | None = None  # of training rows on the base, where known
+    most_features: int = ENOUGH  # rows of which they are worth their time
     deadline: float = float("inf")  # time.monotonic() when the training budget ends
     on_plan: Callable[[Plan, str], None] = lambda plan, way: None
     lens: Lens | None = None  # what carries loss, once it was looked at
@@ -104,7 +110,7 @@ def climb(job: Job, base: Model | None, scratch: Callable[[], Choice]) -> tuple[
         best = climb_features(job, base, rungs)
         if method != "auto" or not worth_going_on(job, rungs[-1]):
             return choose_winner(best, rungs)
-    contenders = [start(job, way, base, scratch) for way in ways(job, base)]
+    contenders = [start(job, way, base, scratch, best) for way in ways(job, base)]
     trained = compete(job, contenders, rungs)
     if best is not None and best.rung and not better(job, trained.rung, best.rung):
         return choose_winner(best, rungs)
@@ -175,35 +181,12 @@ def score_rung(job: Job, name: str, outputs: np.ndarray, started: float, note: s
 # ---- on the base's features ------------------------------------------------------------------
 
 
-def features_of(base: Model, rows: Examples, machine: Runtime) -> np.ndarray:
-    """The base's features for every row: (n, D) float32."""
-    network: Any = base.network
-    found: dict[int, np.ndarray] = {}
-    with runtime.evaluating(network):
-        for batch in in_order(rows, base.processor, 64):
-            batch = batch.to(machine.device)
-            with machine.autocast():
-                got = network.features(batch["inputs"], **batch.context)
-                if hasattr(network, "pooled"):  # (B, T, D), a vector for each token
-                    got = network.pooled(got, batch.context.get("mask"))
-            if got.ndim == 4:  # a map, where the head works on every place (squeezenet)
-                got = got.mean((2, 3))
-            values = got.float().flatten(1).cpu().numpy()
-            found |= zip(batch.rows.tolist(), values, strict=True)
-    return np.stack([found[i] for i in range(len(rows))])
-
-
-def some_features(base: Model, rows: Examples, machine: Runtime, seed: int) -> Features:
-    """The features of all rows, or of ENOUGH at random."""
-    chosen = np.sort(np.random.default_rng(seed).permutation(len(rows))[:ENOUGH])
-    return Features(chosen, features_of(base, rows.subset(chosen), machine))
-
-
 def climb_features(job: Job, base: Model, rungs: list[Rung]) -> Contender:
     """Nearest neighbours and the linear probe; the probe becomes the head of a network."""
     started = time.monotonic()
     seed = job.settings.seed
-    some = job.features or some_features(base, job.train, job.machine, seed)
+    most = job.most_features
+    some = job.features or some_features(base, job.train, job.machine, seed, most)
     known, targets = some.values, np.asarray(job.train.targets)[some.rows]
     asked = features_of(base, job.val, job.machine)
     if job.task.name == "classify":
@@ -218,78 +201,6 @@ def climb_features(job: Job, base: Model, rungs: list[Rung]) -> Contender:
     )
     recipe = recipe_for(style_of("full", job, choice), len(job.train), 0, job.settings)
     return Contender("probe", network, choice, recipe, rung=rungs[-1])
-
-
-def neighbours(known: np.ndarray, targets: np.ndarray, asked: np.ndarray, n_classes: int):
-    """Log votes of the nearest neighbours by cosine: (n, C)."""
-    unit = lambda x: x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-9)  # noqa: E731
-    near = unit(asked) @ unit(known).T  # (n, n_known)
-    k = min(NEIGHBOURS, near.shape[1])
-    nearest = np.argpartition(-near, k - 1, axis=1)[:, :k]
-    votes = np.full((len(asked), n_classes), 1e-3)
-    for j in range(k):
-        votes[np.arange(len(asked)), targets[nearest[:, j]]] += 1
-    return np.log(votes)
-
-
-def linear_probe(features: np.ndarray, targets: np.ndarray, task: Any, seed: int):
-    """Weight (C, D) and bias (C,) of the best linear layer on frozen features.
-
-    Its regularisation is chosen by cross-validation on the training rows.
-    """
-    mean, std = features.mean(0), features.std(0) + 1e-6
-    z = (features - mean) / std
-    weight, bias = PROBES[task.name](z, targets, seed)
-    weight = weight / std
-    return weight.astype(np.float32), (bias - weight @ mean).astype(np.float32)
-
-
-def probe_classes(z: np.ndarray, targets: np.ndarray, seed: int):
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import StratifiedKFold, cross_val_score
-
-    smallest = np.bincount(targets).min()
-    strengths = [1e-4, 1e-3, 1e-2, 1e-1]
-    best = 1e-2
-    if smallest >= 3 and len(z) <= 20_000:
-        cv = StratifiedKFold(3, shuffle=True, random_state=seed)
-        log_losses = [
-            cross_val_score(
-                LogisticRegression(C=c, max_iter=300), z, targets, cv=cv, scoring="neg_log_loss"
-            ).mean()
-            for c in strengths
-        ]
-        best = strengths[int(np.argmax(log_losses))]
-    fitted = LogisticRegression(C=best, max_iter=500).fit(z, targets)
-    if len(fitted.coef_) == 1:  # two classes: one direction, shared between both logits
-        half = fitted.coef_ / 2, fitted.intercept_ / 2
-        return np.concatenate([-half[0], half[0]]), np.concatenate([-half[1], half[1]])
-    return fitted.coef_, fitted.intercept_
-
-
-def probe_tags(z: np.ndarray, targets: np.ndarray, seed: int):
-    from sklearn.linear_model import LogisticRegression
-
-    weights, biases = [], []
-    for column in targets.T:
-        if column.min() == column.max():  # a label that all or none have
-            weights.append(np.zeros(z.shape[1]))
-            biases.append(4.0 if column[0] else -4.0)
-            continue
-        fitted = LogisticRegression(C=1e-2, max_iter=300, random_state=seed).fit(z, column)
-        weights.append(fitted.coef_[0])
-        biases.append(fitted.intercept_[0])
-    return np.stack(weights), np.array(biases)
-
-
-def probe_number(z: np.ndarray, targets: np.ndarray, seed: int):
-    from sklearn.linear_model import RidgeCV
-
-    fitted = RidgeCV(alphas=np.logspace(-1, 5, 13)).fit(z, targets)
-    return np.asarray(fitted.coef_)[None], np.array([fitted.intercept_])
-
-
-PROBES = {"classify": probe_classes, "tag": probe_tags, "regress": probe_number}
 
 
 def with_head(network: nn.Module, task: Any, weight: np.ndarray, bias: np.ndarray) -> nn.Module:
@@ -317,8 +228,18 @@ def reset_head(network: Any, task: Any, pooled: bool = False) -> None:
 # ---- training rungs --------------------------------------------------------------------------
 
 
-def start(job: Job, way: str, base: Model | None, scratch: Callable[[], Choice]) -> Contender:
-    """A contender before its first step, planned."""
+def start(
+    job: Job,
+    way: str,
+    base: Model | None,
+    scratch: Callable[[], Choice],
+    probe: Contender | None = None,
+) -> Contender:
+    """A contender before its first step, planned.
+
+    A base of sentence vectors goes on from its probe where there is one: the vector that the probe
+    reads is what the base was trained for, its first token is not.
+    """
     s = job.settings
     if way == "scratch":
         choice = scratch()
@@ -327,7 +248,9 @@ def start(job: Job, way: str, base: Model | None, scratch: Callable[[], Choice])
         assert base is not None
         network = copy.deepcopy(base.network)
         known = base.task is not None and base.task.name == job.task.name and not job.task.labels
-        if not known:
+        if probe is not None and getattr(base.network.config, "head_kind", "") == "embed":
+            network = copy.deepcopy(probe.network)
+        elif not known:
             with runtime.seeded(s.seed, 0x4EAD):
                 reset_head(network, job.task)
         if way == "lora":

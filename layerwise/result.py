@@ -11,14 +11,7 @@ import numpy as np
 from layerwise.bundle import Model
 from layerwise.data.audit import AuditReport
 from layerwise.data.examples import Examples
-
-
-@dataclass
-class Features:
-    """What a base makes of some training rows: which (k,), and their features (k, D)."""
-
-    rows: np.ndarray
-    values: np.ndarray
+from layerwise.frozen import Features
 
 
 @dataclass

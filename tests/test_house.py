@@ -17,7 +17,7 @@ FLOORS = {
     "weights": 3, "plan": 3,
     "adapt": 4, "generate": 4, "inspect": 4,
     "tasks": 5,
-    "train": 6, "bundle": 6.5, "result": 6.6,
+    "train": 6, "bundle": 6.5, "frozen": 6.55, "result": 6.6,
     "choose": 7, "language": 7, "labelled": 7, "proxies": 7, "lens": 7, "ladder": 7, "cure": 7,
     "fit": 7, "evaluate": 7, "export": 7, "report": 7, "verbs": 7.5,
     "serve": 8, "commands": 8, "cli": 8,
