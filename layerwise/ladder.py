@@ -106,7 +106,7 @@ def climb(job: Job, base: Model | None, scratch: Callable[[], Choice]) -> tuple[
         best = climb_features(job, base, rungs)
         if method != "auto" or not worth_going_on(job, rungs[-1]):
             return choose_winner(best, rungs)
-    contenders = [start(job, way, base, scratch) for way in ways(job, base)]
+    contenders = [start(job, way, base, scratch, best) for way in ways(job, base)]
     trained = compete(job, contenders, rungs)
     if best is not None and best.rung and not better(job, trained.rung, best.rung):
         return choose_winner(best, rungs)
@@ -221,8 +221,18 @@ def reset_head(network: Any, task: Any, pooled: bool = False) -> None:
 # ---- training rungs --------------------------------------------------------------------------
 
 
-def start(job: Job, way: str, base: Model | None, scratch: Callable[[], Choice]) -> Contender:
-    """A contender before its first step, planned."""
+def start(
+    job: Job,
+    way: str,
+    base: Model | None,
+    scratch: Callable[[], Choice],
+    probe: Contender | None = None,
+) -> Contender:
+    """A contender before its first step, planned.
+
+    A base of sentence vectors goes on from its probe where there is one: the vector that the probe
+    reads is what the base was trained for, its first token is not.
+    """
     s = job.settings
     if way == "scratch":
         choice = scratch()
@@ -231,7 +241,9 @@ def start(job: Job, way: str, base: Model | None, scratch: Callable[[], Choice])
         assert base is not None
         network = copy.deepcopy(base.network)
         known = base.task is not None and base.task.name == job.task.name and not job.task.labels
-        if not known:
+        if probe is not None and getattr(base.network.config, "head_kind", "") == "embed":
+            network = copy.deepcopy(probe.network)
+        elif not known:
             with runtime.seeded(s.seed, 0x4EAD):
                 reset_head(network, job.task)
         if way == "lora":

@@ -156,7 +156,9 @@ def test_the_ladder_climbs_on_a_base(base, tmp_path: pathlib.Path):
     rows = [(t, label if rng.random() < 0.8 else "mixed") for t, label in rows_of(300, 3)]
     path = write(tmp_path / "doubtful.tsv", rows)  # so that no rung is perfect
     result = layerwise.fit(path, base=str(base), output=str(tmp_path / "run"), steps=20, **FAST)
-    assert {r["name"] for r in result.ladder} == {"knn", "probe", "lora", "full"}
+    scores = {r["name"]: r["score"] for r in result.ladder}
+    assert set(scores) == {"knn", "probe", "lora", "full"}
+    assert min(scores["lora"], scores["full"]) > scores["probe"] - 0.1  # where the probe was
     assert layerwise.load(result.folder).predict(["the film drags"])[0].label in SAID
 
 
