@@ -146,7 +146,16 @@ def onnxruntime_call():
     import onnxruntime
     import torch
 
-    model = bare_bert()
+    class Plain(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = bare_bert()
+
+        def forward(self, ids, mask, types):
+            found = self.inner(input_ids=ids, attention_mask=mask, token_type_ids=types)
+            return found.last_hidden_state
+
+    model = Plain().eval()
     path = os.path.join(tempfile.mkdtemp(), "net.onnx")
     names = ["input_ids", "attention_mask", "token_type_ids"]
     ones = tuple(torch.ones(2, 16, dtype=torch.int64) for _ in names)
