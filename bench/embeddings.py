@@ -77,6 +77,7 @@ def embedder(who: str):
 
         return Embedder(minilm(), dtype=precision, threads=2)
     if name == "sentence-transformers":
+        transformers()
         from sentence_transformers import SentenceTransformer
 
         model = SentenceTransformer(minilm(), device="cpu")
@@ -95,9 +96,8 @@ def by_batches(call, queue: bool = False):
     """
     import numpy as np
     import torch
-    from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(minilm())
+    tokenizer = transformers().AutoTokenizer.from_pretrained(minilm())
 
     def embed(texts):
         order = np.argsort([-len(t) for t in texts], kind="stable")
@@ -123,10 +123,16 @@ def by_batches(call, queue: bool = False):
     return embed
 
 
-def bare_bert():
-    from transformers import AutoModel
+def transformers():
+    """transformers, also beside a CPU build of PyTorch on which torchvision does not import."""
+    sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+    from tests import oracles
 
-    return AutoModel.from_pretrained(minilm()).eval()
+    return oracles.import_transformers()
+
+
+def bare_bert():
+    return transformers().AutoModel.from_pretrained(minilm()).eval()
 
 
 def transformers_call(precision: str):
@@ -140,7 +146,16 @@ def onnxruntime_call():
     import onnxruntime
     import torch
 
-    model = bare_bert()
+    class Plain(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = bare_bert()
+
+        def forward(self, ids, mask, types):
+            found = self.inner(input_ids=ids, attention_mask=mask, token_type_ids=types)
+            return found.last_hidden_state
+
+    model = Plain().eval()
     path = os.path.join(tempfile.mkdtemp(), "net.onnx")
     names = ["input_ids", "attention_mask", "token_type_ids"]
     ones = tuple(torch.ones(2, 16, dtype=torch.int64) for _ in names)
