@@ -193,8 +193,6 @@ class Model:
 
     def read(self, name: str, out: np.ndarray, top: int, level: float | None) -> Prediction:
         """One row of outputs in words."""
-        if self.task.name == "embed":
-            return Prediction(name, value=self.task.read(out))
         if self.task.name == "regress":
             value = float(out[0])
             interval = None if level is None else (value - level, value + level)

@@ -9,6 +9,7 @@ import numpy as np
 from layerwise.choose import Choice
 from layerwise.data.examples import Examples
 from layerwise.inspect.diagnosis import Diagnosis, diagnose, split_cure
+from layerwise.inspect.texts import legible
 from layerwise.ladder import Contender, Job, Rung, better, compete, start
 from layerwise.models import replace_fields
 from layerwise.train.log import read_metrics
@@ -39,7 +40,10 @@ def diagnoses(job: Job, contender: Contender) -> list[Diagnosis]:
         return []
     processor = contender.choice.processor
     most = WINDOWS if job.train.kind == "tokens" else PROBED
-    seen, unseen = (job.task.batch(some_rows(r, most), processor) for r in (job.train, job.val))
+    seen, unseen = (
+        legible(job.task.batch(some_rows(r, most), processor), job.task)
+        for r in (job.train, job.val)
+    )
     found = diagnose(
         contender.outcome.history,
         contender.network,

@@ -75,7 +75,7 @@ def test_an_adapter_opens_as_a_model_and_serves_as_a_base(adapter, reviews):
     opened = layerwise.load(folder)
     assert opened.card["adapter"] == str(folder)
     assert opened.card["merged"]["relative"] <= 1e-5
-    tokens = model.processor(model.rows(TEXTS).inputs)["inputs"][:4]
+    tokens = model.processor(model.rows(TEXTS).inputs)["inputs"].flatten(0, 1)[:4]
     want, plain = model.network(tokens), layerwise.load(opened.card["source"]).network(tokens)
     torch.testing.assert_close(opened.network(tokens), want, rtol=1e-4, atol=1e-5)
     assert (want - plain).abs().max() > 1e-3

@@ -98,6 +98,16 @@ class Batch:
         """What a network takes by name beside its inputs: padding, documents, token types."""
         return {name: t for name, t in self.tensors.items() if name in CONTEXT}
 
+    @property
+    def flat(self) -> "Batch":
+        """Texts or windows (B, N, T) that belong to one row as rows (B N, T) of their own."""
+        inputs = self["inputs"]
+        if inputs.ndim != 3 or inputs.is_floating_point():
+            return self
+        like = {k: t for k, t in self.tensors.items() if k in CONTEXT or t.shape == inputs.shape}
+        rows = np.repeat(self.rows, inputs.shape[1])
+        return Batch({name: t.flatten(0, 1) for name, t in like.items()}, rows)
+
     def split(self, parts: int, whole: bool = False) -> "list[Batch]":
         """`parts` micro-batches of equal size (the last may be smaller), in order.
 

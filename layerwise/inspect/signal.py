@@ -84,7 +84,9 @@ def signal(network: nn.Module, probe: Batch, held_out: Batch | None) -> Signal:
 
 
 def names_classes(batch: Batch) -> bool:
-    targets = batch["targets"]
+    targets = batch.tensors.get("targets")
+    if targets is None:
+        return False
     return len(batch) > 0 and targets.ndim == 1 and not targets.is_floating_point()
 
 

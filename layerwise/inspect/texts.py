@@ -3,6 +3,8 @@
 Shapes: B texts, T tokens, D width, N tokens that have a label, n rows.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -22,6 +24,14 @@ def tokenwise(batch: Batch) -> bool:
     if found is None or found.is_floating_point():
         return False
     return is_text(batch) and found.shape == batch["inputs"].shape
+
+
+def legible(batch: Batch, task: Any) -> Batch:
+    """A batch as probes and rules read it: one text or window per row, tags where their words are."""
+    if hasattr(task, "token_targets"):
+        tags = task.token_targets(batch).view_as(batch["inputs"])
+        batch = Batch(batch.tensors | {"targets": tags}, batch.rows)
+    return batch.flat
 
 
 def rows_of_text(x: Tensor, batch: Batch) -> Tensor:

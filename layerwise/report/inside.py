@@ -14,6 +14,7 @@ from layerwise.errors import DataError
 from layerwise.inspect.attribution import heat, smooth_grad, top_examples
 from layerwise.inspect.depth import depth_report
 from layerwise.inspect.reading import NAMES_TOKENS, Reading, reading
+from layerwise.inspect.texts import legible
 from layerwise.ladder import Contender, Job
 from layerwise.language import windows_of
 from layerwise.report.thumbnails import data_uri, overlay, picture
@@ -68,7 +69,7 @@ def read_text(
     some = some_rows(held, most if task in NAMES_TOKENS else PROBED)
     return reading(
         model.network,
-        list(in_order(some, model.processor, WINDOWS)),
+        [legible(batch, model.task) for batch in in_order(some, model.processor, WINDOWS)],
         task,
         getattr(model.task, "labels", ()),
         words.stream,

@@ -135,12 +135,12 @@ class Embed:
         texts = (batch["texts"] % SHORT).float()
         return torch.cat([torch.full_like(texts[:, :1], K), texts, unit.flatten(1)], 1)
 
-    def read(self, out: np.ndarray) -> float:
-        """The cosine of a row's first two texts."""
+    def read(self, row: Any, out: np.ndarray) -> dict[str, Any]:
+        """One row of outputs as a Prediction has it: the cosine of its first two texts."""
         if self.learns == "scores":
-            return float(out[0])
+            return {"value": float(out[0])}
         unit = unpacked(out[None])[2][0]
-        return float(unit[0] @ unit[1])
+        return {"value": float(unit[0] @ unit[1])}
 
     def scored(self, outputs: np.ndarray) -> np.ndarray:
         """(n,): the rank of each cosine among all, so that those of two models compare; or the
