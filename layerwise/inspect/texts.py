@@ -27,7 +27,7 @@ def tokenwise(batch: Batch) -> bool:
 
 
 def legible(batch: Batch, task: Any) -> Batch:
-    """A batch as probes and rules read it: one text or window per row, tags where their words are."""
+    """A batch as probes and rules read it: a text or window per row, tags at their words."""
     if hasattr(task, "token_targets"):
         tags = task.token_targets(batch).view_as(batch["inputs"])
         batch = Batch(batch.tensors | {"targets": tags}, batch.rows)
