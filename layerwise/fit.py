@@ -81,6 +81,8 @@ def fit(
         features=rows.features,
         most_features=most,
         deadline=started + TRAINING_SHARE * budget,
+        reserved=(1 - TRAINING_SHARE) * budget,
+        n_test=len(rows.test),
         on_plan=lambda plan, way: note_plan(plan, way, console),
     )
     winner, rungs = climb(job, base, lambda: choose_fresh(job, reader))

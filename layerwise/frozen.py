@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 
 from layerwise import runtime
+from layerwise.adapt.packed import PackedBert
 from layerwise.bundle import Model, read_json, write_json
 from layerwise.data.examples import Examples
 from layerwise.data.loader import in_order
+from layerwise.models.bert import Bert
 from layerwise.runtime import Runtime
 from layerwise.tasks.words import over_windows
 
@@ -35,6 +37,12 @@ class Features:
 def features_of(base: Model, rows: Examples, machine: Runtime) -> np.ndarray:
     """The base's features for every row: (n, D) float32."""
     network: Any = base.network
+    if machine.device == "cpu" and isinstance(network, Bert) and base.processor.reads == "text":
+        texts = base.processor.encode(list(rows.inputs))
+        if all(text.ndim == 1 for text in texts):  # no pairs
+            values = PackedBert(network, machine.dtype)(texts)
+            lengths = np.linalg.norm(values, axis=1, keepdims=True)
+            return values / np.maximum(lengths, 1e-12) if network.config.normalise else values
     found: dict[int, np.ndarray] = {}
     with runtime.evaluating(network):
         for batch in in_order(rows, base.processor, 64):

@@ -47,6 +47,7 @@ from layerwise.train.run import Outcome, Recipe, Training, fresh, predict_rows
 
 UNSEEN = -30.0  # the logit of a tag that no training word has
 SAMPLED = 500  # rows from which a plan takes its example
+VALIDATING = 0.2  # of a share of the budget may go into looking at the validation rows
 
 
 @dataclass
@@ -81,6 +82,8 @@ class Job:
     features: Features | None = None  # of training rows on the base, where known
     most_features: int = ENOUGH  # rows of which they are worth their time
     deadline: float = float("inf")  # time.monotonic() when the training budget ends
+    reserved: float = 0.0  # seconds of the budget behind it, for scoring, probing and the report
+    n_test: int = 0  # rows that are scored then
     on_plan: Callable[[Plan, str], None] = lambda plan, way: None
     lens: Lens | None = None  # what carries loss, once it was looked at
 
@@ -382,8 +385,9 @@ def plan_contender(job: Job, contender: Contender) -> Plan:
 
 def compete(job: Job, contenders: list[Contender], rungs: list[Rung]) -> Contender:
     """Successive halving under the deadline; without one, each contender runs its recipe whole."""
+    scoring = max(scoring_seconds(c, len(job.val) + job.n_test) for c in contenders)
     while True:
-        left = job.deadline - time.monotonic()
+        left = job.deadline - max(0.0, scoring - job.reserved / 2) - time.monotonic()
         share = left if len(contenders) == 1 else 0.4 * left / len(contenders)
         for contender in contenders:
             go(job, contender, share)
@@ -397,6 +401,13 @@ def compete(job: Job, contenders: list[Contender], rungs: list[Rung]) -> Contend
         contenders = contenders[: -(-len(contenders) // 2)]
         if not worth_going_on(job, contenders[0].rung):  # type: ignore[arg-type]
             return contenders[0]
+
+
+def scoring_seconds(contender: Contender, n: int) -> float:
+    """About what it takes to score n rows: a third of training on them."""
+    plan = contender.plan
+    per_step = plan.seconds.value / max(1, plan.steps) if plan else 0.0
+    return per_step / 3 * n / contender.recipe.global_batch_size
 
 
 def best_of(job: Job, contenders: list[Contender]) -> Contender:
@@ -414,7 +425,7 @@ def go(job: Job, contender: Contender, share: float) -> None:
     runtime.forget_peak()
     folder = job.folder / "rungs" / f"{contender.way}-{contender.rounds}"
     folder.mkdir(parents=True, exist_ok=True)
-    recipe = kept_steps(folder, within(contender, share))
+    recipe = kept_steps(folder, within(contender, share, len(job.val)))
     progress = Progress(job, contender.way, recipe)
     training = Training(
         folder,
@@ -441,21 +452,28 @@ def go(job: Job, contender: Contender, share: float) -> None:
     contender.rung = rung
 
 
-def within(contender: Contender, share: float) -> Recipe:
-    """The recipe with as many steps as the share of time pays for, at most what it has."""
+def within(contender: Contender, share: float, n_val: int) -> Recipe:
+    """The recipe with as many steps as the share of time pays for, at most what it has.
+
+    n_val: rows that are scored at every evaluation and once at the end, at a third of a step's cost
+    each; evaluations get at most VALIDATING of the time, or there is only the last one.
+    """
     recipe, plan = contender.recipe, contender.plan
     if plan is None or share == float("inf"):
         return recipe
     per_step = plan.seconds.value / max(1, plan.steps)
     most = max(recipe.steps, contender.choice.most_steps)
-    steps = max(10, min(most, int(share / max(per_step, 1e-6) * 0.9)))
-    every = max(1, steps // 5)
+    once = scoring_seconds(contender, n_val)
+    times = int(min(5, max(1, VALIDATING * share / max(once, 1e-6))))
+    left = 0.9 * share - (times + 1) * once
+    steps = max(10, min(most, int(left / max(per_step, 1e-6))))
+    every = -(-steps // times)
     return replace(
         recipe,
         steps=steps,
         warmup_steps=min(recipe.warmup_steps, steps // 10),
         evaluate_every=every,
-        checkpoint_every=every,
+        checkpoint_every=max(1, steps // 5),
     )
 
 
