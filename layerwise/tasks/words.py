@@ -120,9 +120,12 @@ class Words:
         out = share.new_full((len(words), W + 1, 2), -1.0)
         return out.scatter_(1, place, torch.stack([tag.to(share.dtype), share], -1))[:, :W]
 
-    def lens(self, batch: Batch) -> list[str]:
-        targets = self.token_targets(batch)
-        return [f"{int((t != NO_LOSS).sum())} words of {len(t)} tokens" for t in targets]
+    def lens(self, batch: Batch) -> list[list[tuple[int, bool]]]:
+        """Each token, and whether a tag is learned there."""
+        inputs, carried = batch["inputs"].flatten(1), self.token_targets(batch) != NO_LOSS
+        shown = batch.context.get("mask", torch.ones_like(inputs, dtype=torch.bool)).flatten(1)
+        rows = zip(inputs, carried, shown, strict=True)
+        return [list(zip(i[s].tolist(), c[s].tolist(), strict=True)) for i, c, s in rows]
 
     # ---- scores ----------------------------------------------------------------------------------
     def scored(self, outputs: np.ndarray) -> np.ndarray:
