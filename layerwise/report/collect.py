@@ -13,7 +13,7 @@ import numpy as np
 
 from layerwise import runtime
 from layerwise.bundle import Model, write_json
-from layerwise.console import duration
+from layerwise.console import Console, duration
 from layerwise.cure import metrics_of
 from layerwise.data.examples import Examples
 from layerwise.data.label_errors import suspect_labels
@@ -82,28 +82,13 @@ def finish(
     from layerwise.report.page import write_page
 
     report = write_page(job.folder / "report.html", page)
-    score = page["score"]
-    console.head("result")
-    console.say(
-        f"  {score['name']} {score['value']:.4f} on {score['n']:,} rows never seen "
-        f"(95% interval {score['low']:.4f} to {score['high']:.4f})"
-    )
-    floor = score["baseline"]
-    if "beside" in floor:
-        console.say(
-            f"  {floor['what']}: {floor['value']:.4f} ({floor['low']:.4f} to {floor['high']:.4f}); "
-            f"{floor['beside']}"
-        )
-    if score.get("clean"):
-        clean = score["clean"]
-        console.say(f"  without {clean['left_out']} leaked rows: {clean['value']:.4f}")
+    say_result(console, page)
     console.say(f"  model   {job.folder / 'model'}")
     console.say(f"  report  {report}")
     console.say(f"  took    {duration(page['seconds'])}")
-    if page["forecast"]:
-        console.say("  " + page["forecast"]["said"])
     if not finished:
         console.say(f"  stopped early; go on: layerwise fit --resume {job.folder}")
+    score = page["score"]
     return Result(
         folder=str(job.folder),
         model=model,
@@ -122,6 +107,27 @@ def finish(
             "next": page["next"],
         },
     )
+
+
+def say_result(console: Console, page: dict[str, Any]) -> None:
+    """The score with its noise, beside what it has to beat and what was foretold."""
+    score = page["score"]
+    console.head("result")
+    console.say(
+        f"  {score['name']} {score['value']:.4f} on {score['n']:,} rows never seen "
+        f"(95% interval {score['low']:.4f} to {score['high']:.4f})"
+    )
+    floor = score["baseline"]
+    if "beside" in floor:
+        console.say(
+            f"  {floor['what']}: {floor['value']:.4f} ({floor['low']:.4f} to {floor['high']:.4f}); "
+            f"{floor['beside']}"
+        )
+    if score.get("clean"):
+        clean = score["clean"]
+        console.say(f"  without {clean['left_out']} leaked rows: {clean['value']:.4f}")
+    if page["forecast"]:
+        console.say("  " + page["forecast"]["said"])
 
 
 def command_of(data: str, job: Job) -> str:
