@@ -23,7 +23,7 @@ check: $(VENV)/.tests
 	$(BIN)/python bench/lines.py
 
 bench: $(VENV)/.tests
-	for b in linear loader watch plan diagnosis training inference tables resume; do \
+	for b in linear loader watch plan diagnosis training inference tables resume tokenising; do \
 	  $(BIN)/python bench/$$b.py || exit 1; done
 
 lines:

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 
 from layerwise.choose import Choice
+from layerwise.contenders import Contender, Job, Rung, better, compete
 from layerwise.data.examples import Examples
 from layerwise.inspect.diagnosis import Diagnosis, diagnose, split_cure
 from layerwise.inspect.texts import legible
-from layerwise.ladder import Contender, Job, Rung, better, compete, start
+from layerwise.ladder import start
 from layerwise.models import replace_fields
 from layerwise.train.log import read_metrics
 

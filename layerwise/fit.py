@@ -17,6 +17,7 @@ from layerwise import labelled, language, runtime
 from layerwise.bundle import Model, load, read_json, write_json
 from layerwise.choose import Choice, choose_scratch, mirror_safe
 from layerwise.console import Console, duration
+from layerwise.contenders import Contender, Job, Rung
 from layerwise.cure import apply_cure, diagnoses, some_rows
 from layerwise.data.audit import AuditReport, audit, audit_labels
 from layerwise.data.examples import Examples
@@ -26,7 +27,7 @@ from layerwise.data.text_matches import matches
 from layerwise.data.text_processor import TextProcessor
 from layerwise.errors import DataError, OptionError
 from layerwise.frozen import ENOUGH, PROBES, Features, affordable_rows, some_features
-from layerwise.ladder import Contender, Job, Rung, climb
+from layerwise.ladder import climb
 from layerwise.plan import Plan
 from layerwise.proxies import choose_by_law
 from layerwise.result import Result, Rows

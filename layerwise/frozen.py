@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 
 from layerwise import runtime
-from layerwise.adapt.packed import PackedBert
+from layerwise.adapt.packed import without_padding
 from layerwise.bundle import Model, read_json, write_json
 from layerwise.data.examples import Examples
 from layerwise.data.loader import in_order
-from layerwise.models.bert import Bert
 from layerwise.runtime import Runtime
 from layerwise.tasks.words import over_windows
 
@@ -36,15 +35,9 @@ class Features:
 
 def features_of(base: Model, rows: Examples, machine: Runtime) -> np.ndarray:
     """The base's features for every row: (n, D) float32."""
-    network: Any = base.network
-    if machine.device == "cpu" and isinstance(network, Bert) and base.processor.reads == "text":
-        texts = base.processor.encode(list(rows.inputs))
-        if all(text.ndim == 1 for text in texts):  # no pairs
-            values = PackedBert(network, machine.dtype)(texts)
-            lengths = np.linalg.norm(values, axis=1, keepdims=True)
-            return values / np.maximum(lengths, 1e-12) if network.config.normalise else values
     found: dict[int, np.ndarray] = {}
-    with runtime.evaluating(network):
+    with runtime.evaluating(base.network):
+        network = without_padding(base.network, machine, len(rows))
         for batch in in_order(rows, base.processor, 64):
             batch = batch.to(machine.device)
             with machine.autocast():
@@ -77,11 +70,12 @@ def word_features(
     rng, found = np.random.default_rng(seed), []
     some = rows.subset(np.sort(rng.permutation(len(rows))[:most]))
     with runtime.evaluating(base.network):
+        network = without_padding(base.network, machine, len(some))
         for batch in in_order(some, base.processor, 64):
             batch = batch.to(machine.device)
             tags = task.token_targets(batch)
             with machine.autocast():
-                vectors = over_windows(base.network.features, batch)  # type: ignore[arg-type]
+                vectors = over_windows(network.features, batch)
             found.append((vectors[tags >= 0].cpu().numpy(), tags[tags >= 0].cpu().numpy()))
     vectors, tags = map(np.concatenate, zip(*found, strict=True))
     chosen = rng.permutation(len(tags))[:WORDS]

@@ -1,19 +1,17 @@
 """The ladder: from the cheapest way of using a pre-trained base to training from scratch.
 
 Rungs: nearest neighbours and a linear probe on the base's features, LoRA (where there are linear
-layers below the head), full fine-tuning, from scratch. With a budget the trained rungs compete by
-successive halving (Jamieson and Talwalkar, arXiv:1502.07943): each gets a short run, the better
-half goes on with twice the time, until one has the rest. Each rung is scored on the validation
-rows; the test rows are seen once, by the winner alone.
+layers below the head), full fine-tuning, from scratch. With a budget the trained rungs compete
+(`contenders`). Each rung is scored on the validation rows; the test rows are seen once, by the
+winner alone.
 
 Legend: n rows, D features, C classes.
 """
 
 import copy
-import pathlib
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,83 +21,26 @@ from torch import nn
 from layerwise import models, runtime
 from layerwise.adapt import lora
 from layerwise.adapt.quantize import quantize
-from layerwise.bundle import Model, read_json, write_json
+from layerwise.bundle import Model
 from layerwise.choose import SMALL_SIDE, Choice, recipe_for
-from layerwise.console import Console, duration
+from layerwise.contenders import Contender, Job, Rung, better, compete, score_rung, worth_going_on
 from layerwise.data.examples import Examples
 from layerwise.errors import OptionError
 from layerwise.frozen import (
-    ENOUGH,
     PROBES,
-    Features,
     features_of,
     linear_probe,
     neighbours,
     some_features,
     word_features,
 )
-from layerwise.lens import Lens, look, show
+from layerwise.lens import look, show
 from layerwise.plan import Plan, make_plan
-from layerwise.runtime import Runtime, peak_memory_mb
 from layerwise.settings import Settings
-from layerwise.tasks.intervals import interval
-from layerwise.train.run import Outcome, Recipe, Training, fresh, predict_rows
+from layerwise.train.run import fresh, predict_rows
 
 UNSEEN = -30.0  # the logit of a tag that no training word has
 SAMPLED = 500  # rows from which a plan takes its example
-VALIDATING = 0.2  # of a share of the budget may go into looking at the validation rows
-
-
-@dataclass
-class Rung:
-    """One way that was tried: its score on the validation rows, and what it cost."""
-
-    name: str
-    score: float
-    low: float
-    high: float
-    seconds: float
-    peak_mb: float
-    note: str = ""
-    chosen: bool = False
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-@dataclass
-class Job:
-    """What every rung needs."""
-
-    settings: Settings
-    folder: pathlib.Path
-    task: Any
-    train: Examples
-    val: Examples
-    machine: Runtime
-    console: Console
-    mirror: bool = True  # a mirrored image keeps its class
-    features: Features | None = None  # of training rows on the base, where known
-    most_features: int = ENOUGH  # rows of which they are worth their time
-    deadline: float = float("inf")  # time.monotonic() when the training budget ends
-    reserved: float = 0.0  # seconds of the budget behind it, for scoring, probing and the report
-    n_test: int = 0  # rows that are scored then
-    on_plan: Callable[[Plan, str], None] = lambda plan, way: None
-    lens: Lens | None = None  # what carries loss, once it was looked at
-
-
-@dataclass
-class Contender:
-    """A network on its way up."""
-
-    way: str  # "lora", "full", "scratch"
-    network: nn.Module
-    choice: Choice
-    recipe: Recipe
-    plan: Plan | None = None
-    outcome: Outcome | None = None
-    rounds: int = 0
-    rung: Rung | None = None
 
 
 def climb(job: Job, base: Model | None, scratch: Callable[[], Choice]) -> tuple[Contender, list]:
@@ -155,37 +96,10 @@ def has_linear_below_head(network: nn.Module) -> bool:
     return any(isinstance(part, nn.Linear) for m in below for part in m.modules())
 
 
-def better(job: Job, a: Rung | None, b: Rung) -> bool:
-    if a is None:
-        return False
-    return a.score > b.score if job.task.higher_is_better else a.score < b.score
-
-
-def worth_going_on(job: Job, rung: Rung) -> bool:
-    """False when a perfect score lies within the noise: nothing above could be told from it."""
-    if not job.task.higher_is_better or rung.high < 1.0:
-        return True
-    rung.note += "; a perfect score lies within its interval, so climbing further cannot pay"
-    return False
-
-
 def choose_winner(winner: Contender, rungs: list[Rung]) -> tuple[Contender, list[Rung]]:
     assert winner.rung is not None
     winner.rung.chosen = True
     return winner, rungs
-
-
-def score_rung(job: Job, name: str, outputs: np.ndarray, started: float, note: str = "") -> Rung:
-    """Score raw outputs on the validation rows, with a bootstrap interval."""
-    targets = np.asarray(job.val.targets)
-    found = interval(job.task.metric, job.task.scored(outputs), targets, seed=job.settings.seed)
-    value, low, high = found.value, found.low, found.high
-    seconds = time.monotonic() - started
-    rung = Rung(name, value, low, high, seconds, peak_memory_mb(), note)
-    job.console.say(
-        f"  {name:<8} {job.task.score} {value:.4f}  ({low:.4f} to {high:.4f})  {duration(seconds)}"
-    )
-    return rung
 
 
 # ---- on the base's features ------------------------------------------------------------------
@@ -346,14 +260,6 @@ def prepare_network(network: nn.Module, choice: Choice, job: Job) -> None:
         prepare(network, choice.processor(rows.inputs))
 
 
-def own_groups(contender: Contender) -> list[dict[str, Any]] | None:
-    """The parameter groups that the family itself has for Muon from scratch; None for the usual."""
-    make = getattr(models.family(contender.choice.family), "muon_groups", None)
-    if make is None or contender.way != "scratch" or contender.recipe.optimizer != "muon":
-        return None
-    return make(contender.network, contender.recipe.global_batch_size)
-
-
 def plan_contender(job: Job, contender: Contender) -> Plan:
     """What the training takes; of texts, time by usual ones and memory by the longest."""
     r, processor = contender.recipe, contender.choice.processor
@@ -381,129 +287,3 @@ def plan_contender(job: Job, contender: Contender) -> Plan:
     usual = np.argsort(np.abs(lengths - lengths.mean()), kind="stable")[:2]
     largest = planned(some.subset(np.argsort(-lengths, kind="stable")[:2]), measure=False)
     return replace(planned(some.subset(usual), measure=True), memory=largest.memory)
-
-
-def compete(job: Job, contenders: list[Contender], rungs: list[Rung]) -> Contender:
-    """Successive halving under the deadline; without one, each contender runs its recipe whole."""
-    scoring = max(scoring_seconds(c, len(job.val) + job.n_test) for c in contenders)
-    while True:
-        left = job.deadline - max(0.0, scoring - job.reserved / 2) - time.monotonic()
-        share = left if len(contenders) == 1 else 0.4 * left / len(contenders)
-        for contender in contenders:
-            go(job, contender, share)
-            assert contender.rung is not None
-            rungs[:] = [r for r in rungs if r.name != contender.way] + [contender.rung]
-            if contender.outcome and not contender.outcome.state.finished:  # Ctrl-C
-                return contender
-        if len(contenders) == 1 or job.deadline == float("inf"):
-            return best_of(job, contenders)
-        contenders.sort(key=score_of, reverse=job.task.higher_is_better)
-        contenders = contenders[: -(-len(contenders) // 2)]
-        if not worth_going_on(job, contenders[0].rung):  # type: ignore[arg-type]
-            return contenders[0]
-
-
-def scoring_seconds(contender: Contender, n: int) -> float:
-    """About what it takes to score n rows: a third of training on them."""
-    plan = contender.plan
-    per_step = plan.seconds.value / max(1, plan.steps) if plan else 0.0
-    return per_step / 3 * n / contender.recipe.global_batch_size
-
-
-def best_of(job: Job, contenders: list[Contender]) -> Contender:
-    return (max if job.task.higher_is_better else min)(contenders, key=score_of)
-
-
-def score_of(contender: Contender) -> float:
-    assert contender.rung is not None, "scored before it is compared"
-    return contender.rung.score
-
-
-def go(job: Job, contender: Contender, share: float) -> None:
-    """Train one contender for at most `share` seconds, and score it."""
-    started = time.monotonic()
-    runtime.forget_peak()
-    folder = job.folder / "rungs" / f"{contender.way}-{contender.rounds}"
-    folder.mkdir(parents=True, exist_ok=True)
-    recipe = kept_steps(folder, within(contender, share, len(job.val)))
-    progress = Progress(job, contender.way, recipe)
-    training = Training(
-        folder,
-        contender.network,
-        job.task,
-        contender.choice.processor,
-        job.train,
-        job.val,
-        recipe,
-        job.machine,
-        progress,
-        contender.plan.seconds.value if contender.plan else 0.0,
-        own_groups(contender),
-    )
-    contender.outcome = training.run()
-    job.console.say(f"  {contender.outcome.compiled}")
-    contender.recipe, contender.rounds = recipe, contender.rounds + 1
-    outputs = predict_rows(
-        contender.network, job.task, contender.choice.processor, job.val, job.machine
-    )
-    before = contender.rung.seconds if contender.rung else 0.0
-    rung = score_rung(job, contender.way, outputs, started, f"{recipe.steps} steps")
-    rung.seconds += before
-    contender.rung = rung
-
-
-def within(contender: Contender, share: float, n_val: int) -> Recipe:
-    """The recipe with as many steps as the share of time pays for, at most what it has.
-
-    n_val: rows that are scored at every evaluation and once at the end, at a third of a step's cost
-    each; evaluations get at most VALIDATING of the time, or there is only the last one.
-    """
-    recipe, plan = contender.recipe, contender.plan
-    if plan is None or share == float("inf"):
-        return recipe
-    per_step = plan.seconds.value / max(1, plan.steps)
-    most = max(recipe.steps, contender.choice.most_steps)
-    once = scoring_seconds(contender, n_val)
-    times = int(min(5, max(1, VALIDATING * share / max(once, 1e-6))))
-    left = 0.9 * share - (times + 1) * once
-    steps = max(10, min(most, int(left / max(per_step, 1e-6))))
-    every = -(-steps // times)
-    return replace(
-        recipe,
-        steps=steps,
-        warmup_steps=min(recipe.warmup_steps, steps // 10),
-        evaluate_every=every,
-        checkpoint_every=max(1, steps // 5),
-    )
-
-
-def kept_steps(folder: pathlib.Path, recipe: Recipe) -> Recipe:
-    """The recipe with the steps this training was begun with: resuming measures nothing anew."""
-    path = folder / "steps.json"
-    if not path.exists():
-        kept = ("steps", "warmup_steps", "evaluate_every", "checkpoint_every")
-        write_json(path, {name: getattr(recipe, name) for name in kept})
-    return replace(recipe, **read_json(path))
-
-
-class Progress:
-    """One line that says how far a training is."""
-
-    def __init__(self, job: Job, way: str, recipe: Recipe):
-        self.console, self.way, self.score = job.console, way, job.task.score
-        self.started, self.first, self.val = time.monotonic(), 0, ""
-
-    def __call__(self, step: int, steps: int, val: Any = None, **values: Any) -> None:
-        if val is not None:
-            self.val = f"  val {self.score} {val[self.score]:.4f}"
-        if "guardian" in values:
-            self.console.say(f"  guardian: {values['guardian']}; going on once at a tenth the rate")
-        if "loss" not in values:
-            return
-        self.first = self.first or step - 1
-        spent = time.monotonic() - self.started
-        left = spent / max(1, step - self.first) * (steps - step)
-        self.console.progress(
-            f"  {self.way} {step}/{steps}  loss {values['loss']:.4f}{self.val}"
-            f"  {duration(left)} left"
-        )

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from layerwise import runtime
 from layerwise.errors import OptionError, unknown
+from layerwise.optimizers import Eager
 
 QUINTIC = (3.4445, -4.7750, 2.0315)  # steep at 0: small singular values grow by 3.4 per step
 
@@ -37,7 +38,7 @@ def orthogonal(matrix: Tensor, steps: int = 5, dtype: torch.dtype = torch.float3
     return (x.T if tall else x).to(matrix.dtype)
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(Eager):
     """Muon for matrices and filters, AdamW (or SGD) for the rest, in one optimiser.
 
     params: parameters or groups of them; a group may set any option below for itself, and

@@ -25,9 +25,9 @@ from layerwise.adapt.groups import parameter_groups
 from layerwise.bundle import read_json, write_json
 from layerwise.choose import Choice, recipe_for
 from layerwise.console import duration
+from layerwise.contenders import Job
 from layerwise.data.loader import Batches
 from layerwise.data.text_processor import TextProcessor
-from layerwise.ladder import Job
 from layerwise.language import WIDTHS, affordable, corpus_of, decoder_of, unigram_bits
 from layerwise.plan.scaling import (
     FLOPS,

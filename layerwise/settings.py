@@ -77,7 +77,7 @@ class Settings:
     dtype: str = option("auto", "arithmetic", ("auto", "fp32", "bf16", "fp16"))
     device: str = option("auto", "cpu, cuda, mps or auto")
     threads: int = option(0, "processor threads (0: all cores)")
-    loader_threads: int = option(1, "threads that prepare batches")
+    loader_threads: int = option(2, "threads that prepare batches")
     seed: int = option(0, "the one seed everything random follows from")
     evaluate_every: int = option(0, "steps between validations (0: each epoch)")
     checkpoint_every: int = option(0, "steps between checkpoints (0: at each validation)")

@@ -90,8 +90,9 @@ def plan_corpus(model: str, data: str, budget: str) -> Any:
     Errors: OptionError where a part of the question is missing; DataError for other data than text.
     """
     from layerwise import language
+    from layerwise.contenders import Job
     from layerwise.fit import TRAINING_SHARE, prepare_rows, understand
-    from layerwise.ladder import Job, start
+    from layerwise.ladder import start
     from layerwise.proxies import choose_by_law
 
     if model != "auto" or not data or not budget:

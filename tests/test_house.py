@@ -12,14 +12,16 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "layerwise"
 FLOORS = {
     "errors": 0, "settings": 0, "console": 0, "runtime": 0, "precision": 0, "storage": 0,
+    "optimizers": 0,
     "layers": 1, "data": 1, "muon": 1,
     "models": 2,
     "weights": 3, "plan": 3,
     "adapt": 4, "generate": 4, "inspect": 4,
     "tasks": 5,
     "train": 6, "bundle": 6.5, "frozen": 6.55, "result": 6.6,
-    "choose": 7, "language": 7, "labelled": 7, "proxies": 7, "lens": 7, "ladder": 7, "cure": 7,
-    "fit": 7, "evaluate": 7, "embed": 7, "export": 7, "report": 7, "selftest": 7,
+    "choose": 7, "language": 7, "labelled": 7, "proxies": 7, "lens": 7, "contenders": 7,
+    "ladder": 7, "cure": 7, "fit": 7, "evaluate": 7, "embed": 7, "export": 7, "report": 7,
+    "selftest": 7,
     "verbs": 7.5,
     "serve": 8, "commands": 8, "cli": 8,
 }  # fmt: skip

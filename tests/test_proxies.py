@@ -12,10 +12,10 @@ from layerwise import language, proxies, runtime
 from layerwise.choose import recipe_for
 from layerwise.cli import main
 from layerwise.console import Console
+from layerwise.contenders import Job
 from layerwise.data.loader import Batches
 from layerwise.errors import DataError, OptionError
 from layerwise.fit import prepare_rows, understand
-from layerwise.ladder import Job
 from layerwise.settings import settings
 from layerwise.tasks.causal import Causal
 from layerwise.train.checkpoint import State

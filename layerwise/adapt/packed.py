@@ -11,6 +11,7 @@ Shapes: n texts of one length, T tokens of each, N tokens in all, D width, H hea
 import copy
 from collections.abc import Iterator, Sequence
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,12 +21,14 @@ from torch import Tensor, nn
 from layerwise.adapt.fuse import PackedLinear
 from layerwise.models.bert import Bert
 from layerwise.models.bert import Block as BertBlock
+from layerwise.runtime import Runtime
 
 TOKENS = 2048  # of a pack: its widest activations still lie in the processor's cache
+WORTH = 64  # texts from which on laying out the weights pays
 
 
 class PackedBert:
-    """The pooled features of texts, as they come (not of length 1), in the dtype asked for.
+    """Texts to their features, in the dtype asked for.
 
     The weights are copied: the network may change or go. For the CPU, without gradients.
     """
@@ -35,34 +38,99 @@ class PackedBert:
         embed, first = network.embed, network.embed.first
         self.tokens = embed.token_embed.weight.detach().clone()
         self.places = embed.pos_embed.weight.detach()[first:].clone()
-        if embed.type_embed is not None:
-            self.places += embed.type_embed.weight.detach()[0]
+        self.types = None if embed.type_embed is None else embed.type_embed.weight.detach().clone()
+        if self.types is not None:  # most texts are the first of a pair
+            self.places += self.types[0]
+            self.types -= self.types[0].clone()
         self.norm = copy.deepcopy(embed.norm)
         self.blocks = [Block(block, dtype) for block in network.blocks]  # type: ignore[arg-type]
 
     @torch.inference_mode()
     def __call__(self, texts: Sequence[np.ndarray]) -> np.ndarray:
-        """Token numbers of texts, in any order, to their vectors (n, D) float32."""
+        """Token numbers of texts, in any order, to their pooled features (n, D) float32.
+
+        As they come, not of length 1.
+        """
         out = np.empty((len(texts), self.config.dim), np.float32)
-        order = np.argsort([len(text) for text in texts], kind="stable")
-        for rows in packs(order, texts):
+        lengths = np.array([len(text) for text in texts], int)
+        for rows in packs(np.argsort(lengths, kind="stable"), lengths):
             out[rows] = self.pack([texts[i] for i in rows]).numpy()
         return out
 
     def pack(self, texts: Sequence[np.ndarray]) -> Tensor:
         """Texts sorted by length: (n, D) fp32."""
-        lengths = [len(text) for text in texts]
-        groups = [(len(list(same)), T) for T, same in groupby(lengths)]
-        numbers = torch.from_numpy(np.concatenate(texts))
-        places = torch.cat([self.places[:T].repeat(n, 1) for n, T in groups])
-        x = self.norm(F.embedding(numbers, self.tokens) + places).to(self.dtype)  # (N, D)
-        for block in self.blocks:
-            x = block(x, groups)
+        groups = grouped([len(text) for text in texts])
+        x = self.stack(torch.from_numpy(np.concatenate(texts)), None, groups)
         parts = x.split([n * T for n, T in groups])
         pairs = zip(parts, groups, strict=True)
         whole = [part.unflatten(0, group).float() for part, group in pairs]  # (n, T, D) each
         first = self.config.pooling == "cls"
         return torch.cat([part[:, 0] if first else part.mean(1) for part in whole])
+
+    def stack(
+        self, numbers: Tensor, types: Tensor | None, groups: Sequence[tuple[int, int]]
+    ) -> Tensor:
+        """Token numbers (N,), and of which text of a pair they are, to features (N, D)."""
+        places = torch.cat([self.places[:T].repeat(n, 1) for n, T in groups])
+        if types is not None and self.types is not None:
+            places += F.embedding(types, self.types)
+        x = self.norm(F.embedding(numbers, self.tokens) + places).to(self.dtype)
+        for block in self.blocks:
+            x = block(x, groups)
+        return x
+
+
+class Unpadded:
+    """An encoder for evaluation that takes padded batches as the network does, and leaves the
+    padding out: the head and all else of the network, its features by `PackedBert`."""
+
+    def __init__(self, network: Bert, dtype: torch.dtype):
+        self.network, self.packed = network, PackedBert(network, dtype)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.network, name)
+
+    def __call__(self, tokens: Tensor, mask: Tensor | None = None, **places: Tensor) -> Tensor:
+        return self.network.score(self.features(tokens, mask, **places), mask)
+
+    def features(
+        self,
+        tokens: Tensor,
+        mask: Tensor | None = None,
+        token_types: Tensor | None = None,
+        **places: Tensor,
+    ) -> Tensor:
+        """As `Bert.features`: (B, T, D), zeros where there is padding."""
+        if places or (mask is not None and mask.ndim != 2):
+            more = {} if token_types is None else {"token_types": token_types}
+            return self.network.features(tokens, mask, **more, **places)
+        B, T = tokens.shape
+        lengths = np.full(B, T) if mask is None else mask.sum(1).numpy()
+        out = torch.zeros(B, T, self.network.config.dim, dtype=self.packed.dtype)
+        for rows in packs(np.argsort(lengths, kind="stable"), lengths):
+            chosen = torch.from_numpy(rows)
+            here = torch.arange(T) < torch.from_numpy(lengths[rows])[:, None]  # padding is behind
+            types = None if token_types is None else token_types[chosen][here]
+            groups = grouped(lengths[rows].tolist())
+            padded = out.new_zeros(len(rows), T, out.shape[-1])
+            padded[here] = self.packed.stack(tokens[chosen][here], types, groups)
+            out[chosen] = padded
+        return out
+
+
+def without_padding(network: Any, machine: Runtime, n: int) -> Any:
+    """The network in its packed form where it is an encoder on the CPU, of plain layers, and the
+    `n` texts to come are worth it; else the network."""
+    if not isinstance(network, Bert) or n < WORTH or machine.device != "cpu":
+        return network
+    layers = (m for block in network.blocks for m in (*block.attn.children(), block.fc1, block.fc2))  # type: ignore[union-attr]
+    plain = all(type(layer) is nn.Linear for layer in layers)  # no adapters, nothing quantised
+    return Unpadded(network, machine.dtype) if plain else network
+
+
+def grouped(lengths: Sequence[int]) -> list[tuple[int, int]]:
+    """How many texts in succession have how many tokens, of lengths that grow."""
+    return [(len(list(same)), T) for T, same in groupby(lengths)]
 
 
 class Block:
@@ -105,9 +173,9 @@ def joined(q: nn.Linear, k: nn.Linear, v: nn.Linear, n_heads: int) -> nn.Linear:
     return out
 
 
-def packs(order: np.ndarray, texts: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+def packs(order: np.ndarray, lengths: np.ndarray) -> Iterator[np.ndarray]:
     """Stretches of the order whose texts have up to TOKENS tokens together, at least one text."""
-    ends = np.cumsum([len(texts[i]) for i in order])
+    ends = np.cumsum(lengths[order])
     start = 0
     while start < len(order):
         before = ends[start - 1] if start else 0

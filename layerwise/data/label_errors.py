@@ -25,6 +25,7 @@ from layerwise.data.duplicates import halved, principal
 from layerwise.data.examples import Finding
 from layerwise.data.splits import stratified_folds
 from layerwise.errors import DataError
+from layerwise.optimizers import LBFGS
 
 PENALTIES = (1e-3, 1e-4, 1e-5)  # of the squared weights, beside the mean loss; the best is kept
 STEPS = 30  # of L-BFGS per penalty
@@ -117,7 +118,7 @@ def train(x: Tensor, target: Tensor, seen: Tensor, start: Tensor, penalty: float
     share = seen / seen.sum(0).clamp_min(1)
     own = target[:, None, None].expand(n, m, 1)
     w = start.clone().requires_grad_(True)
-    optimizer = torch.optim.LBFGS(
+    optimizer = LBFGS(
         [w], max_iter=STEPS, history_size=12, tolerance_grad=1e-5, line_search_fn="strong_wolfe"
     )
 

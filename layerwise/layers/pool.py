@@ -5,6 +5,7 @@ Source: Reimers and Gurevych, "Sentence-BERT", arXiv:1908.10084, section 3.
 Shapes: B texts, T positions, D width.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -28,4 +29,5 @@ def mean_over(x: Tensor, mask: Tensor | None) -> Tensor:
         return x.mean(dim=1)
     weights = mask.to(x.dtype)
     weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=1)
-    return (weights[:, None] @ x)[:, 0]
+    with torch.autocast(x.device.type, enabled=False):  # a product, but not for bf16
+        return (weights[:, None] @ x)[:, 0]

@@ -7,6 +7,7 @@ from torch import nn
 
 from layerwise.errors import unknown
 from layerwise.muon import Muon
+from layerwise.optimizers import SGD, AdamW
 
 NAMES = ("adamw", "sgd", "muon")
 
@@ -19,9 +20,9 @@ def make_optimizer(
         return optimizer(network)
     named = {n: p for n, p in network.named_parameters() if p.requires_grad}
     if optimizer == "adamw":
-        return torch.optim.AdamW(named.values(), fused=True)
+        return AdamW(named.values(), fused=True)
     if optimizer == "sgd":
-        return torch.optim.SGD(named.values(), lr=1e-2, momentum=0.9, nesterov=True, fused=True)
+        return SGD(named.values(), lr=1e-2, momentum=0.9, nesterov=True, fused=True)
     if optimizer == "muon":
         return Muon([{"params": list(named.values()), "names": list(named)}])
     raise unknown("optimizer", optimizer, NAMES)

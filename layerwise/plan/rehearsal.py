@@ -1,9 +1,12 @@
 """One training step of the real model, rehearsed on fake tensors, and what it cost.
 
 Nothing here knows a model by name: the network is copied with its parameters replaced by fake
-ones, and its own forward, backward and optimiser update run, seen by `trace.Ledger`.
+ones, and its own forward, backward and optimiser update run, seen by `trace.Ledger`. Where a step
+can only be small it runs on real tensors: the same ledger, without the seconds that PyTorch's fake
+ones need to be imported.
 """
 
+import contextlib
 import copy
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -21,6 +24,8 @@ from layerwise.plan.step import Setting, autocast, layers_of, prepare, stretched
 from layerwise.plan.trace import Event, Ledger, Operation
 
 MICRO_BATCHES = 2  # from the second on, memory and cost repeat
+SMALL = 2**28  # bytes of a step that is not worth faking
+COPIES, WIDENING = 8, 1000  # bounds: of the weights, and of what becomes of an input
 STEPS = 2  # the first makes the optimiser's state, from the second on they repeat
 
 
@@ -87,8 +92,9 @@ def rehearse(
     if not isinstance(network, nn.Module):
         with torch.device("meta"):
             network = network()
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        fake = fake_copy(network)
+    small = is_small(network, batch, setting)
+    with contextlib.nullcontext() if small else FakeTensorMode(allow_non_fake_inputs=True):
+        fake = copy.deepcopy(network) if small else fake_copy(network)
         prepare(fake, setting)
         ledger = Ledger(fake, layers_of(fake))
         try:
@@ -101,6 +107,21 @@ def rehearse(
         finally:
             ledger.close()
     return _trace(fake, setting, ledger, saved)
+
+
+def is_small(network: nn.Module, batch: Batch, setting: Setting) -> bool:
+    """Whether a real step surely takes little memory: few numbers in, few weights, all on the CPU.
+
+    Token numbers say too little of what a network makes of them (a row of logits each).
+    """
+    held = [*network.parameters(), *network.buffers()]
+    if not all(t.device.type == "cpu" for t in held):
+        return False
+    if not all(t.is_floating_point() or t.ndim == 1 for t in batch.tensors.values()):
+        return False
+    inputs = sum(t.nbytes for t in batch.tensors.values()) // max(1, len(batch))
+    rows = setting.global_batch_size
+    return COPIES * sum(t.nbytes for t in held) + WIDENING * rows * inputs < SMALL
 
 
 def fake_copy(network: nn.Module) -> nn.Module:

@@ -14,13 +14,13 @@ import numpy as np
 from layerwise import runtime
 from layerwise.bundle import Model, write_json
 from layerwise.console import Console, duration
+from layerwise.contenders import Contender, Job, Rung
 from layerwise.cure import metrics_of
 from layerwise.data.examples import Examples
 from layerwise.data.label_errors import suspect_labels
 from layerwise.data.text_documents import texts_of
 from layerwise.evaluate import evaluation_of
 from layerwise.labelled import yardstick
-from layerwise.ladder import Contender, Job, Rung
 from layerwise.language import unigram_bits
 from layerwise.report.inside import look_inside
 from layerwise.report.thumbnails import picture

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from layerwise.bundle import Model
+from layerwise.contenders import Contender, Job
 from layerwise.cure import some_rows
 from layerwise.data.corpus import tokenise
 from layerwise.data.examples import Examples
@@ -15,7 +16,6 @@ from layerwise.inspect.attribution import heat, smooth_grad, top_examples
 from layerwise.inspect.depth import depth_report
 from layerwise.inspect.reading import NAMES_TOKENS, Reading, reading
 from layerwise.inspect.texts import legible
-from layerwise.ladder import Contender, Job
 from layerwise.language import windows_of
 from layerwise.report.thumbnails import data_uri, overlay, picture
 from layerwise.result import Rows

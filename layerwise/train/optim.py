@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.errors import WeightsError, unknown
+from layerwise.optimizers import SGD, AdamW
 
 BETAS = (0.9, 0.95)
 
@@ -20,9 +21,9 @@ def build_optimizer(
     """
     groups = [g | {"lr": lr * g.get("lr_scale", 1.0)} for g in groups if g["params"]]
     if name == "adamw":
-        return torch.optim.AdamW(groups, lr=lr, betas=BETAS, fused=True)
+        return AdamW(groups, lr=lr, betas=BETAS, fused=True)
     if name == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0, fused=True)
+        return SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0, fused=True)
     if name == "muon":
         from layerwise.muon import Muon
 

@@ -17,6 +17,7 @@ from torch import nn
 from layerwise import runtime
 from layerwise.adapt.freeze import Freezing
 from layerwise.adapt.groups import parameter_groups
+from layerwise.adapt.packed import without_padding
 from layerwise.data.augment import Augment
 from layerwise.data.examples import Examples
 from layerwise.data.loader import Batches, Prefetch, in_order
@@ -30,6 +31,7 @@ from layerwise.train.loop import Average, Course, Hooks, train
 from layerwise.train.optim import build_optimizer, load_optimizer_tensors, optimizer_tensors
 
 ROWS_AT_ONCE, TOKENS_AT_ONCE = 256, 4096  # in validation
+TOKENS_PACKED = 32_768  # where only features and head are of that size
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Recipe:
     checkpoint_every: int = 0
     keep: int = 2
     seed: int = 0
-    loader_threads: int = 1
+    loader_threads: int = 2
     watch_every: int = 0
     checkpointing: bool = False  # recompute each layer's activations in backward
     compile: str = "off"
@@ -268,12 +270,14 @@ def predict_rows(
     batch_size: rows at once; 0: as many as surely take less memory than a step of training.
     """
     length = getattr(rows.inputs, "length", 0) or getattr(processor, "max_seq_len", 0)
-    batch_size = batch_size or (max(1, TOKENS_AT_ONCE // length) if length else ROWS_AT_ONCE)
     outputs = np.empty((len(rows), 0), np.float32)
     with runtime.evaluating(network):
+        quick = without_padding(network, machine, len(rows))
+        tokens = TOKENS_AT_ONCE if quick is network else TOKENS_PACKED
+        batch_size = batch_size or (max(1, tokens // length) if length else ROWS_AT_ONCE)
         for batch in in_order(rows, processor, batch_size):
             with machine.autocast():
-                got = task.predict(network, batch.to(machine.device))
+                got = task.predict(quick, batch.to(machine.device))
             outputs = room_for(outputs, got.shape)
             outputs[batch.rows, : got.shape[1]] = got.float().cpu().numpy()
             if progress:

@@ -1,11 +1,13 @@
 """The network rewritten for inference gives the same outputs, in every family it can follow."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
 
 from layerwise import models
-from layerwise.adapt.fuse import PackedConv, fused
+from layerwise.adapt.fuse import fused
 
 SMALL = {
     "resnet20": ({}, 16),
@@ -50,11 +52,20 @@ def test_same_outputs_in_fp32_and_near_in_bf16(name: str):
 
 def test_everything_after_a_convolution_goes_into_it():
     network = trained_like(models.build(*models.resolve("resnet20")))
-    graph = fused(network, torch.randn(2, 3, 16, 16), torch.float32).inner
-    left = [type(m).__name__ for m in graph.modules()]
-    assert "BatchNorm2d" not in left
-    assert "ReLU" not in left
-    assert sum(isinstance(m, PackedConv) for m in graph.modules()) == 19
+    x = torch.randn(2, 3, 16, 16)
+    compiled = fused(network, x, torch.float32)
+    left = str(compiled.inner.graph_for(compiled.cast(x)))
+    for kind in ("batch_norm", "conv", "relu", "add"):  # else than inside oneDNN's kernels
+        assert not re.search(rf"= aten::_?{kind}", left), kind
+    assert len(re.findall(r"= prim::oneDNNFusionGroup_\d", left)) >= 19  # convolutions of resnet20
+
+
+def test_switches_of_torch_are_left_as_they_were():
+    before = torch.jit.onednn_fusion_enabled()
+    casting = torch._C._jit_set_autocast_mode(True)
+    fused(nn.Sequential(nn.Conv2d(3, 3, 1)), torch.randn(1, 3, 8, 8), torch.float32)
+    assert torch.jit.onednn_fusion_enabled() == before
+    assert torch._C._jit_set_autocast_mode(casting)
 
 
 def test_a_sum_whose_other_side_is_read_again_is_not_overwritten():

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from layerwise import runtime
 from layerwise.adapt import packed
-from layerwise.adapt.packed import PackedBert
+from layerwise.adapt.lora import add_lora
+from layerwise.adapt.packed import PackedBert, Unpadded, without_padding
 from layerwise.models import bert
 
 SMALL = bert.Config(
@@ -77,3 +79,32 @@ def test_the_network_may_change_afterwards():
         for p in network.parameters():
             p.zero_()
     np.testing.assert_array_equal(quick(rows), before)
+
+
+@pytest.mark.parametrize("kind", ["class", "pooled", "tag", "span", "masked", "embed"])
+def test_without_padding_is_as_with_it(kind: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(packed, "TOKENS", 100)
+    network, rows = made(replace(SMALL, head_kind=kind, n_token_types=2)), texts()
+    tokens, mask = torch.zeros(30, 40, dtype=torch.long), torch.zeros(30, 40, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        tokens[i, : len(row)], mask[i, : len(row)] = torch.from_numpy(row), True
+    tokens, mask = tokens.repeat(3, 1), mask.repeat(3, 1)  # enough to be worth it
+    types = torch.randint(0, 2, tokens.shape)
+    machine = runtime.Runtime("cpu", torch.float32, 1)
+    with torch.inference_mode():
+        quick = without_padding(network, machine, len(tokens))
+        assert isinstance(quick, Unpadded)
+        for given in ({}, {"token_types": types}):
+            want, found = network(tokens, mask, **given), quick(tokens, mask, **given)
+            seen = mask if want.shape[:2] == mask.shape else slice(None)
+            assert (want[seen] - found[seen]).abs().max() <= 2e-5 * want.abs().max()
+        places = {"documents": torch.zeros_like(tokens)}  # packed rows: the network itself
+        assert torch.equal(network.features(tokens, **places), quick.features(tokens, **places))
+
+
+def test_adapters_and_few_texts_stay_with_the_network():
+    machine = runtime.Runtime("cpu", torch.float32, 1)
+    network = made(SMALL)
+    assert without_padding(network, machine, packed.WORTH - 1) is network
+    add_lora(network, rank=2)
+    assert without_padding(network, machine, 1000) is network
