@@ -28,6 +28,7 @@ from layerwise.settings import Settings
 from layerwise.tasks.intervals import interval
 from layerwise.train.run import Outcome, Recipe, Training, predict_rows
 
+LEAST_STEPS = 10  # fewer teach nothing
 VALIDATING = 0.2  # of a share of the budget may go into looking at the validation rows
 
 
@@ -68,6 +69,11 @@ class Job:
     on_plan: Callable[[Plan, str], None] = lambda plan, way: None
     lens: Lens | None = None  # what carries loss, once it was looked at
 
+    @property
+    def seconds_left(self) -> float:
+        """Of the whole budget."""
+        return self.deadline + self.reserved - time.monotonic()
+
 
 @dataclass
 class Contender:
@@ -83,12 +89,50 @@ class Contender:
     rung: Rung | None = None
 
 
+def affordable(
+    job: Job, ways: list[str], make: Callable[[str], Contender], optional: bool
+) -> list[Contender]:
+    """Contenders of the ways, one by one for as long as the budget has time for another.
+
+    optional: there may be none. What was decided is kept in the run's folder for a resumed run.
+    """
+    kept, out = job.folder / "contenders.json", []
+    known = read_json(kept)["ways"] if kept.exists() else None
+    for way in ways if known is None else known:
+        if known is None and out and not room(job, out, len(out) + 1):
+            job.console.say(f"  {way}: left out, the budget has no time for it")
+        else:
+            out.append(make(way))
+    if known is None:
+        if optional and not room(job, out, len(out)):
+            job.console.say("  no time is left in the budget to train")
+            out = []
+        write_json(kept, {"ways": [c.way for c in out]})
+    return out
+
+
+def room(job: Job, contenders: list[Contender], n: int) -> bool:
+    """Whether `n` of the like of these could take LEAST_STEPS each and be scored."""
+    share = share_of(job, contenders, n)
+    return all(share >= least_seconds(c, len(job.val)) for c in contenders)
+
+
+def least_seconds(contender: Contender, n_val: int) -> float:
+    return LEAST_STEPS * step_seconds(contender) + 2 * scoring_seconds(contender, n_val)
+
+
+def share_of(job: Job, contenders: list[Contender], n: int) -> float:
+    """Seconds that each of `n` contenders gets now; what scoring takes beyond its half of what is
+    reserved for the end is set apart."""
+    scoring = max(scoring_seconds(c, len(job.val) + job.n_test) for c in contenders)
+    left = job.deadline - max(0.0, scoring - job.reserved / 2) - time.monotonic()
+    return left if n == 1 else 0.4 * left / n
+
+
 def compete(job: Job, contenders: list[Contender], rungs: list[Rung]) -> Contender:
     """Successive halving under the deadline; without one, each contender runs its recipe whole."""
-    scoring = max(scoring_seconds(c, len(job.val) + job.n_test) for c in contenders)
     while True:
-        left = job.deadline - max(0.0, scoring - job.reserved / 2) - time.monotonic()
-        share = left if len(contenders) == 1 else 0.4 * left / len(contenders)
+        share = share_of(job, contenders, len(contenders))
         for contender in contenders:
             go(job, contender, share)
             assert contender.rung is not None
@@ -105,9 +149,12 @@ def compete(job: Job, contenders: list[Contender], rungs: list[Rung]) -> Contend
 
 def scoring_seconds(contender: Contender, n: int) -> float:
     """About what it takes to score n rows: a third of training on them."""
+    return step_seconds(contender) / 3 * n / contender.recipe.global_batch_size
+
+
+def step_seconds(contender: Contender) -> float:
     plan = contender.plan
-    per_step = plan.seconds.value / max(1, plan.steps) if plan else 0.0
-    return per_step / 3 * n / contender.recipe.global_batch_size
+    return plan.seconds.value / max(1, plan.steps) if plan else 0.0
 
 
 def best_of(job: Job, contenders: list[Contender]) -> Contender:
@@ -175,12 +222,12 @@ def within(contender: Contender, share: float, n_val: int) -> Recipe:
     recipe, plan = contender.recipe, contender.plan
     if plan is None or share == float("inf"):
         return recipe
-    per_step = plan.seconds.value / max(1, plan.steps)
     most = max(recipe.steps, contender.choice.most_steps)
     once = scoring_seconds(contender, n_val)
     times = int(min(5, max(1, VALIDATING * share / max(once, 1e-6))))
     left = 0.9 * share - (times + 1) * once
-    steps = max(10, min(most, int(left / max(per_step, 1e-6))))
+    paid = int(left / max(step_seconds(contender), 1e-6))
+    steps = max(LEAST_STEPS, min(most, paid))
     every = -(-steps // times)
     return replace(
         recipe,

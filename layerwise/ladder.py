@@ -23,7 +23,16 @@ from layerwise.adapt import lora
 from layerwise.adapt.quantize import quantize
 from layerwise.bundle import Model
 from layerwise.choose import SMALL_SIDE, Choice, recipe_for
-from layerwise.contenders import Contender, Job, Rung, better, compete, score_rung, worth_going_on
+from layerwise.contenders import (
+    Contender,
+    Job,
+    Rung,
+    affordable,
+    better,
+    compete,
+    score_rung,
+    worth_going_on,
+)
 from layerwise.data.examples import Examples
 from layerwise.errors import OptionError
 from layerwise.frozen import (
@@ -61,9 +70,11 @@ def climb(job: Job, base: Model | None, scratch: Callable[[], Choice]) -> tuple[
         best = as_it_is(job, base, rungs)
         if method != "auto":
             return choose_winner(best, rungs)
-    contenders = [start(job, way, base, scratch, best) for way in ways(job, base)]
-    trained = compete(job, contenders, rungs)
-    if best is not None and best.rung and not better(job, trained.rung, best.rung):
+    make = lambda way: start(job, way, base, scratch, best)  # noqa: E731
+    contenders = affordable(job, ways(job, base), make, optional=best is not None)
+    trained = compete(job, contenders, rungs) if contenders else None
+    if trained is None or (best and best.rung and not better(job, trained.rung, best.rung)):
+        assert best is not None
         return choose_winner(best, rungs)
     return choose_winner(trained, rungs)
 
@@ -76,7 +87,7 @@ def put_on_lens(job: Job, processor: Any) -> None:
 
 
 def ways(job: Job, base: Model | None) -> list[str]:
-    """The rungs that train, cheapest first."""
+    """The rungs that train; the one to have where there is time for one alone comes first."""
     method = job.settings.method
     if base is None or method == "scratch":
         return ["scratch"]
@@ -87,7 +98,7 @@ def ways(job: Job, base: Model | None) -> list[str]:
             f"--method {method} is not for the task {job.task.name}; use lora or full"
         )
     linear = has_linear_below_head(base.network) and job.task.name != "masked"
-    return [*(["lora"] if linear else []), "full", *(["scratch"] if job.settings.budget else [])]
+    return ["full", *(["lora"] if linear else []), *(["scratch"] if job.settings.budget else [])]
 
 
 def has_linear_below_head(network: nn.Module) -> bool:

@@ -1,9 +1,11 @@
 """What the report shows of a network's inside: how each layer learned and what it looks for."""
 
+import time
 from typing import Any
 
 import torch
 
+from layerwise import runtime
 from layerwise.bundle import Model
 from layerwise.contenders import Contender, Job
 from layerwise.cure import some_rows
@@ -20,7 +22,8 @@ from layerwise.language import windows_of
 from layerwise.report.thumbnails import data_uri, overlay, picture
 from layerwise.result import Rows
 
-PROBED = 1500  # rows that the depth report looks at
+PROBED, FEW_PROBED = 1500, 200  # rows that the depth report looks at, at most and at least
+TIMED, PASSES = 32, 5  # rows by which its time is judged; times that it sees each row, about
 TOKENS, WINDOWS = 4096, 16  # of running text, and its least number of windows
 LOOKED_THROUGH = 600  # rows among which a unit's favourites are sought
 SHOWN = 6  # rows whose saliency is shown
@@ -44,7 +47,8 @@ def look_inside(
     elif job.settings.depth:
         gradients = {r["name"]: r["grad_norm"] for r in out["layers"] if r.get("grad_norm")}
         try:
-            found = read_text(model, rows.test, base, job.settings.seed, gradients)
+            most = rows_probed(job, rows.test, model)
+            found = read_text(model, rows.test, base, job.settings.seed, gradients, most)
         except DataError as e:  # too few held-out rows to probe with
             return out | {"depth": {"sentences": [str(e)]}}
         out["reading"] = found.to_dict()
@@ -59,6 +63,7 @@ def read_text(
     base: Model | None = None,
     seed: int = 0,
     gradients: dict[str, float] | None = None,
+    probed: int = PROBED,
 ) -> Reading:
     """How a model reads texts that it was not trained on; see `inspect.reading`."""
     words, task = model.processor.tokenizer, getattr(model.task, "name", "")
@@ -66,7 +71,7 @@ def read_text(
         corpus = tokenise(texts_of(held), words)
         held = windows_of(held, corpus, model.processor, task == "masked")
     most = max(WINDOWS, TOKENS // model.processor.max_seq_len)
-    some = some_rows(held, most if task in NAMES_TOKENS else PROBED)
+    some = some_rows(held, most if task in NAMES_TOKENS else probed)
     return reading(
         model.network,
         [legible(batch, model.task) for batch in in_order(some, model.processor, WINDOWS)],
@@ -77,6 +82,21 @@ def read_text(
         seed,
         gradients,
     )
+
+
+def rows_probed(job: Job, held: Examples, model: Model) -> int:
+    """How many rows the depth report looks at: what is left of the budget pays for."""
+    if job.seconds_left == float("inf"):
+        return PROBED
+    some, spent = some_rows(held, TIMED), []
+    with runtime.evaluating(model.network):
+        for _ in range(2):  # the first warms up
+            started = time.perf_counter()
+            for batch in in_order(some, model.processor, TIMED, cached=False):
+                job.task.predict(model.network, batch.to(job.machine.device))
+            spent.append(time.perf_counter() - started)
+    paid = max(0.0, job.seconds_left) / PASSES / spent[-1] * len(some)
+    return min(PROBED, max(FEW_PROBED, int(paid)))
 
 
 def fill_floors(layers: list[dict[str, Any]], found: dict[str, Any]) -> None:
@@ -104,7 +124,7 @@ def depth_of(job: Job, rows: Rows, model: Model, layers: list[dict]) -> dict[str
     held = rows.test if len(rows.test) >= 300 else rows.val
     held = held if len(held) > len(rows.test) else rows.test
     gradients = {row["name"]: row["grad_norm"] for row in layers if row.get("grad_norm")}
-    batches = in_order(some_rows(held, PROBED), model.processor, 128)
+    batches = in_order(some_rows(held, rows_probed(job, held, model)), model.processor, 128)
     try:
         found = depth_report(
             model.network, batches, model.labels, seed=job.settings.seed, gradients=gradients
