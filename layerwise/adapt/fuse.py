@@ -12,6 +12,7 @@ import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -51,9 +52,10 @@ class Compiled(nn.Module):
         network = network.to(dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         x = self.cast(example)
         with torch.no_grad(), onednn_graphs():
-            self.inner = torch.jit.freeze(torch.jit.trace(network, x, check_trace=False))
+            frozen = torch.jit.freeze(torch.jit.trace(network, x, check_trace=False))
             for _ in range(WARM):
-                self.inner(x)
+                frozen(x)
+        self.inner = partial(frozen)  # not as a part: a frozen network knows no `eval`
 
     def cast(self, x: Tensor) -> Tensor:
         return x.to(self.dtype, memory_format=torch.channels_last)

@@ -2,12 +2,16 @@
 
 import re
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from layerwise import models
+from layerwise import bundle, models, runtime
 from layerwise.adapt.fuse import fused
+from layerwise.data.examples import Examples
+from layerwise.data.image import ImageProcessor
+from layerwise.tasks.classify import Classify
 
 SMALL = {
     "resnet20": ({}, 16),
@@ -54,7 +58,9 @@ def test_everything_after_a_convolution_goes_into_it():
     network = trained_like(models.build(*models.resolve("resnet20")))
     x = torch.randn(2, 3, 16, 16)
     compiled = fused(network, x, torch.float32)
-    left = str(compiled.inner.graph_for(compiled.cast(x))).split("\nwith ")[0]  # kernels follow
+    left = str(compiled.inner.func.graph_for(compiled.cast(x))).split("\nwith ")[
+        0
+    ]  # kernels follow
     for kind in ("batch_norm", "conv", "relu", "add"):
         assert not re.search(rf"= aten::_?{kind}", left), kind
     assert len(re.findall(r"= prim::oneDNNFusionGroup_\d", left)) >= 19  # convolutions of resnet20
@@ -86,3 +92,21 @@ def test_a_sum_whose_other_side_is_read_again_is_not_overwritten():
         kept = x.clone()
         fused(nn.Sequential(nn.Conv2d(3, 3, 1)), x, torch.float32)(x)
         assert torch.equal(x, kept)
+
+
+def test_a_model_scores_many_images_by_its_compiled_network(monkeypatch: pytest.MonkeyPatch):
+    made = []
+    monkeypatch.setattr(bundle, "WORTH_FUSING", 8)
+    monkeypatch.setattr(bundle, "fused", lambda *args: made.append(fused(*args)) or made[-1])
+    network = trained_like(models.build(*models.resolve("resnet20", n_classes=3)))
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), np.uint8)
+    rows = Examples(
+        "image", pixels, None, "none", (), [str(i) for i in range(20)], np.full(20, ""), ""
+    )
+    processor = ImageProcessor(size=(32, 32))
+    model = bundle.Model(network, "resnet", processor, Classify(("a", "b", "c")))
+    found = model.outputs(rows, runtime.start(dtype="fp32"), batch_size=16)  # a last batch of 4
+    with torch.no_grad():
+        want = network.eval()(processor(pixels)).numpy()
+    assert len(made) == 1
+    assert np.abs(found - want).max() < 1e-4 * np.abs(want).max()
