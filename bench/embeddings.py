@@ -77,7 +77,7 @@ def embedder(who: str):
 
         return Embedder(minilm(), dtype=precision, threads=2)
     if name == "sentence-transformers":
-        transformers()
+        sidebyside.import_transformers()
         from sentence_transformers import SentenceTransformer
 
         model = SentenceTransformer(minilm(), device="cpu")
@@ -97,7 +97,7 @@ def by_batches(call, queue: bool = False):
     import numpy as np
     import torch
 
-    tokenizer = transformers().AutoTokenizer.from_pretrained(minilm())
+    tokenizer = sidebyside.import_transformers().AutoTokenizer.from_pretrained(minilm())
 
     def embed(texts):
         order = np.argsort([-len(t) for t in texts], kind="stable")
@@ -123,16 +123,8 @@ def by_batches(call, queue: bool = False):
     return embed
 
 
-def transformers():
-    """transformers, also beside a CPU build of PyTorch on which torchvision does not import."""
-    sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
-    from tests import oracles
-
-    return oracles.import_transformers()
-
-
 def bare_bert():
-    return transformers().AutoModel.from_pretrained(minilm()).eval()
+    return sidebyside.import_transformers().AutoModel.from_pretrained(minilm()).eval()
 
 
 def transformers_call(precision: str):

@@ -95,8 +95,7 @@ def as_rate(name: str, step: float, network: Any = None) -> dict:
 
 def reference(name: str):
     """The same network in transformers, with random weights."""
-    import transformers as tf
-
+    tf = sidebyside.import_transformers()
     if name == "bert":
         return tf.BertForSequenceClassification(tf.BertConfig())
     small = {"vocab_size": 65, "n_positions": 256, "n_embd": 384, "n_layer": 6, "n_head": 6}
@@ -109,27 +108,27 @@ def trainer(name: str, seconds: float, bf16: bool) -> dict:
     import statistics
 
     import torch
-    from transformers import Trainer, TrainerCallback, TrainingArguments
 
+    tf = sidebyside.import_transformers()
     torch.set_num_threads(2)
     x = tokens(name)
     labels = torch.arange(len(x)) % 2 if name == "bert" else x
     rows = [{"input_ids": x[i], "labels": labels[i]} for i in range(len(x))] * 10_000
     stamps: list[float] = []
 
-    class Stop(TrainerCallback):
+    class Stop(tf.TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
             stamps.append(time.perf_counter())
             long = stamps[-1] - stamps[0] > seconds + 4
             control.should_training_stop = long and len(stamps) > 5
             return control
 
-    arguments = TrainingArguments(
+    arguments = tf.TrainingArguments(
         output_dir="/tmp/trainer", per_device_train_batch_size=len(x), use_cpu=True, bf16=bf16,
         report_to=[], disable_tqdm=True, save_strategy="no", logging_strategy="no",
     )  # fmt: skip
     network = reference(name).train()
-    Trainer(network, arguments, train_dataset=rows, callbacks=[Stop()]).train()
+    tf.Trainer(network, arguments, train_dataset=rows, callbacks=[Stop()]).train()
     steps = [b - a for a, b in itertools.pairwise(stamps[1:])]
     return as_rate(name, statistics.median(steps))
 

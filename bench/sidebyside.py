@@ -73,10 +73,19 @@ def bf16_rate(n: int = 2048) -> float:
 
 def import_timm() -> Any:
     """timm, also beside a CPU build of PyTorch on which torchvision's wheel does not import."""
+    return oracles().import_timm()
+
+
+def import_transformers() -> Any:
+    """transformers, likewise."""
+    return oracles().import_transformers()
+
+
+def oracles() -> Any:
     sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
     from tests import oracles
 
-    return oracles.import_timm()
+    return oracles
 
 
 def peak_mb() -> float:

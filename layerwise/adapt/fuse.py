@@ -22,27 +22,6 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 WARM = 3  # runs until the compiler has seen the shapes, built its kernels and kept the weights
 
 
-class PackedLinear(nn.Module):
-    """A linear layer through oneDNN, its weight laid out once for batches of `rows`.
-
-    post: an activation ("none" for no). With a second input the kernel adds it instead.
-    """
-
-    def __init__(self, linear: nn.Linear, dtype: torch.dtype, rows: int, post: str = "none"):
-        super().__init__()
-        self.post = post
-        weight = linear.weight.detach().to(dtype)
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
-        self.bias = None if linear.bias is None else linear.bias.detach().to(dtype, copy=True)
-
-    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
-        args = (self.weight, self.bias)
-        if other is not None:
-            return torch.ops.mkldnn._linear_pointwise.binary(x, other, *args, "add")
-        exact = "none" if self.post == "gelu" else ""  # not its approximation by tanh
-        return torch.ops.mkldnn._linear_pointwise(x, *args, self.post, [], exact)
-
-
 class Compiled(nn.Module):
     """float32 in and out, `dtype` and channels-last inside; for images of one size."""
 

@@ -2,8 +2,8 @@
 
 The tokens of all texts lie end to end, (N, D). Linear layers and norms work on all of them at
 once; attention takes the texts of one length together, so it needs no mask. Query, key and value
-are one product, the activation and the residual sum are done inside the products' own kernels
-(oneDNN post-operations), and weights are laid out once as these want them.
+are one product, the activation is done inside the product's own kernel (an oneDNN post-operation),
+and weights are laid out once as these want them. Sums and norms stay in fp32.
 
 Shapes: n texts of one length, T tokens of each, N tokens in all, D width, H heads, Dh head width.
 """
@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from layerwise.adapt.fuse import PackedLinear
 from layerwise.models.bert import Bert
 from layerwise.models.bert import Block as BertBlock
 from layerwise.runtime import Runtime
@@ -63,7 +62,7 @@ class PackedBert:
         x = self.stack(torch.from_numpy(np.concatenate(texts)), None, groups)
         parts = x.split([n * T for n, T in groups])
         pairs = zip(parts, groups, strict=True)
-        whole = [part.unflatten(0, group).float() for part, group in pairs]  # (n, T, D) each
+        whole = [part.unflatten(0, group) for part, group in pairs]  # (n, T, D) each
         first = self.config.pooling == "cls"
         return torch.cat([part[:, 0] if first else part.mean(1) for part in whole])
 
@@ -74,7 +73,7 @@ class PackedBert:
         places = torch.cat([self.places[:T].repeat(n, 1) for n, T in groups])
         if types is not None and self.types is not None:
             places += F.embedding(types, self.types)
-        x = self.norm(F.embedding(numbers, self.tokens) + places).to(self.dtype)
+        x = self.norm(F.embedding(numbers, self.tokens) + places)
         for block in self.blocks:
             x = block(x, groups)
         return x
@@ -106,7 +105,7 @@ class Unpadded:
             return self.network.features(tokens, mask, **more, **places)
         B, T = tokens.shape
         lengths = np.full(B, T) if mask is None else mask.sum(1).numpy()
-        out = torch.zeros(B, T, self.network.config.dim, dtype=self.packed.dtype)
+        out = torch.zeros(B, T, self.network.config.dim)
         for rows in packs(np.argsort(lengths, kind="stable"), lengths):
             chosen = torch.from_numpy(rows)
             here = torch.arange(T) < torch.from_numpy(lengths[rows])[:, None]  # padding is behind
@@ -138,7 +137,7 @@ class Block:
 
     def __init__(self, block: BertBlock, dtype: torch.dtype):
         attn = block.attn
-        self.n_heads = attn.n_heads
+        self.dtype, self.n_heads = dtype, attn.n_heads
         qkv = joined(attn.q_proj, attn.k_proj, attn.v_proj, attn.n_heads)
         self.qkv = PackedLinear(qkv, dtype, TOKENS)
         self.o_proj = PackedLinear(attn.o_proj, dtype, TOKENS)
@@ -147,12 +146,12 @@ class Block:
         self.attn_norm = copy.deepcopy(block.attn_norm)
         self.mlp_norm = copy.deepcopy(block.mlp_norm)
 
-    def __call__(self, x: Tensor, groups: Sequence[tuple[int, int]]) -> Tensor:  # (N, D)
-        parts = self.qkv(x).split([n * T for n, T in groups])
+    def __call__(self, x: Tensor, groups: Sequence[tuple[int, int]]) -> Tensor:  # (N, D) fp32
+        parts = self.qkv(x.to(self.dtype)).split([n * T for n, T in groups])
         texts = [self.attend(part, *group) for part, group in zip(parts, groups, strict=True)]
         mixed = texts[0] if len(texts) == 1 else torch.cat(texts)
-        x = self.attn_norm(self.o_proj(mixed, x))
-        return self.mlp_norm(self.fc2(self.fc1(x), x))
+        x = self.attn_norm(x + self.o_proj(mixed))
+        return self.mlp_norm(x + self.fc2(self.fc1(x.to(self.dtype))))
 
     def attend(self, qkv: Tensor, n: int, T: int) -> Tensor:
         """Query, key and value side by side (n T, 3 D), of n texts: (n T, D)."""
@@ -161,6 +160,25 @@ class Block:
         weights = torch.bmm(q, k.transpose(1, 2)).softmax(-1)  # (n H, T, T)
         mixed = torch.bmm(weights, v).view(n, self.n_heads, T, -1)
         return mixed.transpose(1, 2).reshape(n * T, -1)
+
+
+class PackedLinear(nn.Module):
+    """A linear layer through oneDNN, its weight laid out once for batches of `rows`.
+
+    post: an activation ("none" for no).
+    """
+
+    def __init__(self, linear: nn.Linear, dtype: torch.dtype, rows: int, post: str = "none"):
+        super().__init__()
+        self.post = post
+        weight = linear.weight.detach().to(dtype)
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+        self.bias = None if linear.bias is None else linear.bias.detach().to(dtype, copy=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        exact = "none" if self.post == "gelu" else ""  # not its approximation by tanh
+        args = (self.weight, self.bias, self.post, [], exact)
+        return torch.ops.mkldnn._linear_pointwise(x, *args)
 
 
 def joined(q: nn.Linear, k: nn.Linear, v: nn.Linear, n_heads: int) -> nn.Linear:
