@@ -31,7 +31,7 @@ from layerwise.data.tokens import Tokenizer
 from layerwise.data.word_processor import WordProcessor
 from layerwise.errors import StorageError, WeightsError, unknown
 from layerwise.generate import greedy
-from layerwise.tasks import reader_of_head, task_from_dict, task_of_head
+from layerwise.tasks import FORMS, reader_of_head, task_from_dict, task_of_head
 from layerwise.tasks.calibration import conformal_quantile
 from layerwise.tasks.scores import sigmoid, softmax
 from layerwise.train.checkpoint import storage_error
@@ -103,18 +103,23 @@ class Model:
 
     # ---- use -----------------------------------------------------------------------------------
 
+    def machine(self, threads: int = 0) -> runtime.Runtime:
+        """What it computes with: the arithmetic of its run, so that its scores come again."""
+        return runtime.start(dtype=self.card.get("dtype", "auto"), threads=threads)
+
     def outputs(self, rows: Examples, machine: runtime.Runtime | None = None, **options: Any):
         """Raw outputs (n, n_outputs), as numpy, divided by the calibrated temperature."""
         if rows.kind != self.kind and (self.kind, rows.kind) != ("text", "tokens"):
             raise WeightsError(
                 f"this model reads {self.kind}s, but {rows.source or 'the data'} holds {rows.kind}s"
             )
-        if self.task is None or (rows.kind, self.task.head_kind) == ("text", "causal"):
-            more = ", or `layerwise generate` from a prompt" if self.task else ""
+        if self.task is None or (rows.kind == "text" and self.task.name in FORMS["plain"]):
+            writes = getattr(self.task, "name", "") == "causal"
+            more = ", or `layerwise generate` from a prompt" if writes else ""
             raise WeightsError(
                 f"{self.variant} has no answer to give of a row: `layerwise fit` it by --base{more}"
             )
-        machine = machine or runtime.start()
+        machine = machine or self.machine()
         network = self.network.to(machine.device)
         if machine.device == "cpu" and rows.kind == "image" and len(rows) >= WORTH_FUSING:
             network = self.fast(rows, machine, options.get("batch_size", BATCH))
@@ -151,7 +156,7 @@ class Model:
         the truth with that probability, and `unsure` where it is not one label.
         """
         rows = self.rows(data)
-        outputs = self.outputs(rows, runtime.start(threads=threads))
+        outputs = self.outputs(rows, self.machine(threads))
         level = self.conformal_level(confidence) if confidence else None
         if hasattr(self.task, "read"):
             each = zip(rows.names, rows.inputs, outputs, strict=True)

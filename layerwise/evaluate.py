@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from layerwise import runtime
 from layerwise.bundle import Model, Prediction, load
+from layerwise.data.corpus import tokenise
 from layerwise.data.examples import Examples
 from layerwise.data.open import TARGET_KINDS, open_data
+from layerwise.data.text_documents import texts_of
 from layerwise.data.text_matches import matches
 from layerwise.errors import DataError
-from layerwise.tasks import intervals
+from layerwise.language import windows_of
+from layerwise.tasks import FORMS, intervals
 from layerwise.tasks.calibration import ece
 from layerwise.tasks.scores import softmax
 
@@ -68,7 +70,18 @@ def rows_to_score(model: Model, data: Any, target: str, which: str) -> tuple[Exa
         if which not in given:
             raise DataError(f"{rows.source} has no split '{which}'; it has {sorted(given - {''})}")
         rows = rows.subset(rows.given == which)
-    return in_order_of(model, rows), which
+    rows = in_order_of(model, rows)
+    return (in_windows(model, rows) if model.task.name in FORMS["plain"] else rows), which
+
+
+def in_windows(model: Model, rows: Examples) -> Examples:
+    """Texts as the windows of tokens that a model of text is scored on. Errors: other rows."""
+    if rows.kind == "tokens":
+        return rows
+    if rows.form != "plain":
+        raise DataError(f"{rows.understood}: a plain text was expected, to score the words of")
+    corpus = tokenise(texts_of(rows), model.processor.tokenizer)
+    return windows_of(rows, corpus, model.processor, model.task.name == "masked")
 
 
 def open_rows(model: Model, data: Any, target: str) -> Examples:
@@ -99,7 +112,8 @@ def in_order_of(model: Model, rows: Examples) -> Examples:
     if wanted == "number" or rows.labels == model.labels:
         return rows
     strange = [name for name in rows.labels if name not in model.labels]
-    if strange and len(rows.labels) == len(model.labels) and all(x.isdigit() for x in rows.labels):
+    numbered, named = (all(x.isdigit() for x in m.labels) for m in (rows, model))
+    if strange and len(rows.labels) == len(model.labels) and numbered and not named:
         return rows  # classes given by number alone
     if strange:
         raise DataError(
@@ -126,7 +140,7 @@ def evaluate(
     model = as_model(model)
     rows, which = rows_to_score(model, data, target, split)
     model = judged(model, rows)
-    outputs = model.outputs(rows, runtime.start(threads=threads))
+    outputs = model.outputs(rows, model.machine(threads))
     return evaluation_of(model, outputs, rows, which)
 
 
@@ -188,6 +202,12 @@ def compare(
     model_a, model_b = as_model(a), as_model(b)
     rows, _ = rows_to_score(model_a, data, target, split)
     model_a, model_b = judged(model_a, rows), judged(model_b, rows)
+    words = [m.processor.tokenizer.fingerprint for m in (model_a, model_b) if rows.kind == "tokens"]
+    if len(set(words)) > 1:
+        raise DataError(
+            "these models cut text into other tokens, so there are no pairs of scores to test; "
+            "`layerwise evaluate` each: bits per byte compare"
+        )
     task, out_a, out_b = model_a.task, model_a.outputs(rows), model_b.outputs(rows)
     if model_a.labels != model_b.labels:
         in_order_of(model_b, rows)  # an error where their classes differ

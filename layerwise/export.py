@@ -88,9 +88,11 @@ def _gguf(loaded: bundle.Model, path: pathlib.Path, kind: str, name: str) -> nn.
 
 
 def _folder(loaded: bundle.Model, path: pathlib.Path) -> nn.Module:
-    if loaded.saved_format() == bundle.OURS:
+    averages = getattr(loaded.network.config, "head_kind", "") == "pooled"
+    if loaded.saved_format() == bundle.OURS or averages:
         raise WeightsError(
             f"no other tool has a network like this {loaded.family}; `RUN/model` is its folder"
+            + "; of texts, transformers knows what --method lora and full make of a base" * averages
         )
     loaded.save(path)
     return load_published(path)[0]  # by its config.json, as others would

@@ -161,6 +161,17 @@ def test_a_table_with_missing_cells_and_categories(tmp_path: pathlib.Path):
     assert red.interval[0] < red.value < red.interval[1]
 
 
+def test_a_run_is_scored_again_in_its_own_arithmetic(tmp_path: pathlib.Path):
+    """Ask 24: tables are trained in fp32, also where images are not."""
+    rng = np.random.default_rng(0)
+    lines = [f"{x:.3f},{y:.3f},{'big' if x + y + e > 0 else 'small'},{'test' if i % 3 else 'train'}"
+             for i, (x, y, e) in enumerate(rng.normal(size=(600, 3)))]  # fmt: skip
+    (tmp_path / "a.csv").write_text("\n".join(["wide,long,kind,split", *lines]))
+    options = {**FAST, "dtype": "auto", "console": QUIET, "output": str(tmp_path / "run")}
+    run = layerwise.fit(tmp_path / "a.csv", **options)
+    assert layerwise.evaluate(run.folder, tmp_path / "a.csv", split="test").metrics == run.metrics
+
+
 @pytest.mark.parametrize(
     "options", [{"steps": 3, "nonsense": 1}, {"budget": "soon"}, {"model": "resnet19"}]
 )

@@ -212,6 +212,12 @@ def test_transformers_opens_what_was_tuned(tuned):
     assert tuple(theirs.config.id2label[i] for i in range(3)) == ours.labels
 
 
+def test_what_transformers_has_no_class_for_is_not_exported(fitted, tmp_path: pathlib.Path):
+    with pytest.raises(WeightsError, match=r"no other tool .* --method lora and full make"):
+        layerwise.export(fitted.folder, str(tmp_path / "out"), to="huggingface")
+    assert list(tmp_path.iterdir()) == []
+
+
 def renamed(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {{"inputs": "tokens"}.get(name, name): value for name, value in tensors.items()}
 

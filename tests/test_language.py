@@ -1,20 +1,26 @@
 """Plain text through `fit`: tokenised, trained on, scored in bits per byte, opened elsewhere."""
 
+import csv
+import dataclasses
 import importlib.util
 import json
+import math
 import pathlib
 import sys
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
+from pyarrow import parquet
 
 import layerwise
 from layerwise import language
 from layerwise.console import Console
 from layerwise.data.corpus import NO_LOSS, Windows, tokenise
+from layerwise.data.text_processor import TextProcessor
 from layerwise.data.train_tokenizer import train_bpe
-from layerwise.errors import DataError, LayerwiseError
+from layerwise.errors import DataError, LayerwiseError, WeightsError
 from tests.oracles import LlamaCpp, import_transformers
 
 QUIET = Console(quiet=True)
@@ -172,6 +178,89 @@ def test_training_goes_on_from_a_base(fitted, book: pathlib.Path, tmp_path: path
 def test_a_network_that_does_not_write(book: pathlib.Path, tmp_path: pathlib.Path):
     with pytest.raises(DataError, match="does not continue text"):
         layerwise.fit(book, console=QUIET, output=str(tmp_path / "run"), model="resnet20", steps=2)
+
+
+def test_rows_of_text_are_found_under_any_name(fitted, tmp_path: pathlib.Path):
+    """Ask 13 (trl#2541): "text" there, or nothing."""
+    rows = [{"url": f"https://a.org/{i}", "body": sentences(6, i)} for i in range(40)]
+    texts = [row["body"] for row in rows]
+    (tmp_path / "a.txt").write_text("<|endoftext|>".join(texts))
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    parquet.write_table(pa.table({"id": range(40), "raw_content": texts}), tmp_path / "c.parquet")
+    with (tmp_path / "d.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([rows[0], *(row.values() for row in rows)])
+    options = {"base": fitted.folder, "method": "full", "steps": 2, "threads": 1, "dtype": "fp32"}
+    options |= {"audit": False, "depth": False, "console": QUIET}
+    paths = [tmp_path / name for name in ("a.txt", "b.jsonl", "c.parquet", "d.csv")]
+    runs = [layerwise.fit(path, output=str(tmp_path / path.stem), **options) for path in paths]
+    want = runs[0].model.network.state_dict()
+    for run in runs[1:]:
+        assert run.metrics == runs[0].metrics
+        found = run.model.network.state_dict()
+        assert all(torch.equal(found[name], want[name]) for name in want), run.folder
+
+
+@pytest.mark.parametrize(("task", "model"), [("causal", "auto"), ("masked", "bert-tiny")])
+def test_a_corpus_has_one_score_by_fit_by_evaluate_and_by_hand(task, model, tmp_path):
+    """Ask 24 (lm-evaluation-harness#1841); documents of any length."""
+    texts, folder = [sentences(n, n) for n in (60, 1, 20, 5)], tmp_path / "books"
+    folder.mkdir()
+    for name in ("train", "valid", "test"):
+        (folder / f"{name}.txt").write_text("<|endoftext|>".join(f"{name} {t}" for t in texts))
+    options = {"base": "none", "task": task, "model": model, "steps": 10, "max_seq_len": 32}
+    options |= {"threads": 1, "dtype": "fp32", "audit": False, "console": QUIET}
+    run = layerwise.fit(folder, output=str(tmp_path / "run"), **options)
+    found = layerwise.evaluate(run.folder, folder)
+    assert (found.split, found.metrics) == ("test", run.metrics)
+    assert (found.score, found.low, found.high) == (run.score, run.low, run.high)
+    assert layerwise.evaluate(run.folder, folder / "test.txt").metrics == run.metrics
+    assert layerwise.compare(run.folder, run.model, folder).difference == 0
+    with pytest.raises(WeightsError, match="no answer to give of a row"):
+        layerwise.predict(run.folder, folder / "test.txt")
+    if task == "causal":
+        assert run.details["next"][0]["command"].startswith("layerwise generate ")
+        by_hand = bits_by_hand(run.model, [f"test {text}" for text in texts], 32)
+        assert run.score == pytest.approx(by_hand, rel=1e-5)
+
+
+@torch.no_grad()
+def bits_by_hand(model, texts: list[str], length: int) -> float:
+    """Bits per byte, each document of each window by itself."""
+    words, nats, asked = model.processor.tokenizer, 0.0, 0
+    stream = [(d, i) for d, t in enumerate(texts) for i in [*words.encode(t), words.eos_id]]
+    for first in range(0, len(stream) - 1, length):
+        window = stream[first : first + length + 1]
+        for document in {d for d, _ in window}:
+            ids = torch.tensor([[i for d, i in window if d == document]])
+            if ids.shape[1] > 1:
+                found = model.network(ids[:, :-1]).log_softmax(-1).gather(-1, ids[:, 1:, None])
+                nats, asked = nats - float(found.double().sum()), asked + found.numel()
+    return nats / math.log(2) / (len("".join(texts)) * asked / len(stream))
+
+
+def test_bits_per_byte_do_not_depend_on_how_text_is_cut(fitted, tmp_path: pathlib.Path):
+    """Ask 24: who knows nothing needs log2(V) bits for each token, whatever the windows."""
+    model, text = layerwise.load(fitted.folder), sentences(50, 2)
+    (tmp_path / "a.txt").write_text(text)
+    words, T = model.processor.tokenizer, model.processor.max_seq_len
+    other = dataclasses.replace(model, processor=TextProcessor(train_bpe([text], 280), T))
+    with pytest.raises(DataError, match="cut text into other tokens"):
+        layerwise.compare(model, other, tmp_path / "a.txt")
+    with pytest.raises(DataError, match="a plain text was expected"):
+        layerwise.evaluate(model, pairs(tmp_path / "pairs.tsv"))
+    with torch.no_grad():
+        model.network.norm.weight.zero_()
+    want = math.log2(words.vocab_size) * (len(words.encode(text)) + 1) / len(text)
+    for length in (3, 16, T):
+        cut = dataclasses.replace(model, processor=TextProcessor(words, length))
+        found = layerwise.evaluate(cut, tmp_path / "a.txt")
+        assert found.score == pytest.approx(want, rel=1e-6)
+
+
+def pairs(path: pathlib.Path) -> pathlib.Path:
+    rows = [f"{sentences(1, i)}\t{sentences(1, i)} Indeed." for i in range(30)]
+    path.write_text("\n".join(["premise\thypothesis", *rows]))
+    return path
 
 
 def test_the_recipe_runs(book: pathlib.Path):

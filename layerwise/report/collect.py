@@ -35,6 +35,10 @@ SHOWN = 400  # characters of a text
 ROOFS = {
     "causal": "next token", "masked": "hidden words", "span": "answers", "embed": "vectors"
 }  # fmt: skip
+FIRST = {  # what to do with a model that has no answer to give of a row
+    "causal": ("go on with a text", "generate {} 'A PROMPT'"),
+    "masked": ("learn labels with it as the base", "fit LABELLED_TEXTS --base {}"),
+}
 GROUNDS = {"image": "pixels", "table": "raw input", "tokens": "tokens", "text": "tokens"}
 
 
@@ -349,7 +353,8 @@ def next_commands(folder: pathlib.Path, data: str, task: str) -> list[dict[str, 
                  "command": f"layerwise embed {model} TEXTS --output index.npz"}  # fmt: skip
         last = {"what": "search", "command": "layerwise search index.npz 'what to look for'"}
     else:
-        first = {"what": "predict new files", "command": f"layerwise predict {model} NEW_FILES"}
+        what, verb = FIRST.get(task, ("predict new files", "predict {} NEW_FILES"))
+        first = {"what": what, "command": f"layerwise {verb.format(model)}"}
         last = {"what": "what each layer learned",
                 "command": f"layerwise inspect {model} {shlex.quote(data)}"}  # fmt: skip
     score = {"what": "score on other data", "command": f"layerwise evaluate {model} OTHER_DATA"}
