@@ -379,7 +379,7 @@ def as_model(winner: Contender, job: Job, base: Model | None, data: str, target:
     """The winner as it will travel."""
     network, choice = winner.network.to("cpu").eval(), winner.choice
     card = {"trained_on": str(data), "why": winner.choice.why, "way": winner.way}
-    card["dtype"] = "fp32" if job.machine.dtype == torch.float32 else job.settings.dtype
+    card["dtype"] = "fp32" if job.machine.dtype == torch.float32 else "auto"
     if target:
         card["target"] = target
     if base is not None and winner.way != "scratch":
