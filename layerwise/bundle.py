@@ -395,10 +395,23 @@ def load_adapted(folder: pathlib.Path) -> Model:
     model = load(base)
     if (folder / "tokenizer.json").exists():
         Tokenizer.load(folder).check(model.network.config.vocab_size)  # type: ignore[union-attr]
+    give_head(model, *peft.head_of(folder))
     peft.load_adapter(model.network, model.published_names, folder)
     model.card |= {"adapter": str(folder), "merged": lora.merge(model.network).to_dict()}
     model.network.requires_grad_(True)
     return model
+
+
+def give_head(model: Model, kind: str, n_outputs: int) -> None:
+    """The head that an adapter brings, where its base has another; classes without names."""
+    config: Any = model.network.config
+    if not kind or (config.head_kind, config.n_classes) == (kind, n_outputs):
+        return
+    model.network.reset_head(n_outputs, kind)  # type: ignore[operator]
+    labels = () if kind == "span" else tuple(f"LABEL_{i}" for i in range(n_outputs))
+    model.task, old = task_of_head(kind, labels), model.processor
+    model.processor = READERS[reader_of_head(kind)](old.tokenizer, old.max_seq_len, old.token_types)
+    model.card["format"] = model.saved_format()
 
 
 def reader_of(network: nn.Module, card: Card) -> Any:

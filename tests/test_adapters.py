@@ -56,6 +56,11 @@ def test_a_merged_run_is_certified_and_its_adapter_lies_beside_it(
     fp32 = start(dtype="fp32")
     found, want = (torch.tensor(m.outputs(rows, fp32)) for m in (again, result.model))
     torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-4)
+    if bits == "none":  # the adapter alone says which base and which head
+        opened = layerwise.load(tmp_path / "adapter")
+        assert opened.labels == tuple(f"LABEL_{i}" for i in range(len(result.model.labels)))
+        found = torch.tensor(opened.outputs(rows, fp32)) / result.model.temperature
+        torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-4)
 
 
 @pytest.fixture

@@ -34,15 +34,17 @@ CONFIG, WEIGHTS = "adapter_config.json", ("adapter_model.safetensors", "adapter_
 LEAVES = {"lora_A.weight": "lora_a", "lora_B.weight": "lora_b", "lora_magnitude_vector": "lora_m"}
 DEFAULTS = {
     "r": 8, "lora_alpha": 8, "lora_dropout": 0.0, "use_rslora": False, "use_dora": False,
-    "rank_pattern": None, "alpha_pattern": None, "base_model_name_or_path": "",
+    "rank_pattern": None, "alpha_pattern": None, "base_model_name_or_path": "", "task_type": "",
 }  # fmt: skip
+TASK_TYPES = {"class": "SEQ_CLS", "tag": "TOKEN_CLS", "span": "QUESTION_ANS", "causal": "CAUSAL_LM"}
+LAST = ("classifier.weight", "classifier.out_proj.weight", "qa_outputs.weight")  # of heads
 ONLY = {  # what is done of these
     "peft_type": ("LORA",),
     "bias": ("none",),
     "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal"),  # the base left as it was
 }
 # for whoever trains it, or said by the tensors themselves
-HARMLESS = """task_type auto_mapping revision inference_mode peft_version target_modules
+HARMLESS = """auto_mapping revision inference_mode peft_version target_modules
 exclude_modules layers_to_transform layers_pattern modules_to_save fan_in_fan_out loftq_config
 eva_config megatron_core qalora_group_size runtime_config"""
 
@@ -89,7 +91,10 @@ def save_adapter(network: nn.Module, rules: Rules, folder: Path | str, base: str
     }
     whole = publish(trained, rules)
     save_tensors(Path(folder) / WEIGHTS[0], tensors | {FRONT + n: t for n, t in whole.items()})
+    decodes = "causal" if hasattr(network.config, "vocab_size") else ""
+    kind = getattr(network.config, "head_kind", decodes)
     values = config_of(updates, set(named) - set(found)) | {
+        "task_type": TASK_TYPES.get(kind),
         "base_model_name_or_path": base,
         "modules_to_save": sorted({n.rsplit(".", 1)[0] for n in whole}) or None,
         "fan_in_fan_out": transposed(rules),
@@ -202,9 +207,21 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     return DEFAULTS | {k: v for k, v in given.items() if k in DEFAULTS and v is not None}
 
 
+def head_of(folder: Path) -> tuple[str, int]:
+    """The kind of head that an adapter's task has and how many outputs it brings; "" for none."""
+    asked = read_adapter_config(folder)["task_type"]
+    kind = next((ours for ours, theirs in TASK_TYPES.items() if theirs == asked), "")
+    rows = [len(t) for n, t in read_tensors(weights_of(folder)).items() if n.endswith(LAST)]
+    return (kind, rows[0]) if rows else ("", 0)
+
+
+def weights_of(folder: Path) -> Path:
+    return next((folder / n for n in WEIGHTS if (folder / n).is_file()), folder / WEIGHTS[0])
+
+
 def read_adapter(folder: Path, rules: Rules) -> tuple[dict[str, dict], dict[str, Tensor]]:
     """Updates by module and ours for each leaf, and the tensors that it holds whole."""
-    path = next((folder / n for n in WEIGHTS if (folder / n).is_file()), folder / WEIGHTS[0])
+    path = weights_of(folder)
     updates: dict[str, dict[str, Tensor]] = {}
     whole = {}
     for name, tensor in read_tensors(path).items():
