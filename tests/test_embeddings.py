@@ -213,8 +213,9 @@ def test_a_base_is_scored_first_and_triples_are_learned_from_it(model: Model, tm
     (tmp_path / "triples.jsonl").write_text("\n".join(lines) + "\n")
     result = fitted(
         tmp_path / "triples.jsonl", tmp_path / "run", base=str(base), method="auto", epochs=8.0,
-        lr=3e-3, grad_accum_steps=2,
+        lr=3e-3, grad_accum_steps=2, depth=True,
     )  # fmt: skip
+    assert "changed" in Path(result.report).read_text()  # which layers the pairs moved
     rungs = {rung["name"]: rung["score"] for rung in result.ladder}
     assert next(iter(rungs)) == "base"
     assert max(rungs.values()) > rungs["base"]

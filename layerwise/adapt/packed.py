@@ -106,7 +106,8 @@ class Unpadded:
         B, T = tokens.shape
         lengths = np.full(B, T) if mask is None else mask.sum(1).numpy()
         out = torch.zeros(B, T, self.network.config.dim)
-        for rows in packs(np.argsort(lengths, kind="stable"), lengths):
+        order = np.argsort(lengths, kind="stable")
+        for rows in packs(order[lengths[order] > 0], lengths):  # some windows are all padding
             chosen = torch.from_numpy(rows)
             here = torch.arange(T) < torch.from_numpy(lengths[rows])[:, None]  # padding is behind
             types = None if token_types is None else token_types[chosen][here]

@@ -173,7 +173,8 @@ def collect(
                 kept["inputs"].append(features_of(now["inputs"], now))
                 if batch["inputs"].ndim == 4:
                     raw.append(batch["inputs"].float().cpu())
-                wanted = batch["targets"]
+                none = torch.zeros(len(batch["inputs"]))  # texts of pairs: nothing to probe for
+                wanted = batch.tensors.get("targets", none)
                 wanted = wanted[wanted >= 0] if tokenwise(batch) else wanted
                 targets.append(wanted.cpu().numpy())
                 if sum(len(t) for t in targets) >= MOST_ROWS:
