@@ -28,7 +28,7 @@ from layerwise.settings import Settings
 from layerwise.tasks.intervals import interval
 from layerwise.train.run import Outcome, Recipe, Training, predict_rows
 
-LEAST_STEPS = 10  # fewer teach nothing
+LEAST_STEPS, TELLING_STEPS = 10, 40  # fewer teach nothing; tell nobody who is better
 VALIDATING = 0.2  # of a share of the budget may go into looking at the validation rows
 
 
@@ -104,21 +104,23 @@ def affordable(
         else:
             out.append(make(way))
     if known is None:
-        if optional and not room(job, out, len(out)):
+        if optional and not room(job, out, len(out), LEAST_STEPS):
             job.console.say("  no time is left in the budget to train")
             out = []
         write_json(kept, {"ways": [c.way for c in out]})
     return out
 
 
-def room(job: Job, contenders: list[Contender], n: int) -> bool:
-    """Whether `n` of the like of these could take LEAST_STEPS each and be scored."""
+def room(job: Job, contenders: list[Contender], n: int, steps: int = TELLING_STEPS) -> bool:
+    """Whether there is time for `n` of the like of these, each long enough to be told apart."""
     share = share_of(job, contenders, n)
-    return all(share >= least_seconds(c, len(job.val)) for c in contenders)
+    return all(share >= least_seconds(c, len(job.val), steps) for c in contenders)
 
 
-def least_seconds(contender: Contender, n_val: int) -> float:
-    return LEAST_STEPS * step_seconds(contender) + 2 * scoring_seconds(contender, n_val)
+def least_seconds(contender: Contender, n_val: int, steps: int) -> float:
+    """What a first run of so many steps takes, scored in between and at its end."""
+    steps = min(steps, contender.recipe.steps)
+    return steps * step_seconds(contender) + 2 * scoring_seconds(contender, n_val)
 
 
 def share_of(job: Job, contenders: list[Contender], n: int) -> float:

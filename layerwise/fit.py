@@ -103,7 +103,7 @@ def fit(
         model=as_model(winner, job, base, data, examples.target_name),
         seconds_so_far=time.monotonic() - started,
         data=str(data),
-        base=None if winner.way == "scratch" else base,
+        base=None if winner.way == "scratch" or winner.outcome is None else base,
     )
 
 
