@@ -9,6 +9,7 @@ from torch import nn
 from layerwise.data.examples import Batch
 from layerwise.inspect.depth import CKA_ROWS, collect
 from layerwise.inspect.probe import cka
+from layerwise.inspect.texts import tokenwise
 
 
 def changed_layers(
@@ -21,6 +22,8 @@ def changed_layers(
     another shape (a fresh head) is left out.
     """
     batches = list(batches)
+    if not all(map(tokenwise, batches)):  # then a row is a text, whatever shape its answers have
+        batches = [without_targets(batch) for batch in batches]
     ours, theirs = network.layers(), base.layers()  # type: ignore[operator]
     now, before = collect(network, batches)[0], collect(base, batches)[0]
     out: list[dict[str, Any]] = []
@@ -34,6 +37,10 @@ def changed_layers(
         alike = float(cka([x[name][:: -(-len(x[name]) // CKA_ROWS)] for x in (now, before)])[0, 1])
         out.append({"name": name, "change": moved / max(size, 1e-12), "cka": alike})
     return out
+
+
+def without_targets(batch: Batch) -> Batch:
+    return Batch({k: v for k, v in batch.tensors.items() if k != "targets"}, batch.rows)
 
 
 def changed_sentences(rows: list[dict[str, Any]]) -> list[str]:

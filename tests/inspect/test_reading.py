@@ -230,3 +230,19 @@ def test_what_a_fine_tune_changed_is_named():
     assert rows["blocks.1"]["cka"] < 0.9
     said = reading(network, batches, "causal", base=base).sentences()[-1]
     assert "blocks.1 changed most" in said
+
+
+def test_what_changed_needs_no_targets_of_one_shape():
+    """Answers of a window are two places, of a window of two tokens as many as it has."""
+    base, network = (network_of("bert", head_kind="span") for _ in range(2))
+    tokens = torch.randint(40, (12, 8))
+    shapes = ((12, 8, (12, 2)), (3, 2, (3, 2)), (5, 6, ()))
+    batches = []
+    for n, width, targets in shapes:
+        tensors = {"inputs": tokens[:n, :width]}
+        if targets:
+            tensors["targets"] = torch.zeros(targets, dtype=torch.long)
+        batches.append(Batch(tensors, np.arange(n)))
+    rows = {r["name"]: r for r in changed_layers(network, base, batches)}
+    assert rows["blocks.0"]["change"] == 0
+    assert rows["blocks.0"]["cka"] == pytest.approx(1, abs=1e-4)
