@@ -8,7 +8,8 @@ Expected   at least 0.9 of what the best of its own calls reaches
 Real books, each one text, with GPT-2's tokens and BERT's, from the vocabularies in LAYERWISE_DATA
 (default ../shared/data). Ours reads the texts twice (once to know whether they are
 known), encodes, adds the ends of documents and writes tokens and index to disk; the peers only
-encode what they are given, and leave Python objects behind. Quality: the tokens are the same.
+encode what they are given, and leave Python objects behind. Quality: the tokens of the first
+book are the same (paragraphs, cut at blank lines, lose those and are not compared).
 """
 
 import gzip

@@ -50,10 +50,7 @@ def onednn_graphs() -> Iterator[None]:
     torch.jit.enable_onednn_fusion(True)
     try:
         with warnings.catch_warnings():  # its successor makes slower code for the CPU
-            for kind in (
-                DeprecationWarning,
-                torch.jit.TracerWarning,
-            ):
+            for kind in (DeprecationWarning, torch.jit.TracerWarning):
                 warnings.simplefilter("ignore", kind)
             yield
     finally:
