@@ -8,6 +8,7 @@ from torch import nn
 from layerwise import models
 from layerwise.data.examples import Batch
 from layerwise.errors import OptionError
+from layerwise.plan import rehearsal
 from layerwise.plan.rehearsal import rehearse
 from layerwise.plan.step import Setting
 
@@ -178,6 +179,39 @@ def test_resnet50_at_batch_64_costs_no_memory(example, task):
     trace = rehearse(lambda: models.build(family, config), batch, task, Setting(64))
     assert trace.peak > 5e9  # more than a small machine has, and nothing was allocated
     assert trace.flops_per_sample == pytest.approx(3 * 2 * 4.09e9, rel=0.02)  # table 1 of the paper
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
+@pytest.mark.parametrize(
+    ("variant", "smaller", "shape"),
+    [
+        ("resnet20", {}, (3, 32, 32)),
+        ("vit_tiny_patch4_32", {"n_layers": 2, "dim": 48}, (3, 32, 32)),
+        ("mobilenet_v1_025", {}, (3, 64, 64)),
+        ("mlp", {"n_in": 64}, (64,)),
+    ],
+)
+def test_a_small_step_costs_the_same_on_real_tensors(
+    example, task, monkeypatch, variant: str, smaller: dict, shape: tuple[int, ...], optimizer: str
+):
+    family, config = models.resolve(variant, n_classes=10, **smaller)
+    batch = Batch(
+        {"inputs": torch.randn(2, *shape), "targets": torch.zeros(2, dtype=torch.int64)},
+        np.arange(2),
+    )
+    traces = []
+    for small in (rehearsal.SMALL, 0):  # as it comes, and faked whatever it weighs
+        monkeypatch.setattr(rehearsal, "SMALL", small)
+        setting = Setting(2, optimizer=optimizer)
+        network = models.build(family, config)
+        assert rehearsal.is_small(network, batch, setting) == bool(small)
+        traces.append(rehearse(network, batch, task, setting))
+    real, fake = ([op for op in t.ops if op.phase != "update"] for t in traces)
+    assert real == fake
+    real, fake = traces
+    assert (real.parts, real.peak, real.flops) == (fake.parts, fake.peak, fake.flops)
+    assert real.layers[:-1] == fake.layers[:-1]
+    assert real.moved == pytest.approx(fake.moved, rel=0.01)  # clipping: of lists, or one by one
 
 
 def test_a_network_that_reads_values_is_an_error_with_a_way_out(example, task):
