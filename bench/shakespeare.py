@@ -25,7 +25,7 @@ train.py config/train_shakespeare_char.py --device=cpu --compile=False --eval_it
 --log_interval=1 --block_size=64 --batch_size=12 --n_layer=4 --n_head=4 --n_embd=128
 --max_iters=2000 --lr_decay_iters=2000 --dropout=0.0"""
 OURS = """
---seeds 1 --vocab 1024 --dim 128 --layers 2 --length 64 --batch 32 --epochs 0.3 --dropout 0
+--seeds 1 --vocab 1024 --dim 128 --layers 2 --length 64 --batch 32 --readings 0.3 --dropout 0
 --lr 0.01 --evaluations 1"""
 
 

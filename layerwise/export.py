@@ -1,7 +1,8 @@
 """`export`: a model as other tools read it, opened again and compared before it is handed over."""
 
+import copy
 import pathlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -94,8 +95,20 @@ def _folder(loaded: bundle.Model, path: pathlib.Path) -> nn.Module:
             f"no other tool has a network like this {loaded.family}; `RUN/model` is its folder"
             + "; of texts, transformers knows what --method lora and full make of a base" * averages
         )
-    loaded.save(path)
+    with_temperature(loaded).save(path)
     return load_published(path)[0]  # by its config.json, as others would
+
+
+def with_temperature(loaded: bundle.Model) -> bundle.Model:
+    """The model with its temperature in the weights of the head: others know of no temperature."""
+    if loaded.temperature == 1 or loaded.task.name != "classify":
+        return loaded
+    network = copy.deepcopy(loaded.network)
+    *_, last = (m for m in network.head.modules() if isinstance(m, nn.Linear | nn.Conv2d))
+    with torch.no_grad():
+        for p in last.parameters():
+            p.div_(loaded.temperature)
+    return replace(loaded, network=network, temperature=1.0)
 
 
 @torch.inference_mode()
@@ -111,6 +124,7 @@ def compared(loaded: bundle.Model, again: nn.Module) -> tuple[float, float]:
     else:
         inputs = torch.randn(PROMPTS, 3, *loaded.processor.size, generator=seeded)
     ours, theirs = network(inputs.to(device)), again.to(device)(inputs.to(device))
+    ours = ours / (loaded.temperature if loaded.task.name == "classify" else 1.0)
     same = (ours.argmax(-1) == theirs.argmax(-1)).float().mean()
     return relative(theirs, ours), float(same)
 

@@ -5,35 +5,40 @@ Hardware   2 CPU cores with AVX512-bf16, 3.5 GB
 Aim        1.4697 nats per character on the last tenth of the text (the figure of nanoGPT's
            character model of 10.6 million parameters), under 11 million parameters, mean of 3
            seeds, in at most 60 minutes each
-Result     not measured yet; each machine and day in docs/benchmarks.md
+Result     RESULT; each machine and day in docs/benchmarks.md
 
 A decoder as Qwen3's (rotary positions, RMSNorm, norms of query and key, gated mlp, tied head) whose
 residual branches begin at zero, Muon for its matrices and AdamW for the rest, bf16. The text is cut
 into byte-level BPE tokens learned on the first nine tenths, so that a window holds more of it and a
 pass costs less than with characters; the loss is in nats per character all the same: summed over
 every token of the last tenth, divided by its characters. `--vocab 257` trains on bytes. A megabyte
-is read dozens of times, so what attention and mlp add is dropped out, and the best of the
-validations counts, as in nanoGPT.
+is read several times, so what attention and mlp add is dropped out, and each reading but one cuts
+the text differently: merges of the tokenizer are left out at random (BPE-dropout, Provilkov et al.,
+arXiv:1910.13267), and it begins at another place. The windows of all readings are shuffled
+together. The best of the validations counts, as in nanoGPT.
 """
 
 import argparse
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import tokenizers
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from layerwise import language, runtime
 from layerwise.adapt.groups import parameter_groups
-from layerwise.data.corpus import tokenise
+from layerwise.data.corpus import Corpus, tokenise
 from layerwise.data.examples import Examples
 from layerwise.data.loader import Batches, Prefetch
 from layerwise.data.open import open_data
 from layerwise.data.text_documents import texts_of
 from layerwise.data.text_processor import TextProcessor
+from layerwise.data.tokens import Tokenizer
 from layerwise.data.train_tokenizer import train_bpe
 from layerwise.models import llama
 from layerwise.tasks.causal import Causal
@@ -50,19 +55,20 @@ NANOGPT = 1.4697
 class Choices:
     """What distinguishes one training from another."""
 
-    vocab: int = 1024
-    dim: int = 320
+    vocab: int = 512
+    dim: int = 256
     layers: int = 6
     length: int = 256  # tokens of a window
-    batch: int = 32  # windows
-    epochs: float = 40.0
+    batch: int = 16  # windows
+    readings: float = 8.0  # of the whole text
     lr: float = 4e-3
     evaluations: int = 20
     weight_decay: float = 0.1
-    dropout: float = 0.2
+    dropout: float = 0.1
+    merge_dropout: float = 0.1  # of merges, in all readings but one
 
 
-QUICK = Choices(vocab=512, dim=64, layers=2, batch=16, epochs=0.5)
+QUICK = Choices(dim=64, layers=2, readings=0.5)
 
 
 @dataclass(frozen=True)
@@ -76,11 +82,24 @@ class Score:
     params: int
 
 
-def windows(text: str, path: str, tokenizer, length: int) -> Examples:
-    """A text as windows of tokens."""
+def windows(text: str, path: str, tokenizer: Tokenizer, corpus: Corpus, length: int) -> Examples:
+    """A tokenised text as windows of tokens."""
     examples = replace(open_data(path), inputs=[{"text": text}])
-    reader = TextProcessor(tokenizer, length)
-    return language.windows_of(examples, tokenise([text], tokenizer), reader)
+    return language.windows_of(examples, corpus, TextProcessor(tokenizer, length))
+
+
+def read_often(text: str, tokenizer: Tokenizer, choices: Choices, seed: int) -> Corpus:
+    """The text as often as it is read, cut into other tokens each time but one."""
+    rng, cut = np.random.default_rng(seed), tokenizers.Tokenizer.from_str(tokenizer.inner.to_str())
+    readings, many = [], math.ceil(choices.readings)
+    for i in range(many):
+        last = i == many - 1
+        cut.model.dropout = None if last else choices.merge_dropout or None
+        start = int(rng.integers(choices.length))
+        ids = cut.encode(text[start:], add_special_tokens=False).ids
+        readings.append(np.asarray(ids, np.uint16))
+    starts = np.cumsum([0, *map(len, readings)])
+    return Corpus(np.concatenate(readings), starts, many * len(text.encode()))
 
 
 def network_of(choices: Choices, vocab_size: int, seed: int) -> nn.Module:
@@ -110,7 +129,8 @@ def train_once(
     network = network_of(choices, vocab_size, seed)
     params = sum(p.numel() for p in network.parameters())
     batches = Batches(rows, None, None, choices.batch, seed)
-    steps = max(4, round(choices.epochs * batches.steps_per_epoch))
+    share = choices.readings / math.ceil(choices.readings)
+    steps = max(4, round(share * batches.steps_per_epoch))
     found: list[float] = []
 
     def evaluate(network: nn.Module) -> float:
@@ -135,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Score]:
     parser.add_argument("data")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="a small network for half a pass")
+    parser.add_argument("--quick", action="store_true", help="a small network for half a reading")
     for name, default in vars(Choices()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=None)
     options = vars(parser.parse_args(arguments))
@@ -144,14 +164,13 @@ def main(arguments: Sequence[str] | None = None) -> list[Score]:
     text = "".join(texts_of(open_data(options["data"])))
     cut = int((1 - HELD) * len(text))
     tokenizer = train_bpe([text[:cut]], choices.vocab)
-    rows, held = (
-        windows(part, options["data"], tokenizer, choices.length)
-        for part in (text[:cut], text[cut:])
-    )
+    path, held = options["data"], tokenise([text[cut:]], tokenizer)
+    held = windows(text[cut:], path, tokenizer, held, choices.length)
     scores = []
     seeds = 1 if options["quick"] else options["seeds"]
     for seed in range(options["first_seed"], options["first_seed"] + seeds):
-        vocab_size = tokenizer.vocab_size
+        read, vocab_size = read_often(text[:cut], tokenizer, choices, seed), tokenizer.vocab_size
+        rows = windows(text[:cut], path, tokenizer, read, choices.length)
         scores.append(train_once(rows, held, len(text) - cut, seed, vocab_size, choices))
         s = scores[-1]
         print(f"seed {seed}: {s.nats:.4f} nats per character (at the end {s.last:.4f}), "

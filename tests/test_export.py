@@ -19,6 +19,7 @@ from layerwise.errors import OptionError, WeightsError
 from layerwise.export import LIMITS
 from layerwise.models import family, resolve
 from layerwise.tasks.causal import Causal
+from layerwise.tasks.classify import Classify
 from layerwise.weights.gguf_models import load_gguf
 from layerwise.weights.published import load_published
 
@@ -73,6 +74,22 @@ def test_a_folder_that_transformers_reads(model: Model, tmp_path: pathlib.Path):
     again = layerwise.load(tmp_path / "out")
     assert again.generate("the cat", 12) == model.generate("the cat", 12)
     assert (tmp_path / "out" / "tokenizer.json").exists()
+
+
+@pytest.mark.parametrize("variant", ["resnet18", "mobilenetv3_small_100", "vit_tiny_patch16_224"])
+def test_a_temperature_goes_along(tmp_path: pathlib.Path, variant: str):
+    """What others open gives the calibrated probabilities, which are softer here."""
+    name, config = resolve(variant, n_classes=3)
+    torch.manual_seed(0)
+    network = family(name).Model(config).eval()
+    task, reader = Classify(["a", "b", "c"]), ImageProcessor()
+    model = Model(network, name, reader, task, variant, temperature=2.5)
+    layerwise.export(model, str(tmp_path / "out"), to="huggingface")
+    again = layerwise.load(tmp_path / "out")
+    assert again.temperature == 1
+    images = torch.randn(2, 3, *reader.size)
+    with torch.inference_mode():
+        torch.testing.assert_close(again.network(images) * 2.5, network(images))
 
 
 def test_from_the_command_line(model: Model, tmp_path: pathlib.Path, monkeypatch, capsys):
