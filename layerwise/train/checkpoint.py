@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from layerwise import storage
@@ -52,30 +52,26 @@ def save_checkpoint(
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         for name, part in tensors.items():
-            data = save({k: v.detach().contiguous() for k, v in part.items()})
-            write_through(partial / f"{name}.safetensors", data)
-        write_through(partial / "state.json", json.dumps(asdict(state), indent=1).encode())
+            path = partial / f"{name}.safetensors"
+            save_file({k: v.detach().contiguous() for k, v in part.items()}, path)
+            storage.sync(path)
+        (partial / "state.json").write_text(json.dumps(asdict(state), indent=1))
+        storage.sync(partial / "state.json")
         storage.sync(partial)
         if final.exists():  # the same step again, after the guardian went back
             shutil.rmtree(final)
         os.replace(partial, final)
         storage.sync(folder)
-    except OSError as e:
+    except (OSError, SafetensorError) as e:
         shutil.rmtree(partial, ignore_errors=True)
         raise storage_error(e, final) from e
     return final
 
 
-def storage_error(e: OSError, path: pathlib.Path) -> StorageError:
+def storage_error(e: Exception, path: pathlib.Path) -> StorageError:
     """The sentence for what a run cannot write: full disk, no permission, or another such error."""
     cure = "Free some space, or choose another folder with --output"
     return storage.storage_error(e, path, f"{cure}; go on with `layerwise fit --resume RUN`")
-
-
-def write_through(path: pathlib.Path, data: bytes) -> None:
-    """Write and wait until the bytes are on the disk."""
-    path.write_bytes(data)
-    storage.sync(path)
 
 
 def complete(folder: pathlib.Path) -> list[pathlib.Path]:

@@ -3,10 +3,12 @@
 import errno
 import json
 import pathlib
+import resource
 
 import pytest
 import torch
 
+from layerwise import runtime
 from layerwise.errors import OptionError, StorageError, WeightsError
 from layerwise.train import checkpoint
 from layerwise.train.checkpoint import State
@@ -32,18 +34,27 @@ def test_retention_keeps_the_newest_and_the_best(tmp_path: pathlib.Path):
     assert not list(tmp_path.glob(".writing-*"))
 
 
-def test_a_full_disk_loses_nothing(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_full_disk_loses_nothing(tmp_path: pathlib.Path):
     checkpoint.save_checkpoint(tmp_path, State(step=1), TENSORS)
-
-    def full(path: pathlib.Path, data: bytes) -> None:
-        path.write_bytes(data[:10])
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(checkpoint, "write_through", full)
-    with pytest.raises(StorageError, match=r"disk is full.*--resume"):
-        checkpoint.save_checkpoint(tmp_path, State(step=2), TENSORS)
+    large = TENSORS | {"optimizer": {"w:exp_avg": torch.zeros(1 << 16)}}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))
+    try:
+        with pytest.raises(StorageError, match=r"disk is full.*--resume"):
+            checkpoint.save_checkpoint(tmp_path, State(step=2), large)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
     assert checkpoint.load_checkpoint(tmp_path / "step-00000001")[0].step == 1
+
+
+def test_saving_makes_no_copy_of_the_weights(tmp_path: pathlib.Path):
+    """A copy would be memory that no plan has seen."""
+    tensors = {"model": {str(i): torch.zeros(1 << 20) for i in range(32)}}
+    runtime.forget_peak()
+    before = runtime.peak_memory_mb()
+    checkpoint.save_checkpoint(tmp_path, State(), tensors)
+    assert runtime.peak_memory_mb() - before < 20  # of 134 MB
 
 
 def test_no_permission_says_what_to_do(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
