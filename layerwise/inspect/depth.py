@@ -23,7 +23,7 @@ from layerwise.data.splits import stratified_folds as folds_of
 from layerwise.errors import DataError
 from layerwise.inspect.floors import DepthReport, LayerDepth
 from layerwise.inspect.probe import CrossFit, cka, effective_rank, one_hot, r_squared
-from layerwise.inspect.texts import is_text, rows_of_text, tokenwise
+from layerwise.inspect.texts import is_text, rows_of_text, thinned, tokenwise
 from layerwise.runtime import evaluating
 
 POOLED, WIDEST = (
@@ -151,7 +151,7 @@ def collect(
 ) -> tuple[dict[str, np.ndarray], Tensor | None, np.ndarray]:
     """{layer: features (n, D)} beginning with the inputs; the images, if it is images; the targets.
 
-    Of texts with a class for each token, every such token is a row.
+    Of texts with a class for each token such a token is a row, the commonest class `thinned`.
     """
     layers: dict[str, nn.Module] = dict(network.layers())  # type: ignore[operator]
     layers.pop("pos_embed", None)  # says the same of every text
@@ -168,14 +168,14 @@ def collect(
     try:
         with evaluating(network), torch.compiler.set_stance("force_eager"):
             for batch in batches:
-                now = batch.to(device)
+                now = thinned(batch).to(device)
                 network(now["inputs"], **now.context)
                 kept["inputs"].append(features_of(now["inputs"], now))
                 if batch["inputs"].ndim == 4:
                     raw.append(batch["inputs"].float().cpu())
                 none = torch.zeros(len(batch["inputs"]))  # texts of pairs: nothing to probe for
-                wanted = batch.tensors.get("targets", none)
-                wanted = wanted[wanted >= 0] if tokenwise(batch) else wanted
+                wanted = now.tensors.get("targets", none)
+                wanted = wanted[wanted >= 0] if tokenwise(now) else wanted
                 targets.append(wanted.cpu().numpy())
                 if sum(len(t) for t in targets) >= MOST_ROWS:
                     break

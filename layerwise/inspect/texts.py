@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from layerwise.data.corpus import NO_LOSS
 from layerwise.data.examples import Batch
 from layerwise.layers.pool import mean_over
 
@@ -32,6 +33,27 @@ def legible(batch: Batch, task: Any) -> Batch:
         tags = task.token_targets(batch).view_as(batch["inputs"])
         batch = Batch(batch.tensors | {"targets": tags}, batch.rows)
     return batch.flat
+
+
+def thinned(batch: Batch) -> Batch:
+    """Where tokens have the labels: of the commonest class as many as of all others together.
+
+    Nine words of ten are no name, and a probe that says so of all would look as if it knew.
+    """
+    if not tokenwise(batch):
+        return batch
+    targets = batch["targets"].clone()
+    labelled = targets[targets >= 0]
+    if not len(labelled):
+        return batch
+    common = labelled.mode().values
+    where = (targets == common).nonzero()
+    keep = max(1, len(labelled) - len(where))
+    if keep < len(where):
+        spare = torch.ones(len(where), dtype=torch.bool)
+        spare[torch.linspace(0, len(where) - 1, keep).long()] = False
+        targets[tuple(where[spare].T)] = NO_LOSS
+    return Batch(batch.tensors | {"targets": targets}, batch.rows)
 
 
 def rows_of_text(x: Tensor, batch: Batch) -> Tensor:

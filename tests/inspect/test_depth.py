@@ -7,10 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from layerwise.data.corpus import NO_LOSS
 from layerwise.data.examples import Batch
 from layerwise.errors import DataError
 from layerwise.inspect.depth import depth_report, image_properties, pooled
 from layerwise.inspect.floors import DepthReport
+from layerwise.inspect.texts import thinned
 
 N, D = 600, 24
 
@@ -177,3 +179,23 @@ def test_a_trained_network_on_real_digits():
     assert max(f.control for f in report.layers) < 0.15
     near = [report.cka[i][i + 1] for i in range(1, 4)]
     assert min(near) > report.cka[0][4]
+
+
+def test_of_words_that_are_mostly_no_name_only_as_many_are_probed():
+    targets = torch.zeros(4, 10, dtype=torch.int64)
+    targets[0, :3], targets[2, 5] = torch.tensor([1, 2, 1]), 2
+    targets[:, 9] = NO_LOSS
+    batch = Batch(
+        {"inputs": torch.ones(4, 10, dtype=torch.int64), "targets": targets}, np.arange(4)
+    )
+    left = thinned(batch)["targets"]
+    assert [(left == c).sum().item() for c in (0, 1, 2)] == [4, 2, 2]
+    assert torch.equal(left[targets > 0], targets[targets > 0])
+    assert batch["targets"] is targets
+    assert (targets == 0).sum() == 32
+    even = Batch(
+        {"inputs": batch["inputs"], "targets": torch.arange(40).view(4, 10) % 2}, batch.rows
+    )
+    assert torch.equal(thinned(even)["targets"], even["targets"])
+    whole = Batch({"inputs": batch["inputs"], "targets": torch.zeros(4)}, batch.rows)
+    assert thinned(whole) is whole
