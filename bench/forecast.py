@@ -29,7 +29,8 @@ def child(corpus: str, budget: str, threads: int, seed: int) -> dict[str, Any]:
         output = f"{folder}/run"
         result = layerwise.fit(corpus, console=console, base="none", output=output, **options)
         memory = next(r for r in result.details["plan"] if "memory" in r["name"])
-        return result.details["forecast"] | {"memory": memory, "test": result.score}
+        found = result.details["forecast"] or sys.exit("no forecast: the time is too short for one")
+        return found | {"memory": memory, "test": result.score}
 
 
 def measure(corpus: str, budget: str, threads: int, seed: int) -> dict[str, Any] | None:

@@ -45,6 +45,7 @@ from layerwise.frozen import (
 )
 from layerwise.lens import look, show
 from layerwise.plan import Plan, make_plan
+from layerwise.plan.memory import lengths_in_turn
 from layerwise.settings import Settings
 from layerwise.train.run import fresh, predict_rows
 
@@ -297,4 +298,7 @@ def plan_contender(job: Job, contender: Contender) -> Plan:
     lengths = np.array([processor.length(row) for row in processor.encode(list(some.inputs))])
     usual = np.argsort(np.abs(lengths - lengths.mean()), kind="stable")[:2]
     largest = planned(some.subset(np.argsort(-lengths, kind="stable")[:2]), measure=False)
-    return replace(planned(some.subset(usual), measure=True), memory=largest.memory)
+    memory, plan = dict(largest.memory), planned(some.subset(usual), measure=True)
+    if job.machine.device == "cpu":
+        memory["peak"] = memory["peak"].plus(lengths_in_turn(largest.trace))
+    return replace(plan, memory=memory)

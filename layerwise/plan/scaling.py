@@ -4,9 +4,9 @@ L(N, D) = E + A / N^alpha + B / D^beta (Hoffmann et al., "Training Compute-Optim
 Models", arXiv:2203.15556, approach 3), fitted as there on the logarithm of the loss with Huber's
 penalty. A handful of small runs cannot tell five constants apart, so the exponents are drawn to
 usual ones as far as the runs leave them open: that of the size as in the paper, that of the tokens
-as on corpora of a few megabytes, where it is steeper and the loss levels off sooner (docs/log.md). Text that is read again is worth less each
-time (Muennighoff et al., arXiv:2305.16264): D counts as U + U R* (1 - exp(-(D / U - 1) / R*)) where
-only U tokens are there.
+as on corpora of a few megabytes, where it is steeper and the loss levels off sooner (docs/log.md).
+Text that is read again is worth less each time (Muennighoff et al., arXiv:2305.16264): D counts as
+U + U R* (1 - exp(-(D / U - 1) / R*)) where only U tokens are there.
 
 How far such a law can be trusted is measured on the runs themselves: the largest are predicted from
 the smaller ones, and what that misses by, per factor of e of compute, widens every interval.
@@ -33,7 +33,7 @@ LEAST_RUNS = 4
 FLOPS = 6  # per parameter and token: forward 2, backward 4
 # runs that a law of smaller ones predicted missed it by 2.2% (root mean square; docs/log.md), so
 # however well the runs fit, that much is not known of a single one, and more further out
-LEAST_NOISE, LEAST_SLIP = 0.02, 0.01
+LEAST_NOISE, LEAST_SLIP = 0.02, 0.02
 
 
 @dataclass(frozen=True)
