@@ -29,7 +29,7 @@ REPLAYS = 7  # steps after the rehearsed ones; where holes lie settles within a 
 CODE = 14 * MB  # pages of PyTorch's libraries that the first step touches
 PER_KERNEL = 0.06 * MB  # a compiled oneDNN kernel and its descriptors
 MARGIN = 0.10  # of the heap: what the imitation misses, 19 times out of 20
-TURNS = Estimate(1.6, 0.6, 2.4)  # of what comes and goes in a step of texts: docs/log.md
+TURNS = Estimate(2.1, 0.8, 3.4)  # of what comes and goes in a step of texts: docs/log.md
 
 CUDA_CONTEXT = Estimate(CUDA_STARTED, 350 * MB, 800 * MB)  # [estimate] and loaded kernels
 CUDA_WORKSPACES = Estimate(64 * MB, 8 * MB, 512 * MB)  # [estimate] cuBLAS and cuDNN
@@ -68,7 +68,7 @@ def cpu_peak(trace: Trace, base: int | None = None, steps: int | None = None) ->
 def lengths_in_turn(trace: Trace) -> Estimate:
     """What batches of ever other lengths add to the heap of the longest, on the CPU.
 
-    The kernels of a new length leave small blocks for good where large ones were.
+    Measured, not imitated: `allocator.Heap` shows nothing of it.
     """
     stay = sum(trace.at_peak.get(part, 0) for part in ("weights", "buffers", "optimizer"))
     return TURNS.scaled(trace.peak - stay)
