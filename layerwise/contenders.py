@@ -284,10 +284,10 @@ class Progress:
             self.console.say(f"  guardian: {values['guardian']}; going on once at a tenth the rate")
         if "loss" not in values:
             return
-        self.first = self.first or step - 1
-        spent = time.monotonic() - self.started
-        left = spent / max(1, step - self.first) * (steps - step)
-        self.console.progress(
-            f"  {self.way} {step}/{steps}  loss {values['loss']:.4f}{self.val}"
-            f"  {duration(left)} left"
-        )
+        said = f"  {self.way} {step}/{steps}  loss {values['loss']:.4f}{self.val}"
+        if not self.first:  # what came before it is paid once
+            self.started, self.first = time.monotonic(), step
+        if step > self.first:
+            pace = (time.monotonic() - self.started) / (step - self.first)
+            said += f"  {duration(pace * (steps - step))} left"
+        self.console.progress(said)

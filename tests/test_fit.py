@@ -135,7 +135,11 @@ def test_resume_ends_in_the_same_weights(bars: pathlib.Path, tmp_path: pathlib.P
         for file in newer.iterdir():
             file.unlink()
         newer.rmdir()
+    died, looks = int(kept[0].name.removeprefix("step-")), training.parent / "watch.json"
+    seen = [look for look in json.loads(looks.read_text()) if look["step"] < died]
+    assert seen
     again = layerwise.fit(resume=tmp_path / "b", console=QUIET)
+    assert json.loads(looks.read_text())[: len(seen)] == seen
     a, b = whole.model.network.state_dict(), again.model.network.state_dict()
     assert all(torch.equal(a[k], b[k]) for k in a)
     assert again.score == whole.score

@@ -21,6 +21,10 @@ from layerwise import storage
 from layerwise.errors import StorageError, WeightsError, unknown
 
 PREFIX = "step-"
+CURE = (
+    "Free some space, or choose another folder with --output; "
+    "go on with `layerwise fit --resume RUN`"
+)
 
 
 @dataclass
@@ -70,8 +74,7 @@ def save_checkpoint(
 
 def storage_error(e: Exception, path: pathlib.Path) -> StorageError:
     """The sentence for what a run cannot write: full disk, no permission, or another such error."""
-    cure = "Free some space, or choose another folder with --output"
-    return storage.storage_error(e, path, f"{cure}; go on with `layerwise fit --resume RUN`")
+    return storage.storage_error(e, path, CURE)
 
 
 def complete(folder: pathlib.Path) -> list[pathlib.Path]:

@@ -4,6 +4,7 @@ Legend: n rows, C classes.
 """
 
 import copy
+import json
 import pathlib
 import time
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from layerwise import runtime
+from layerwise import runtime, storage
 from layerwise.adapt.freeze import Freezing
 from layerwise.adapt.groups import parameter_groups
 from layerwise.adapt.packed import without_padding
@@ -125,6 +126,7 @@ class Training:
             threads=recipe.loader_threads,
         )
         self.watch: Any = None
+        self.looks = folder / "watch.json"  # what it saw, as old as the newest checkpoint
         self.planned_seconds, self.compiled = planned_seconds, ""
         self.times: list[float] = []
         self.current = 0  # the step that is under way, counted from 1
@@ -138,6 +140,8 @@ class Training:
             from layerwise.inspect.watch import Watch
 
             self.watch = Watch(self.network.layers(), self.optimizer, self.recipe.watch_every)  # type: ignore[operator]
+            kept = json.loads(self.looks.read_text()) if state.step and self.looks.exists() else []
+            self.watch.history += [look for look in kept if look["step"] < state.step]
         layers: dict[str, nn.Module] = self.network.layers()  # type: ignore[operator]
         started = time.perf_counter()
         try:
@@ -189,6 +193,9 @@ class Training:
         }
         if self.average:
             tensors["ema"] = self.average.network.state_dict()
+        if self.watch:
+            with storage.replacing(self.looks, checkpoint.CURE) as path:
+                path.write_text(json.dumps(self.watch.history))
         checkpoint.save_checkpoint(self.checkpoints, state, tensors)
         checkpoint.clean(self.checkpoints, self.recipe.keep, state.best_step)
 
