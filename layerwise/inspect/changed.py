@@ -11,6 +11,8 @@ from layerwise.inspect.depth import CKA_ROWS, collect
 from layerwise.inspect.probe import cka
 from layerwise.inspect.texts import tokenwise
 
+LEAST_CHANGE = 5e-4  # of a layer's size: below it a base was taken as it is
+
 
 def changed_layers(
     network: nn.Module, base: nn.Module, batches: Iterable[Batch]
@@ -48,6 +50,8 @@ def changed_sentences(rows: list[dict[str, Any]]) -> list[str]:
     if not rows:
         return []
     most = max(rows, key=lambda r: r["change"])
+    if most["change"] < LEAST_CHANGE:
+        return [f"Against its base, no layer changed by {LEAST_CHANGE:.2%} of its size."]
     least = min(rows, key=lambda r: r["change"])
     far = min(rows, key=lambda r: r["cka"])
     text = f"Against its base, {most['name']} changed most ({most['change']:.1%} of its size)"

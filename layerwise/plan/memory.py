@@ -29,7 +29,8 @@ REPLAYS = 7  # steps after the rehearsed ones; where holes lie settles within a 
 CODE = 14 * MB  # pages of PyTorch's libraries that the first step touches
 PER_KERNEL = 0.06 * MB  # a compiled oneDNN kernel and its descriptors
 MARGIN = 0.10  # of the heap: what the imitation misses, 19 times out of 20
-TURNS = Estimate(2.1, 0.8, 3.4)  # of what comes and goes in a step of texts: docs/log.md
+# what lengths in turn add, docs/log.md: in shares of what comes and goes in a step, and at most
+TURNS, MOST_TURNS = Estimate(2.1, 0.8, 3.4), Estimate(500 * MB, 150 * MB, 800 * MB)
 
 CUDA_CONTEXT = Estimate(CUDA_STARTED, 350 * MB, 800 * MB)  # [estimate] and loaded kernels
 CUDA_WORKSPACES = Estimate(64 * MB, 8 * MB, 512 * MB)  # [estimate] cuBLAS and cuDNN
@@ -71,7 +72,8 @@ def lengths_in_turn(trace: Trace) -> Estimate:
     Measured, not imitated: `allocator.Heap` shows nothing of it.
     """
     stay = sum(trace.at_peak.get(part, 0) for part in ("weights", "buffers", "optimizer"))
-    return TURNS.scaled(trace.peak - stay)
+    share, most = TURNS.scaled(trace.peak - stay), MOST_TURNS
+    return Estimate(*(min(getattr(share, k), v) for k, v in vars(most).items()))
 
 
 def cuda_peak(trace: Trace) -> Estimate:

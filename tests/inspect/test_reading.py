@@ -230,6 +230,8 @@ def test_what_a_fine_tune_changed_is_named():
     assert rows["blocks.1"]["cka"] < 0.9
     said = reading(network, batches, "causal", base=base).sentences()[-1]
     assert "blocks.1 changed most" in said
+    said = reading(copy.deepcopy(base), batches, "causal", base=base).sentences()[-1]
+    assert said == "Against its base, no layer changed by 0.05% of its size."
 
 
 def test_what_changed_needs_no_targets_of_one_shape():

@@ -44,6 +44,14 @@ def test_images_that_are_not_channels_last_are_copied(stack, example, task):
     assert any(image in blocks for blocks in wanted)
 
 
+def test_lengths_in_turn_add_a_bounded_amount(stack, example, task):
+    small = rehearse(stack, example(3, 16, 16), task, Setting(2))
+    added = memory.lengths_in_turn(small)
+    assert 0 < added.low < added.value < added.high < memory.MOST_TURNS.high
+    large = rehearse(stack, example(3, 224, 224), task, Setting(64))
+    assert memory.lengths_in_turn(large) == memory.MOST_TURNS
+
+
 def test_cuda_holds_segments_context_and_workspaces(stack, example, task):
     trace = rehearse(stack, example(3, 64, 64), task, Setting(32))
     peak = memory.cuda_peak(trace)
