@@ -105,12 +105,12 @@ def test_7_a_classifier_adapted_merged_exported(variant, divided, base, theirs, 
         want = run.model.network(**renamed(run.model.processor(texts)))
         said = {
             "opened again": again.network(**renamed(again.processor(texts))),
-            "exported": opened(folder).eval()(**given).logits,
+            "exported": opened(folder).eval()(**given).logits * again.temperature,
             "adapted by PEFT": adapted(**given).logits,
             "merged by PEFT": adapted.merge_and_unload()(**given).logits,
         }
     assert apart(said, want) == {}
-    best = (said["exported"] / again.temperature).softmax(-1).max(-1)
+    best = opened(folder).eval()(**given).logits.softmax(-1).max(-1)
     found = again.predict(texts)
     assert [p.label for p in found] == [again.labels[i] for i in best.indices]
     assert [p.probability for p in found] == pytest.approx(best.values.tolist(), abs=1e-4)
