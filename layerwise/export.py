@@ -104,7 +104,8 @@ def with_temperature(loaded: bundle.Model) -> bundle.Model:
     if loaded.temperature == 1 or loaded.task.name != "classify":
         return loaded
     network = copy.deepcopy(loaded.network)
-    *_, last = (m for m in network.head.modules() if isinstance(m, nn.Linear | nn.Conv2d))
+    head: Any = network.head
+    *_, last = (m for m in head.modules() if isinstance(m, nn.Linear | nn.Conv2d))
     with torch.no_grad():
         for p in last.parameters():
             p.div_(loaded.temperature)
