@@ -51,7 +51,7 @@ def export(model: Any, output: str = "", to: str = "gguf", quantize: str = "bf16
         raise unknown("form", to, FORMS)
     if quantize.lower() not in LIMITS:
         raise OptionError(f"--quantize {quantize} is not written here, only {', '.join(LIMITS)}")
-    loaded = as_model(model)
+    loaded = with_temperature(as_model(model))
     form = to if to == "huggingface" else f"gguf {quantize}"
     path = pathlib.Path(output or f"{_stem(model)}-{form.replace(' ', '-')}")
     if to == "huggingface":
@@ -95,7 +95,7 @@ def _folder(loaded: bundle.Model, path: pathlib.Path) -> nn.Module:
             f"no other tool has a network like this {loaded.family}; `RUN/model` is its folder"
             + "; of texts, transformers knows what --method lora and full make of a base" * averages
         )
-    with_temperature(loaded).save(path)
+    loaded.save(path)
     return load_published(path)[0]  # by its config.json, as others would
 
 
@@ -125,7 +125,6 @@ def compared(loaded: bundle.Model, again: nn.Module) -> tuple[float, float]:
     else:
         inputs = torch.randn(PROMPTS, 3, *loaded.processor.size, generator=seeded)
     ours, theirs = network(inputs.to(device)), again.to(device)(inputs.to(device))
-    ours = ours / (loaded.temperature if loaded.task.name == "classify" else 1.0)
     same = (ours.argmax(-1) == theirs.argmax(-1)).float().mean()
     return relative(theirs, ours), float(same)
 
