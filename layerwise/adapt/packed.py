@@ -23,6 +23,9 @@ from layerwise.models.bert import Block as BertBlock
 from layerwise.runtime import Runtime
 
 TOKENS = 2048  # of a pack: its widest activations still lie in the processor's cache
+ROUND = 16  # tokens are filled up to a multiple: oneDNN writes new kernels for each number
+FUSED = 64  # tokens of a single text in bf16 whose attention is better one operation: the products
+# that are faster for many want new kernels for each length
 WORTH = 64  # texts from which on laying out the weights pays
 
 
@@ -70,13 +73,14 @@ class PackedBert:
         self, numbers: Tensor, types: Tensor | None, groups: Sequence[tuple[int, int]]
     ) -> Tensor:
         """Token numbers (N,), and of which text of a pair they are, to features (N, D)."""
-        places = torch.cat([self.places[:T].repeat(n, 1) for n, T in groups])
+        places = [self.places[:T].repeat(n, 1) if n > 1 else self.places[:T] for n, T in groups]
+        x = F.embedding(numbers, self.tokens) + torch.cat(places)
         if types is not None and self.types is not None:
-            places += F.embedding(types, self.types)
-        x = self.norm(F.embedding(numbers, self.tokens) + places)
+            x += F.embedding(types, self.types)
+        x = F.pad(self.norm(x), (0, 0, 0, -len(x) % ROUND))
         for block in self.blocks:
             x = block(x, groups)
-        return x
+        return x[: len(numbers)]
 
 
 class Unpadded:
@@ -148,15 +152,19 @@ class Block:
         self.mlp_norm = copy.deepcopy(block.mlp_norm)
 
     def __call__(self, x: Tensor, groups: Sequence[tuple[int, int]]) -> Tensor:  # (N, D) fp32
-        parts = self.qkv(x.to(self.dtype)).split([n * T for n, T in groups])
+        sizes = [n * T for n, T in groups]
+        *parts, rest = self.qkv(x.to(self.dtype)).split([*sizes, len(x) - sum(sizes)])
         texts = [self.attend(part, *group) for part, group in zip(parts, groups, strict=True)]
-        mixed = texts[0] if len(texts) == 1 else torch.cat(texts)
+        mixed = torch.cat([*texts, rest[:, : x.shape[1]]])
         x = self.attn_norm(x + self.o_proj(mixed))
         return self.mlp_norm(x + self.fc2(self.fc1(x.to(self.dtype))))
 
     def attend(self, qkv: Tensor, n: int, T: int) -> Tensor:
         """Query, key and value side by side (n T, 3 D), of n texts: (n T, D)."""
         heads = qkv.view(n, T, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)  # (3, n, H, T, Dh)
+        if n == 1 and T <= FUSED and qkv.dtype == torch.bfloat16:
+            mixed = F.scaled_dot_product_attention(*heads, scale=1.0)
+            return mixed.transpose(1, 2).reshape(T, -1)
         q, k, v = heads.reshape(3, n * self.n_heads, T, -1)
         weights = torch.bmm(q, k.transpose(1, 2)).softmax(-1)  # (n H, T, T)
         mixed = torch.bmm(weights, v).view(n, self.n_heads, T, -1)
