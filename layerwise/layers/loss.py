@@ -1,11 +1,11 @@
 """Cross-entropy over a large vocabulary without the scores ever being held whole.
 
-The last layer and the loss are one function: scores come in chunks of rows, and the gradient of a
-chunk is taken while it is at hand, in the precision of the products. Those gradients are gathered
-for a large group of rows before the products with them are taken: the gradient of a large
-vocabulary's weight is then added up a few times and not once for every chunk, which took half of
-a step of GPT-2. (PyTorch 2.13's `F.linear_cross_entropy` is chunked too; on the CPU in bf16 it
-takes three times as long as the plain way, since it multiplies in fp32 there.)
+The last layer and the loss are one function: scores come for a large group of rows, in the
+precision of the products, and a few rows at a time their gradients take their place while they lie
+in the cache. Large groups, because the gradient of a large vocabulary's weight is then added up a
+few times only; for every few rows it took half of a step of GPT-2. (PyTorch 2.13's
+`F.linear_cross_entropy` is chunked too; on the CPU in bf16 it takes three times as long as the
+plain way, since it multiplies in fp32 there.)
 
 Shapes: N rows, D width, V vocabulary.
 """
@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 CHUNK_SCORES = 1 << 25  # of one chunk: 134 MB in fp32; smaller products are slower
-GROUP_BYTES = 1 << 28  # of the gradients of one group's scores
+CACHED_SCORES = 1 << 20  # that go through the steps of a softmax together, in a processor's cache
+GROUP_BYTES = 1 << 28  # of the scores of one group, and then of their gradients
+COLUMNS = 4096  # of scores, for one product of their weights' gradients; all at once is slower
 
 
 def token_loss(hidden: Tensor, head: nn.Linear, targets: Tensor) -> Tensor:
@@ -66,6 +68,11 @@ def chunks(n: int, vocabulary: int) -> list[slice]:
     return slices(n, CHUNK_SCORES // vocabulary)
 
 
+def at_once(x: Tensor) -> int:
+    """How many scores are turned into gradients together."""
+    return CACHED_SCORES if x.device.type == "cpu" else CHUNK_SCORES
+
+
 def slices(n: int, size: int) -> list[slice]:
     size = max(1, size)
     return [slice(i, min(n, i + size)) for i in range(0, n, size)]
@@ -100,28 +107,32 @@ class TokenLoss(torch.autograd.Function):
     ) -> Tensor:
         x, w, V = rows.to(dtype), weight.to(dtype), len(weight)
         needs_bias = bias is not None and bias.requires_grad
-        d_rows, d_weight = torch.empty_like(x), None
         sums: dict[str, Any] = {"dtype": wide(dtype), "device": x.device}
+        d_rows = torch.empty_like(x)
+        d_weight = torch.zeros(w.shape, **sums) if weight.requires_grad else None
         d_bias = torch.zeros(V, **sums) if needs_bias else None
         total = torch.zeros((), **sums)
         for group in slices(len(x), GROUP_BYTES // (V * x.itemsize)):
-            d_scores = x.new_empty(group.stop - group.start, V)
-            for part in chunks(len(d_scores), V):
-                scores = capped(scores_of(x[group][part], w, bias), cap)
+            d_scores = x[group] @ w.T  # the scores, until their gradients take their place
+            for part in slices(len(d_scores), at_once(x) // V):
+                scores = d_scores[part].to(wide(dtype))
+                scores = capped(scores if bias is None else scores + bias, cap)
                 own = targets[group][part, None]
-                norm = torch.logsumexp(scores, 1, keepdim=True)
-                total += (norm - scores.gather(1, own)).sum()
                 slope = 1 - (scores / cap).square() if cap else None
-                d = scores.sub_(norm).exp_()  # the softmax, then its difference to the target
+                d = scores.sub_(scores.amax(1, keepdim=True))
+                total -= d.gather(1, own).sum()
+                sums_of_rows = d.exp_().sum(1, keepdim=True)
+                total += sums_of_rows.log().sum()
+                d.div_(sums_of_rows)  # the softmax, then its difference to the target
                 d.scatter_add_(1, own, d.new_full(own.shape, -1.0))
                 d = d if slope is None else d.mul_(slope)
                 if d_bias is not None:
                     d_bias += d.sum(0)
                 d_scores[part] = d
             torch.mm(d_scores, w, out=d_rows[group])
-            if weight.requires_grad:
-                more = d_scores.T @ x[group]
-                d_weight = more.to(wide(dtype)) if d_weight is None else d_weight.add_(more)
+            if d_weight is not None:
+                for part in slices(V, COLUMNS):
+                    d_weight[part] += d_scores[:, part].T @ x[group]
         ctx.grads = d_rows, d_weight, d_bias
         ctx.dtypes = rows.dtype, weight.dtype, None if bias is None else bias.dtype
         return total

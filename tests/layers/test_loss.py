@@ -20,7 +20,9 @@ def reference(hidden, head, targets, cap):
 @pytest.fixture(params=[1 << 22, 100], ids=["one chunk", "many chunks"], autouse=True)
 def chunk(request, monkeypatch):
     monkeypatch.setattr(module, "CHUNK_SCORES", request.param)
+    monkeypatch.setattr(module, "CACHED_SCORES", request.param)
     monkeypatch.setattr(module, "GROUP_BYTES", request.param * 10)
+    monkeypatch.setattr(module, "COLUMNS", request.param // 10)
 
 
 @pytest.mark.parametrize("cap", [0.0, 3.0])
