@@ -28,7 +28,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import tokenizers
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from layerwise import language, runtime
@@ -41,6 +40,7 @@ from layerwise.data.text_documents import texts_of
 from layerwise.data.text_processor import TextProcessor
 from layerwise.data.tokens import Tokenizer
 from layerwise.data.train_tokenizer import train_bpe
+from layerwise.layers.dropout import dropout
 from layerwise.models import llama
 from layerwise.tasks.causal import Causal
 from layerwise.train.checkpoint import State
@@ -112,7 +112,7 @@ def network_of(choices: Choices, vocab_size: int, seed: int) -> nn.Module:
     assert isinstance(network, llama.Llama)
 
     def drop(module: nn.Module, inputs: object, out: torch.Tensor) -> torch.Tensor:
-        return F.dropout(out, choices.dropout, module.training)
+        return dropout(out, choices.dropout, module.training)
 
     for block in network.blocks:
         assert isinstance(block, llama.Block)

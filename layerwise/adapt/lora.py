@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from layerwise import runtime
 from layerwise.adapt.quantize import HEADS, Packed, unpack_module
 from layerwise.errors import OptionError, WeightsError, unknown
+from layerwise.layers.dropout import dropout
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 VARIANTS = ("lora", "rslora", "dora")
@@ -76,7 +77,7 @@ class LowRank(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = super().forward(x)
-        x = F.dropout(x, self.lora.dropout, self.training)
+        x = dropout(x, self.lora.dropout, self.training)
         added = self.lora.scale * F.linear(F.linear(x, self.lora_a), self.lora_b)
         if self.lora_m is None:
             return y + added

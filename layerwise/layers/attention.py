@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from layerwise.layers.dropout import dropout as drop
+
 MANY_ROWS = 1024  # from which one product of three weights laid side by side pays for laying them
 
 
@@ -93,7 +95,7 @@ def short_attention(
         bias = as_bias(mask, q.dtype) if mask.dtype == torch.bool else mask
         scores += bias.repeat(*[1] * (bias.ndim - 2), groups, 1) if groups > 1 else bias
     weights = scores.softmax(dim=-1)
-    mixed = (F.dropout(weights, dropout) if dropout else weights) @ v
+    mixed = drop(weights, dropout) @ v
     return mixed.view(B, H, T, -1)
 
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from layerwise.errors import DataError, OptionError, unknown
 from layerwise.layers.attention import attention, join_heads, project, split_heads
+from layerwise.layers.dropout import Dropout
 from layerwise.layers.head import TiedHead
 from layerwise.layers.mask import positions_of
 from layerwise.layers.pool import POOLINGS, pool
@@ -109,7 +110,7 @@ class Embed(nn.Module):
         self.pos_embed = nn.Embedding(config.max_seq_len + self.first, D)
         self.type_embed = nn.Embedding(config.n_token_types, D) if config.n_token_types else None
         self.norm = nn.LayerNorm(D, eps=config.norm_eps)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(
         self, tokens: Tensor, token_types: Tensor | None = None, positions: Tensor | None = None
@@ -166,7 +167,7 @@ class Block(nn.Module):
         self.fc1 = nn.Linear(config.dim, config.mlp_dim)
         self.fc2 = nn.Linear(config.mlp_dim, config.dim)
         self.mlp_norm = nn.LayerNorm(config.dim, eps=config.norm_eps)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:  # (B, T, D)
         x = self.attn_norm(x + self.dropout(self.attn(x, bias)))
@@ -194,7 +195,7 @@ class First(nn.Module):
         super().__init__()
         self.fc = nn.Linear(config.dim, config.dim)
         self.activation = F.relu if config.style == "distilbert" else torch.tanh
-        self.dropout = nn.Dropout(config.head_dropout)
+        self.dropout = Dropout(config.head_dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.dropout(self.activation(self.fc(x[:, 0])))
@@ -212,7 +213,7 @@ def make_head(config: Config, words: nn.Embedding) -> tuple[nn.Module, nn.Module
     if config.head_kind == "class":
         return First(config), nn.Linear(config.dim, C)
     drops = config.head_kind in ("tag", "pooled")
-    return nn.Dropout(config.head_dropout) if drops else nn.Identity(), nn.Linear(config.dim, C)
+    return Dropout(config.head_dropout) if drops else nn.Identity(), nn.Linear(config.dim, C)
 
 
 class Bert(nn.Module):

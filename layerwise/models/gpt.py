@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from layerwise.errors import DataError, OptionError
 from layerwise.layers.attention import attention, join_heads, project, split_heads
 from layerwise.layers.cache import Cache, LayerCache
+from layerwise.layers.dropout import Dropout
 from layerwise.layers.head import TiedHead
 from layerwise.layers.mask import Sight, positions_of, sight
 
@@ -93,7 +94,7 @@ class Block(nn.Module):
         self.attn = Attention(config)
         self.mlp_norm = nn.LayerNorm(config.dim, eps=config.norm_eps)
         self.mlp = Mlp(config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor, sight: Sight, cache: LayerCache | None = None) -> Tensor:
         x = x + self.dropout(self.attn(self.attn_norm(x), sight, cache))
@@ -108,7 +109,7 @@ class GPT(nn.Module):
         self.config = config
         self.token_embed = nn.Embedding(config.vocab_size, config.dim)
         self.pos_embed = nn.Embedding(config.max_seq_len, config.dim)
-        self.dropout = nn.Dropout(config.embed_dropout)
+        self.dropout = Dropout(config.embed_dropout)
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.n_layers)])
         self.norm = nn.LayerNorm(config.dim, eps=config.norm_eps)
         self.head: nn.Linear = TiedHead(self.token_embed)

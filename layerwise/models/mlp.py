@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layerwise.errors import DataError, OptionError, unknown
+from layerwise.layers.dropout import Dropout
 
 ACTIVATIONS = {
     "relu": F.relu,
@@ -90,7 +91,7 @@ class PlainLayer(nn.Module):
         self.fc = nn.Linear(n_in, config.dim)
         self.norm = NORMS[config.norm](config.dim)
         self.activation = ACTIVATIONS[config.activation]
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.dropout(self.activation(self.norm(self.fc(x))))
@@ -103,7 +104,7 @@ class ResidualLayer(nn.Module):
         super().__init__()
         self.norm = NORMS[config.norm](config.dim)
         self.activation = ACTIVATIONS[config.activation]
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.fc = nn.Linear(config.dim, config.dim)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from layerwise.layers.conv import ConvNorm, round_channels
+from layerwise.layers.dropout import Dropout
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ class MobileNet(nn.Module):
             n_out = round_channels(config.last_channels * max(1.0, config.width))
             self.last = unit(channels, n_out)
             channels = n_out
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.head = nn.Linear(channels, config.n_classes)
         self.reset_parameters()
 

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layerwise.layers.conv import ConvNorm, round_channels
+from layerwise.layers.dropout import Dropout
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ class MobileNetV3(nn.Module):
             nn.Sequential(last),
         )
         self.fc = nn.Linear(config.last_channels, config.n_features)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.head = nn.Linear(config.n_features, config.n_classes)
         self.reset_parameters()
 

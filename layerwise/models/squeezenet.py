@@ -21,6 +21,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from layerwise.layers.dropout import Dropout
+
 
 @dataclass(frozen=True)
 class Config:
@@ -106,7 +108,7 @@ class SqueezeNet(nn.Module):
             fire = Fire(channels, squeeze, pool=number in config.pool_after)
             self.add_module(f"fire{number}", fire)
             channels = 2 * EXPANSION * squeeze
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.reset_parameters()
         head = MeanHead if config.linear_head else ConvHead
         self.head: nn.Module = head(channels, config.n_classes)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from layerwise.errors import DataError, OptionError
 from layerwise.layers.attention import attention, join_heads, project, split_heads
+from layerwise.layers.dropout import Dropout
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Embed(nn.Module):
         self.patch_embed = nn.Conv2d(3, D, kernel_size=P, stride=P)
         self.class_token = nn.Parameter(torch.empty(1, 1, D))
         self.pos_embed = nn.Parameter(torch.empty(1, n_positions, D))
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, images: Tensor) -> Tensor:
         h, w = images.shape[-2:]
@@ -145,7 +146,7 @@ class Block(nn.Module):
         self.attn = Attention(config)
         self.mlp_norm = nn.LayerNorm(config.dim, eps=config.norm_eps)
         self.mlp = Mlp(config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, T, D)
         x = x + self.dropout(self.attn(self.attn_norm(x)))
