@@ -22,13 +22,12 @@ from torch import Tensor, nn
 
 from layerwise.errors import OptionError
 from layerwise.layers.cache import Cache, LayerCache
+from layerwise.layers.gelu import gelu_tanh
 from layerwise.layers.head import TiedHead
 from layerwise.layers.mask import Sight, positions_of, sight
 from layerwise.layers.mlp import GatedMlp
 from layerwise.layers.rope import Turn, make_rope
 from layerwise.layers.self_attention import SelfAttention
-
-gelu = partial(F.gelu, approximate="tanh")
 
 
 @dataclass(frozen=True)
@@ -131,7 +130,7 @@ class Block(nn.Module):
         )
         self.attn_post_norm = Norm(c.dim, c.norm_eps)
         self.mlp_norm = Norm(c.dim, c.norm_eps)
-        self.mlp = GatedMlp(c.dim, c.mlp_dim, gelu)
+        self.mlp = GatedMlp(c.dim, c.mlp_dim, gelu_tanh)
         self.mlp_post_norm = Norm(c.dim, c.norm_eps)
 
     def forward(

@@ -15,13 +15,13 @@ Shapes: B batch, T positions, S keys, D width, H heads, Dh head width, F mlp wid
 import math
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layerwise.errors import DataError, OptionError
 from layerwise.layers.attention import attention, join_heads, project, split_heads
 from layerwise.layers.cache import Cache, LayerCache
 from layerwise.layers.dropout import Dropout
+from layerwise.layers.gelu import gelu_tanh
 from layerwise.layers.head import TiedHead
 from layerwise.layers.mask import Sight, positions_of, sight
 
@@ -82,7 +82,7 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(config.mlp_dim, config.dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))  # (B, T, F) inside
+        return self.fc2(gelu_tanh(self.fc1(x)))  # (B, T, F) inside
 
 
 class Block(nn.Module):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from layerwise.layers.attention import (
     attention,
     attention_weights,
+    causal_attention,
     causal_mask,
     join_heads,
     plain_attention,
@@ -51,6 +52,7 @@ FORMS = {
     "long": {"n_queries": 260, "n_keys": 260},
     "causal": {"n_keys": T, "causal": True},
     "causal with a cache": {"causal": True},
+    "causal, in halves": {"n_queries": 256, "n_keys": 256, "causal": True},
     "one new token": {"n_queries": 1, "causal": True},
     "shared key heads": {"n_kv_heads": 2},
     "one key head, causal": {"n_kv_heads": 1, "n_keys": T, "causal": True},
@@ -71,6 +73,15 @@ def test_fused_equals_plain(form: str):
     grads = [torch.autograd.grad((y * weight).sum(), inputs) for y in (fused, plain)]
     for a, b in zip(*grads, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("n_keys", [21, 33])
+@pytest.mark.parametrize("n_kv_heads", [H, 2])
+def test_halves_of_halves_equal_the_whole(n_keys: int, n_kv_heads: int):
+    q, k, v = qkv(21, n_keys, n_kv_heads)
+    found = causal_attention(q, k, v, 0.3, 0.0, least=4)  # 10 and 11 queries, then 5, 5, 5 and 6
+    want = plain_attention(q, k, v, causal=True, scale=0.3)
+    torch.testing.assert_close(found, want, rtol=1e-5, atol=1e-6)
 
 
 def rms(x: Tensor) -> float:
