@@ -1,4 +1,5 @@
-"""Files that are written whole or not at all, whatever the disk does meanwhile.
+"""Files that are written whole or not at all, whatever the disk does meanwhile; where what can be
+made again is kept, and by what it is known again.
 
 Write to a temporary file beside the target, wait until it is on the disk, rename. A full disk, a
 missing permission or a kill leave the earlier file as it was.
@@ -6,17 +7,23 @@ missing permission or a kill leave the earlier file as it was.
 
 import contextlib
 import errno
+import hashlib
+import json
 import os
 import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from safetensors import SafetensorError
 
 from layerwise.errors import StorageError
 
 CURE = "Free some space, or save to another folder"
+DIGEST = 16  # bytes: two of a billion rows are confused with a chance of 1e-21
+UNREADABLE = b"unreadable "  # before the name of what cannot be read: equal to no other
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -76,3 +83,24 @@ def storage_error(e: Exception, path: Path, cure: str) -> StorageError:
     if number in (errno.EACCES, errno.EPERM, errno.EROFS):
         why = f"no permission to write to {path.parent}"
     return StorageError(f"{path}: {why}. {cure}. Everything saved before it is untouched")
+
+
+def cache_folder(folder: str | Path | None = None) -> Path:
+    """The folder asked for, else $LAYERWISE_CACHE, else ~/.cache/layerwise."""
+    return Path(folder or os.environ.get("LAYERWISE_CACHE") or Path.home() / ".cache/layerwise")
+
+
+def content_hash(value: Any) -> bytes:
+    """Of one file, of bytes, or of an array of pixels."""
+    if isinstance(value, Path):
+        try:
+            value = value.read_bytes()
+        except OSError:
+            value = UNREADABLE + os.fsencode(value)
+    if isinstance(value, np.ndarray):
+        shape = str(value.shape).encode()[:16]  # equal bytes of another shape are another picture
+        pixels = np.ascontiguousarray(value).data
+        return hashlib.blake2b(pixels, digest_size=DIGEST, person=shape).digest()
+    if isinstance(value, dict):
+        value = json.dumps(value, sort_keys=True).encode()
+    return hashlib.blake2b(value, digest_size=DIGEST).digest()

@@ -22,9 +22,9 @@ from PIL import Image
 from layerwise.data.duplicates import SIDE
 from layerwise.data.examples import Finding
 from layerwise.data.image import check_size, from_array, orientation, quietly, to_rgb, upright
-from layerwise.data.splits import UNREADABLE, content_hash
 from layerwise.data.threads import parallel
 from layerwise.data.words import about
+from layerwise.storage import UNREADABLE, content_hash
 
 LUMA = (0.299, 0.587, 0.114)
 GRID = 4  # of the colours

@@ -26,10 +26,9 @@ from torch import Tensor
 
 from layerwise.data.examples import Examples
 from layerwise.data.image import RESAMPLE, ImageProcessor, Raw, open_image
-from layerwise.data.splits import content_hash
 from layerwise.data.threads import parallel
 from layerwise.errors import DataError
-from layerwise.storage import replacing
+from layerwise.storage import cache_folder, content_hash, replacing
 
 FORMAT = 2
 PIECE = 64  # images decoded before they are written
@@ -178,11 +177,6 @@ def scaled_down(raw: Raw, name: str, short_side: int, resample: int) -> np.ndarr
 
 
 # ---- the store ---------------------------------------------------------------------------------
-
-
-def cache_folder(folder: str | Path | None = None) -> Path:
-    """The folder asked for, else $LAYERWISE_CACHE, else ~/.cache/layerwise."""
-    return Path(folder or os.environ.get("LAYERWISE_CACHE") or Path.home() / ".cache/layerwise")
 
 
 def fingerprint(raw: Raw, name: str) -> str:

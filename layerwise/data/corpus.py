@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from layerwise.data.cache import cache_folder
 from layerwise.errors import DataError
+from layerwise.storage import cache_folder
 
 PIECE = 1 << 20  # characters of a document that are tokenised at a time
 AT_ONCE = 1 << 23  # characters handed to the tokenizer's threads at a time

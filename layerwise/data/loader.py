@@ -38,7 +38,7 @@ class Batches:
 
     augment: an `Augment`, a preset's name, or None; images only.
     batch_size: B, no more than there are rows.
-    cache_dir: where decoded images are kept; see `cache.cache_folder`.
+    cache_dir: where decoded images are kept; see `storage.cache_folder`.
     threads: that decode images on the first pass, and resize crops within a batch.
     dtype: of the inputs. progress: called with (rows decoded, rows) on the first pass.
     Errors: DataError for no rows or an unreadable one; StorageError for a disk that is full.

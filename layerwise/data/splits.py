@@ -8,12 +8,10 @@ Legend: n rows, g groups of rows with the same content.
 """
 
 import hashlib
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,9 +20,8 @@ from layerwise.data.examples import Examples, Finding
 from layerwise.data.table import Table
 from layerwise.data.threads import parallel
 from layerwise.errors import OptionError
+from layerwise.storage import DIGEST, content_hash
 
-DIGEST = 16  # bytes: two of a billion rows are confused with a chance of 1e-21
-UNREADABLE = b"unreadable "  # before the name of what cannot be read: equal to no other
 PARTS = ("train", "val", "test")
 
 
@@ -49,22 +46,6 @@ def content_hashes(examples: Examples) -> list[bytes]:
         return _row_hashes(inputs)
     files = len(inputs) > 64 and isinstance(inputs[0], Path)  # in memory: quicker than threads
     return list(parallel(os.cpu_count() or 1 if files else 1)(content_hash, inputs))
-
-
-def content_hash(value: Any) -> bytes:
-    """Of one file, of bytes, or of an array of pixels."""
-    if isinstance(value, Path):
-        try:
-            value = value.read_bytes()
-        except OSError:
-            value = UNREADABLE + os.fsencode(value)
-    if isinstance(value, np.ndarray):
-        shape = str(value.shape).encode()[:16]  # equal bytes of another shape are another picture
-        pixels = np.ascontiguousarray(value).data
-        return hashlib.blake2b(pixels, digest_size=DIGEST, person=shape).digest()
-    if isinstance(value, dict):
-        value = json.dumps(value, sort_keys=True).encode()
-    return hashlib.blake2b(value, digest_size=DIGEST).digest()
 
 
 def _row_hashes(table: Table) -> list[bytes]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from layerwise.errors import WeightsError
-from layerwise.storage import replacing
+from layerwise.storage import cache_folder, replacing
 from layerwise.weights.cards import Card, sha256_of
 
 CHUNK = 1 << 20  # bytes read at a time
@@ -33,10 +33,9 @@ def offline() -> bool:
     return os.environ.get("HF_HUB_OFFLINE", "").lower() in TRUE
 
 
-def cache_folder() -> Path:
+def weights_folder() -> Path:
     """Where files from plain URLs are kept: LAYERWISE_CACHE, or ~/.cache/layerwise."""
-    root = os.environ.get("LAYERWISE_CACHE") or Path.home() / ".cache" / "layerwise"
-    return Path(root) / "weights"
+    return cache_folder() / "weights"
 
 
 def folders_at_hand() -> Iterator[Path]:
@@ -47,7 +46,7 @@ def folders_at_hand() -> Iterator[Path]:
         if folder.is_dir():
             yield folder
             yield from sorted(p for p in folder.iterdir() if p.is_dir())
-    yield cache_folder()
+    yield weights_folder()
 
 
 def is_hub_id(source: str) -> bool:
@@ -72,7 +71,7 @@ def fetch_card(card: Card) -> Path:
     if path is None and is_hub_id(card.source):
         path = fetch(card.source, card.filename)
     if path is None and card.source.startswith("http"):
-        return download(card.source, cache_folder() / card.filename, card.sha256)
+        return download(card.source, weights_folder() / card.filename, card.sha256)
     if path is None:
         raise WeightsError(
             f"{card.name}: {card.filename} is not on this machine and cannot be downloaded "
@@ -163,7 +162,10 @@ def download(url: str, path: Path, sha256: str = "") -> Path:
     if offline():
         raise _unreachable(f"{path.name} ({url})", f"curl -LO {url}")
     try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT) as response, replacing(path) as temporary:
+        with (
+            urllib.request.urlopen(url, timeout=TIMEOUT) as response,
+            replacing(path) as temporary,
+        ):
             found, size = _receive(response, temporary)
             expected = int(response.headers.get("Content-Length") or size)
             if size != expected:

@@ -10,10 +10,11 @@ import pytest
 from PIL import Image
 
 from layerwise.data import cache as cache_module
-from layerwise.data.cache import PixelCache, cache_folder
+from layerwise.data.cache import PixelCache
 from layerwise.data.examples import Examples
 from layerwise.data.image import ImageProcessor
 from layerwise.errors import DataError, StorageError
+from layerwise.storage import cache_folder
 
 PROCESSOR = ImageProcessor((24, 24), 28)
 SIZES = [(40, 60), (60, 40), (30, 30), (26, 90), (50, 50)]

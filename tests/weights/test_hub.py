@@ -102,7 +102,7 @@ def card(server: str):
 def test_a_card_is_downloaded_once(card, monkeypatch: pytest.MonkeyPatch):
     assert hub.find_card(card) is None
     path = hub.fetch_card(card)
-    assert path.parent == hub.cache_folder()
+    assert path.parent == hub.weights_folder()
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert hub.fetch_card(card) == path == hub.find_card(card)
     path.write_bytes(CONTENT[:-1])
