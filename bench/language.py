@@ -6,8 +6,9 @@ Work: GPT-2 124M at 8 x 256 tokens, a 10M model at 16 x 256, and a fine-tuning s
 16 texts of 128 tokens. Tokens lie in memory, so that only the step is timed; weights are random,
 the optimiser is AdamW everywhere. "torch bf16" is the best setting of a plain loop: autocast, fused
 AdamW, and the memory allocator tuned as this package tunes it; its network is nanoGPT's own where
---nanogpt names the folder with its model.py, else transformers'. MFU is against the bf16 matrix
-product measured in the same child process.
+--nanogpt names the folder with its model.py, else transformers'. It is compared step by step, its
+steps and ours by turns in one process; the others are processes of their own, in turn. MFU is
+against the bf16 matrix product measured in the same child process.
 """
 
 import contextlib
@@ -16,6 +17,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import sidebyside
@@ -24,7 +26,7 @@ WORK = {"gpt2": (8, 256), "gpt10m": (16, 256), "bert": (16, 128)}  # texts, toke
 SMALL = {
     "vocab_size": 65, "max_seq_len": 256, "dim": 384, "n_layers": 6, "n_heads": 6, "mlp_dim": 1536,
 }  # fmt: skip
-CONTENDERS = ("ours", "trainer", "trainer bf16", "torch bf16", "jax")
+CONTENDERS = ("ours", "trainer", "trainer bf16", "torch bf16", "by turns", "jax")
 
 
 def tokens(name: str):
@@ -38,8 +40,8 @@ def tokens(name: str):
 # ---- ours --------------------------------------------------------------------------------------
 
 
-def ours(name: str, seconds: float) -> dict:
-    """The product's loop, as `fit` runs it."""
+def ours(name: str, seconds: float, between: Callable[[], Any] = lambda: None) -> dict:
+    """The product's loop, as `fit` runs it. between: called before each step, and not counted."""
     import numpy as np
     import torch
 
@@ -63,19 +65,38 @@ def ours(name: str, seconds: float) -> dict:
         tensors, task = {"inputs": x, "targets": x.roll(-1, 1)}, Causal()
     network = fresh(lambda: models.build(family, config), 0)
     optimizer = build_optimizer("adamw", parameter_groups(network, 0.1, 1.0), 1e-4)
-    batch, stamps = Batch(tensors, np.arange(len(x))), []
+    batch, ends, starts = Batch(tensors, np.arange(len(x))), [], []
     ended = time.perf_counter() + seconds + 4
 
     class Same:
         def __getitem__(self, step: int) -> Batch:
-            stamps.append(time.perf_counter())
-            if stamps[-1] > ended and len(stamps) > 6:
+            ends.append(time.perf_counter())
+            if ends[-1] > ended and len(ends) > 6:
                 raise StopIteration
+            between()
+            starts.append(time.perf_counter())
             return batch
 
     with contextlib.suppress(StopIteration):
         train(network, task, Same(), optimizer, Course(10**6, 1e-4), State(), machine, Hooks())
-    return as_rate(name, float(np.median(np.diff(stamps[2:]))), network)
+    steps = np.subtract(ends[1:], starts)
+    rate = as_rate(name, float(np.median(steps[2:])), network)
+    return rate | {"steps": steps.tolist()}
+
+
+def by_turns(name: str, seconds: float, nanogpt: str) -> dict:
+    """How many times a step of ours a step of the plain loop takes, by turns in one process."""
+    import numpy as np
+
+    step, theirs = plain_step(name, nanogpt), []
+
+    def timed() -> None:
+        started = time.perf_counter()
+        step()
+        theirs.append(time.perf_counter() - started)
+
+    found = ours(name, 4 * seconds, timed)
+    return {"ratio": float(np.median(np.divide(theirs, found["steps"])[2:]))}
 
 
 def as_rate(name: str, step: float, network: Any = None) -> dict:
@@ -133,8 +154,8 @@ def trainer(name: str, seconds: float, bf16: bool) -> dict:
     return as_rate(name, statistics.median(steps))
 
 
-def plain(name: str, seconds: float, nanogpt: str) -> dict:
-    """A plain loop with the best settings known for it."""
+def plain_step(name: str, nanogpt: str) -> Callable[[], None]:
+    """A step of a plain loop with the best settings known for it."""
     import torch
 
     from layerwise.runtime import tune_allocator
@@ -164,7 +185,7 @@ def plain(name: str, seconds: float, nanogpt: str) -> dict:
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
 
-    return as_rate(name, 1 / sidebyside.rate(step, 1, seconds))
+    return step
 
 
 # ---- JAX ---------------------------------------------------------------------------------------
@@ -235,8 +256,10 @@ def child(contender: str, name: str, seconds: float, nanogpt: str) -> None:
         out = ours(name, seconds)
     elif contender == "jax":
         out = jax_child(name, seconds)
+    elif contender == "by turns":
+        out = by_turns(name, seconds, nanogpt)
     elif contender == "torch bf16":
-        out = plain(name, seconds, nanogpt)
+        out = as_rate(name, 1 / sidebyside.rate(plain_step(name, nanogpt), 1, seconds))
     else:
         out = trainer(name, seconds, "bf16" in contender)
     print(json.dumps(out | {"peak_mb": sidebyside.peak_mb()}))
@@ -250,9 +273,11 @@ def main() -> None:
         runs = sidebyside.rounds(
             __file__, names, [name, "4" if quick else "10", nanogpt], 1 if quick else 3, 600
         )
-        rows = []
+        rows, turns = [], runs.pop("by turns", [])
         for contender, r in runs.items():
             faster = sidebyside.ratio(runs["ours"], r, "tokens")
+            if contender == "torch bf16" and turns:
+                faster = sidebyside.median(turns, "ratio")
             mfu = f"{100 * sidebyside.median(r, 'mfu'):.0f}%" if "mfu" in r[0] else ""
             n, peak = (f"{sidebyside.median(r, k):,.0f}" for k in ("tokens", "peak_mb"))
             rows.append([name, contender, n, f"{faster:.2f}x", mfu, peak])
