@@ -163,7 +163,8 @@ class Block:
         """Query, key and value side by side (n T, 3 D), of n texts: (n T, D)."""
         heads = qkv.view(n, T, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)  # (3, n, H, T, Dh)
         if n == 1 and T <= FUSED and qkv.dtype == torch.bfloat16:
-            mixed = F.scaled_dot_product_attention(*heads, scale=1.0)
+            q, k, v = heads
+            mixed = F.scaled_dot_product_attention(q, k, v, scale=1.0)
             return mixed.transpose(1, 2).reshape(T, -1)
         q, k, v = heads.reshape(3, n * self.n_heads, T, -1)
         weights = torch.bmm(q, k.transpose(1, 2)).softmax(-1)  # (n H, T, T)
