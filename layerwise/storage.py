@@ -91,7 +91,7 @@ def cache_folder(folder: str | Path | None = None) -> Path:
 
 
 def content_hash(value: Any) -> bytes:
-    """Of one file, of bytes, or of an array of pixels."""
+    """DIGEST bytes of one file, of bytes, or of an array of pixels."""
     if isinstance(value, Path):
         try:
             value = value.read_bytes()

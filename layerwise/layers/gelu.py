@@ -21,7 +21,8 @@ SLOPE, CUBIC = math.sqrt(8 / math.pi), 0.044715  # of 2 u
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
-    """x and what comes back: any shape. Rounds as F.gelu does; sums in fp32 at least."""
+    """x and what comes back: any shape and dtype, computed in fp32 at least; what is held of the
+    derivative is rounded to that dtype before it is multiplied."""
     plain = x.device.type != "cpu" or torch.compiler.is_compiling()
     if plain or not (torch.is_grad_enabled() and x.requires_grad):
         return F.gelu(x, approximate="tanh")

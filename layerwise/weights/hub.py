@@ -162,10 +162,7 @@ def download(url: str, path: Path, sha256: str = "") -> Path:
     if offline():
         raise _unreachable(f"{path.name} ({url})", f"curl -LO {url}")
     try:
-        with (
-            urllib.request.urlopen(url, timeout=TIMEOUT) as response,
-            replacing(path) as temporary,
-        ):
+        with urllib.request.urlopen(url, timeout=TIMEOUT) as response, replacing(path) as temporary:
             found, size = _receive(response, temporary)
             expected = int(response.headers.get("Content-Length") or size)
             if size != expected:
