@@ -24,6 +24,7 @@ from layerwise.adapt.fuse import fused
 from layerwise.data.each_processor import EachProcessor
 from layerwise.data.examples import Examples
 from layerwise.data.image import ImageProcessor
+from layerwise.data.sources import images_at_once
 from layerwise.data.span_processor import SpanProcessor
 from layerwise.data.table import TableProcessor
 from layerwise.data.text_processor import TextProcessor
@@ -43,7 +44,6 @@ from layerwise.weights.config_text import write_config
 
 WORTH_FUSING = 256  # rows from which preparing the fused network pays
 CERTIFIED = 8  # rows on which it must say the same first
-BATCH = 256
 PROCESSORS = {"image": ImageProcessor, "table": TableProcessor}
 # of texts: what a row is to them
 READERS = {p.reads: p for p in (TextProcessor, WordProcessor, SpanProcessor, EachProcessor)}
@@ -122,7 +122,7 @@ class Model:
         machine = machine or self.machine()
         network = self.network.to(machine.device)
         if machine.device == "cpu" and rows.kind == "image" and len(rows) >= WORTH_FUSING:
-            network = self.fast(rows, machine, options.get("batch_size", BATCH))
+            network = self.fast(rows, machine, options.get("batch_size", 0))
         raw = predict_rows(network, self.task, self.processor, rows, machine, **options)
         return raw / self.temperature if self.task.name == "classify" else raw
 
@@ -134,7 +134,7 @@ class Model:
         """
         some = rows.subset(np.arange(min(CERTIFIED, len(rows))))
         inputs = self.processor(some.inputs)  # (B, 3, h, w)
-        size = min(batch_size, len(rows))
+        size = min(batch_size or images_at_once(self.processor.size), len(rows))
         try:
             example = inputs[:1].expand(size, *inputs.shape[1:])
             quick = fused(self.network, example, machine.dtype)

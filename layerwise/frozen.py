@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from layerwise import runtime
-from layerwise.adapt.packed import without_padding
+from layerwise.adapt.packed import at_once, without_padding
 from layerwise.bundle import Model, read_json, write_json
 from layerwise.data.examples import Examples
 from layerwise.data.loader import in_order
@@ -38,7 +38,7 @@ def features_of(base: Model, rows: Examples, machine: Runtime) -> np.ndarray:
     found: dict[int, np.ndarray] = {}
     with runtime.evaluating(base.network):
         network = without_padding(base.network, machine, len(rows))
-        for batch in in_order(rows, base.processor, 64):
+        for batch in in_order(rows, base.processor, times=at_once(network, machine)):
             batch = batch.to(machine.device)
             with machine.autocast():
                 if batch["inputs"].ndim == 3:  # windows of long texts
@@ -71,7 +71,7 @@ def word_features(
     some = rows.subset(np.sort(rng.permutation(len(rows))[:most]))
     with runtime.evaluating(base.network):
         network = without_padding(base.network, machine, len(some))
-        for batch in in_order(some, base.processor, 64):
+        for batch in in_order(some, base.processor, times=at_once(network, machine)):
             batch = batch.to(machine.device)
             tags = task.token_targets(batch)
             with machine.autocast():

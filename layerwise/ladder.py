@@ -51,6 +51,7 @@ from layerwise.train.run import fresh, predict_rows
 
 UNSEEN = -30.0  # the logit of a tag that no training word has
 SAMPLED = 500  # rows from which a plan takes its example
+AHEAD = 4  # batches beside the one that is learned from: two ready, one in the making and its parts
 
 
 def climb(job: Job, base: Model | None, scratch: Callable[[], Choice]) -> tuple[Contender, list]:
@@ -277,11 +278,13 @@ def plan_contender(job: Job, contender: Contender) -> Plan:
     r, processor = contender.recipe, contender.choice.processor
 
     def planned(rows: Examples, measure: bool) -> Plan:
+        batch = job.task.batch(rows, processor)
+        row = sum(t.nbytes for t in batch.tensors.values()) // len(batch)
         return make_plan(
             contender.network,
-            job.task.batch(rows, processor),
+            batch,
             job.task,
-            device_batch_size=-(-r.global_batch_size // r.grad_accum_steps),
+            device_batch_size=r.device_batch_size,
             optimizer=r.optimizer,
             dtype=job.machine.dtype,
             grad_accum_steps=r.grad_accum_steps,
@@ -289,6 +292,7 @@ def plan_contender(job: Job, contender: Contender) -> Plan:
             checkpointing=r.checkpointing,
             ema=bool(r.ema),
             measure=measure,
+            extra=AHEAD * r.global_batch_size * row,
         )
 
     some = job.train.subset(np.linspace(0, len(job.train) - 1, SAMPLED).astype(int))

@@ -155,14 +155,18 @@ def peak_memory_mb() -> float:
 
 def forget_peak() -> None:
     """Count `peak_memory_mb` anew from here, what is free given back first (Linux, CUDA)."""
+    give_back()
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        if hasattr(libc, "malloc_trim"):
-            libc.malloc_trim(0)
-        with suppress(OSError), open("/proc/self/clear_refs", "w") as f:
-            f.write("5")  # the high-water mark becomes what is resident now
+    with suppress(OSError), open("/proc/self/clear_refs", "w") as f:
+        f.write("5")  # the high-water mark becomes what is resident now
+
+
+def give_back() -> None:
+    """Hand freed memory back to the system, which the allocator keeps for later (Linux)."""
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
 
 
 def environment() -> dict[str, Any]:

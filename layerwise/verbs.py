@@ -219,7 +219,7 @@ def inspect(model: Any, data: Any, rows: int = 1500, seed: int = 0, base: Any = 
         from layerwise.report.inside import read_text
 
         return read_text(loaded, some, as_model(base) if base else None, seed)
-    batches = in_order(some, loaded.processor, 128)
+    batches = in_order(some, loaded.processor)
     return depth_report(loaded.network, batches, loaded.labels, seed=seed)
 
 

@@ -26,6 +26,7 @@ TOKENS = 2048  # of a pack: its widest activations still lie in the processor's 
 ROUND = 16  # tokens are filled up to a multiple: oneDNN writes new kernels for each number
 FUSED = 64  # tokens of a single text in bf16 whose attention is better one operation: the products
 # that are faster for many want new kernels for each length
+ALL_TOKENS, ON_GPU = 32, 8  # usual batches together: only features are of that size; a GPU is wide
 WORTH = 64  # texts from which on laying out the weights pays
 
 
@@ -130,6 +131,11 @@ def without_padding(network: Any, machine: Runtime, n: int) -> Any:
     layers = (m for block in network.blocks for m in (*block.attn.children(), block.fc1, block.fc2))  # type: ignore[union-attr]
     plain = all(type(layer) is nn.Linear for layer in layers)  # no adapters, nothing quantised
     return Unpadded(network, machine.dtype) if plain else network
+
+
+def at_once(network: Any, machine: Runtime) -> int:
+    """How many times the rows of a usual batch of evaluation this network may look at together."""
+    return ALL_TOKENS if isinstance(network, Unpadded) else 1 if machine.device == "cpu" else ON_GPU
 
 
 def grouped(lengths: Sequence[int]) -> list[tuple[int, int]]:

@@ -96,39 +96,40 @@ class InOrder:
     """Every row once, as evaluation sees it: `batches[i]` for i below `len(batches)`."""
 
     source: Source
-    batch_size: int
-
-    def __post_init__(self) -> None:
-        self.sequence = self.source.sequence()
+    parts: list[np.ndarray]
 
     def __len__(self) -> int:
-        return -(-self.source.n // self.batch_size)
+        return len(self.parts)
 
     def __getitem__(self, step: int) -> Batch:
-        rows = self.sequence[step * self.batch_size :][: self.batch_size]
-        return Batch(self.source.look(rows), rows)
+        return Batch(self.source.look(self.parts[step]), self.parts[step])
 
 
 def in_order(
     examples: Examples,
     processor: Any,
-    batch_size: int = 64,
+    batch_size: int = 0,
     cache_dir: str | Path | None = None,
     threads: int = 1,
     dtype: torch.dtype = torch.float32,
     cached: bool = True,
+    times: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Batch]:
     """Every row once, the last batch as large as it comes; no augmentation.
 
     In order, but texts by their length, so that little is padding: `batch.rows` says which.
 
+    batch_size: 0 for as many rows as surely take less memory than a step of training; `times`: how
+    many times as many.
     cached: keep decoded images for the next evaluation; False to look at images once (prediction).
     Errors: DataError naming an unreadable row; StorageError for a disk that is full.
     """
-    check_batch_size(batch_size)
+    if batch_size:
+        check_batch_size(batch_size)
     images = {"cache_dir": cache_dir, "threads": threads, "cached": cached, "progress": progress}
-    batches = InOrder(source_of(examples, processor, None, dtype, **images), batch_size)
+    source = source_of(examples, processor, None, dtype, **images)
+    batches = InOrder(source, source.parts(batch_size, times))
     with Prefetch(batches, stop=len(batches)) as ahead:
         for i in range(len(batches)):
             yield ahead[i]

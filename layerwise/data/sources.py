@@ -3,7 +3,7 @@
 A source gives
     n                                   how many rows
     order(seed, epoch, batch_size)      the rows of one epoch, in a random order
-    sequence()                          every row once, as evaluation goes through them
+    parts(batch_size, times)            every row once, as evaluation goes through them
     learn(rows, draw)                   tensors of a training batch, augmented
     look(rows)                          tensors as evaluation sees them
 `rows` are indices; tensors are named as in `Batch`, targets among them where there are any.
@@ -28,6 +28,8 @@ from layerwise.data.examples import Batch, Examples
 from layerwise.data.text_processor import like_lengths
 from layerwise.data.threads import parallel
 
+# of an evaluation's batch: its forward pass takes less memory than a step of training usually does
+ROWS, PIXELS, TOKENS = 256, 1 << 20, 1024
 MARGIN = 1.15  # photographs are stored with this many times the short side that a crop needs
 Tensors = dict[str, Tensor]
 Progress = Callable[[int, int], None] | None
@@ -51,8 +53,16 @@ class Source(ABC):
     def order(self, seed: int, epoch: int, batch_size: int) -> np.ndarray:
         return np.random.default_rng([seed, epoch]).permutation(self.n)
 
-    def sequence(self) -> np.ndarray:
-        return np.arange(self.n)
+    def parts(self, batch_size: int = 0, times: int = 1) -> list[np.ndarray]:
+        """Every row once, batch by batch, the last as it comes.
+
+        batch_size: rows; 0: as many as surely take less memory than a step of training, or `times`
+        as many.
+        """
+        return in_parts(np.arange(self.n), batch_size or self.at_once(times))
+
+    def at_once(self, times: int) -> int:
+        return times * ROWS
 
     def learn(self, rows: np.ndarray, draw: Draw) -> Tensors:
         return self.look(rows)
@@ -110,6 +120,9 @@ class Images(Source):
             )
         self.decode = make_decoder(examples, processor, short_side=0)
 
+    def at_once(self, times: int) -> int:
+        return images_at_once(self.processor.size, times)
+
     def pixels(self, rows: np.ndarray) -> Tensor | list[Tensor]:
         if self.cache is not None:
             return self.cache.gather(rows)
@@ -143,6 +156,9 @@ class CorpusWindows(Source):
         assert isinstance(examples.inputs, Windows)
         self.windows = examples.inputs
 
+    def at_once(self, times: int) -> int:
+        return max(1, times * TOKENS // self.windows.length)
+
     def learn(self, rows: np.ndarray, draw: Draw) -> Tensors:
         whole = len(self.windows) == self.windows.n_windows
         rng = np.random.default_rng([draw.seed, draw.epoch, 1])
@@ -168,8 +184,16 @@ class Texts(Source):
     def order(self, seed: int, epoch: int, batch_size: int) -> np.ndarray:
         return like_lengths(self.lengths, batch_size, [seed, epoch])
 
-    def sequence(self) -> np.ndarray:
-        return np.argsort(self.lengths, kind="stable")
+    def parts(self, batch_size: int = 0, times: int = 1) -> list[np.ndarray]:
+        """By their length, so that little is padding."""
+        order = np.argsort(self.lengths, kind="stable")
+        if batch_size:
+            return in_parts(order, batch_size)
+        starts, longest = [0], self.lengths[order]
+        for i, length in enumerate(longest):  # is the longest up to here
+            if i > starts[-1] and (i + 1 - starts[-1]) * length > times * TOKENS:
+                starts.append(i)
+        return np.split(order, starts[1:]) if self.n else []
 
     def look(self, rows: np.ndarray) -> Tensors:
         return self.labelled(self.processor.collate([self.rows[i] for i in rows.tolist()]), rows)
@@ -190,6 +214,15 @@ def source_of(
     if examples.kind == "text":
         return Texts(examples, processor)
     return Images(examples, processor, augment, dtype, **of_images)
+
+
+def in_parts(order: np.ndarray, size: int) -> list[np.ndarray]:
+    return [order[i : i + size] for i in range(0, len(order), size)]
+
+
+def images_at_once(size: tuple[int, int], times: int = 1) -> int:
+    """How many images (h, w) an evaluation looks at together."""
+    return max(1, times * min(ROWS, PIXELS // (size[0] * size[1])))
 
 
 def batch_of(examples: Examples, processor: Any) -> Batch:

@@ -10,6 +10,7 @@ Legend: B rows, b c h w images and maps, U units.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -89,18 +90,18 @@ def top_examples(
     """
     layers: dict[str, nn.Module] = network.layers()  # type: ignore[operator]
     found = {name: Strongest(rows_per_unit) for name in list(layers)[:-1]}
-    outputs: dict[str, Tensor] = {}
-    hooks = [
-        layers[name].register_forward_hook(lambda _, args, out, n=name: outputs.update({n: out}))
-        for name in found
-    ]
+    rows = np.empty(0, int)  # of the batch that is being looked at
+
+    def look(name: str) -> Any:
+        return lambda _, args, out: found[name].add(out.float(), rows)
+
+    hooks = [layers[name].register_forward_hook(look(name)) for name in found]
     device = next(network.parameters()).device
     try:
         with evaluating(network), torch.compiler.set_stance("force_eager"):
             for batch in batches:
+                rows = batch.rows
                 network(batch["inputs"].to(device))
-                for name, strongest in found.items():
-                    strongest.add(outputs[name].float(), batch.rows)
     finally:
         for hook in hooks:
             hook.remove()

@@ -50,12 +50,11 @@ def depth_report(
     gradients: {layer: gradient norm}, as the watch saw them.
     Errors: DataError when there are too few rows to score a probe on.
     """
-    features, images, targets = collect(network, batches)
+    features, properties, targets = collect(network, batches)
     n = len(targets)
     if n < FEWEST:
         raise DataError(f"a depth report needs at least {FEWEST} labelled rows; {n} were given")
     task = Task(targets, seed)
-    properties = {} if images is None else image_properties(images)
     floors: list[LayerDepth] = []
     merits: list[np.ndarray] = []  # (n,) per layer: how right the probe was on each row
     for name, x in features.items():
@@ -148,8 +147,8 @@ def rounded(table: np.ndarray) -> list[list[float]]:
 
 def collect(
     network: nn.Module, batches: Iterable[Batch]
-) -> tuple[dict[str, np.ndarray], Tensor | None, np.ndarray]:
-    """{layer: features (n, D)} beginning with the inputs; the images, if it is images; the targets.
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], np.ndarray]:
+    """{layer: features (n, D)} beginning with the inputs; of images {property: (n, K)}; targets.
 
     Of texts with a class for each token such a token is a row, the commonest class `thinned`.
     """
@@ -157,7 +156,7 @@ def collect(
     layers.pop("pos_embed", None)  # says the same of every text
     device = str(next(network.parameters()).device)
     kept: dict[str, list[np.ndarray]] = {"inputs": [], **{name: [] for name in layers}}
-    raw: list[Tensor] = []
+    seen: list[dict[str, np.ndarray]] = []
     targets: list[np.ndarray] = []
     now: Any = None  # the batch that is being read
 
@@ -172,7 +171,7 @@ def collect(
                 network(now["inputs"], **now.context)
                 kept["inputs"].append(features_of(now["inputs"], now))
                 if batch["inputs"].ndim == 4:
-                    raw.append(batch["inputs"].float().cpu())
+                    seen.append(image_properties(batch["inputs"].float().cpu()))
                 none = torch.zeros(len(batch["inputs"]))  # texts of pairs: nothing to probe for
                 wanted = now.tensors.get("targets", none)
                 wanted = wanted[wanted >= 0] if tokenwise(now) else wanted
@@ -185,7 +184,9 @@ def collect(
     if not targets:
         raise DataError("a depth report needs labelled rows; no batch was given")
     found = {k: project(np.concatenate(parts)) for k, parts in kept.items() if parts}
-    return found, torch.cat(raw) if raw else None, np.concatenate(targets)
+    properties = {k: np.concatenate([part[k] for part in seen]) for k in (seen[:1] or [{}])[0]}
+    varying = {k: v for k, v in properties.items() if v.std(0).min() > 1e-4}
+    return found, varying, np.concatenate(targets)
 
 
 def features_of(x: Tensor, batch: Batch) -> np.ndarray:
@@ -226,5 +227,4 @@ def image_properties(images: Tensor) -> dict[str, np.ndarray]:
     found = {"brightness": grey, "edges": torch.cat([across, down], 1)}
     if images.shape[1] == 3:
         found["colour"] = images - grey
-    quarters = {k: F.adaptive_avg_pool2d(v, 2).flatten(1).numpy() for k, v in found.items()}
-    return {k: v.astype(np.float64) for k, v in quarters.items() if v.std(0).min() > 1e-4}
+    return {k: F.adaptive_avg_pool2d(v, 2).flatten(1).double().numpy() for k, v in found.items()}

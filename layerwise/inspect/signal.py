@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.data.examples import Batch
+from layerwise.data.sources import TOKENS
 from layerwise.data.splits import stratified_folds
 from layerwise.inspect.lens import judged, read_out
 from layerwise.inspect.probe import CrossFit, one_hot
@@ -21,7 +22,7 @@ from layerwise.runtime import evaluating
 FEW = 100  # rows below which nothing can be said
 SURE = 3.0  # standard errors above chance that count as signal
 LARGEST = 512  # features a ridge regression is given
-PIECE = 64  # rows
+PIECE = 32  # rows
 PRIOR = 20.0  # times that a token must have been seen to count as much as the frequencies
 
 
@@ -156,10 +157,12 @@ def token_signal(network: nn.Module, probe: Batch, held_out: Batch) -> Signal:
     together = torch.where(pairs[place] == key, times[place], 0)
     often = torch.bincount(inputs, minlength=1 + int(asked.max()))[asked]
     table = (together + PRIOR * shares[wanted]) / (often + PRIOR)
+    bits: list[np.ndarray] = []
     with evaluating(network):
-        x = network.features(held_out["inputs"], **held_out.context)  # type: ignore[operator]
-        bits, _ = judged(read_out(network), x, held_out["targets"])
-    losses = torch.from_numpy(bits * math.log(2)).to(table)
+        for part in held_out.split(-(-held_out["inputs"].numel() // TOKENS)):
+            x = network.features(part["inputs"], **part.context)  # type: ignore[operator]
+            bits.append(judged(read_out(network), x, part["targets"])[0])
+    losses = torch.from_numpy(np.concatenate(bits) * math.log(2)).to(table)
     tried = []
     for who, loss, plain in (
         ("the network", losses, -(own / own.sum())[wanted].log()),

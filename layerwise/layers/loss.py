@@ -44,10 +44,12 @@ def token_losses(hidden: Tensor, head: nn.Linear, targets: Tensor) -> Tensor:
     rows, wanted = hidden[keep].to(dtype), targets[keep]
     weight, bias = head.weight.to(dtype), head.bias
     parts = []
-    for part in chunks(len(rows), len(weight)):
-        scores = capped(scores_of(rows[part], weight, bias), cap)
-        own = scores.gather(1, wanted[part, None])[:, 0]
-        parts.append(torch.logsumexp(scores, 1) - own)
+    for group in chunks(len(rows), len(weight)):
+        products = rows[group] @ weight.T
+        for part in slices(len(products), at_once(products) // len(weight)):
+            scores = scores_of(products[part], bias, cap)
+            own = scores.gather(1, wanted[group][part, None])[:, 0]
+            parts.append(torch.logsumexp(scores, 1) - own)
     out = torch.zeros(targets.shape, device=hidden.device)
     out[keep] = torch.cat(parts) if parts else out.new_zeros(0)
     return out
@@ -83,12 +85,10 @@ def wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def scores_of(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    scores = (rows @ weight.T).to(wide(rows.dtype))  # (n, V)
-    return scores if bias is None else scores.add_(bias)
-
-
-def capped(scores: Tensor, cap: float) -> Tensor:
+def scores_of(products: Tensor, bias: Tensor | None, cap: float) -> Tensor:
+    """(n, V) in the dtype of sums; the products themselves may become them."""
+    scores = products.to(wide(products.dtype))
+    scores = scores if bias is None else scores.add_(bias)
     return scores.div_(cap).tanh_().mul_(cap) if cap else scores
 
 
@@ -115,8 +115,7 @@ class TokenLoss(torch.autograd.Function):
         for group in slices(len(x), GROUP_BYTES // (V * x.itemsize)):
             d_scores = x[group] @ w.T  # the scores, until their gradients take their place
             for part in slices(len(d_scores), at_once(x) // V):
-                scores = d_scores[part].to(wide(dtype))
-                scores = capped(scores if bias is None else scores + bias, cap)
+                scores = scores_of(d_scores[part], bias, cap)
                 own = targets[group][part, None]
                 slope = 1 - (scores / cap).square() if cap else None
                 d = scores.sub_(scores.amax(1, keepdim=True))

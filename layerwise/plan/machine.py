@@ -6,13 +6,14 @@ import platform
 import re
 import sys
 
+from layerwise.runtime import give_back
+
 MB = 2**20
 
 
 def resident() -> int:
     """Bytes of this process that are in memory now, freed memory returned first where possible."""
-    if glibc_version() > (0, 0):
-        ctypes.CDLL(None).malloc_trim(0)
+    give_back()
     try:
         with open("/proc/self/status") as f:
             return next(int(x.split()[1]) * 1024 for x in f if x.startswith("VmRSS"))

@@ -56,6 +56,7 @@ def finish(
 ) -> Result:
     """Turn a trained winner into a Result, a saved model and a report."""
     console, started = job.console, time.monotonic()
+    runtime.give_back()
     page: dict[str, Any] = {
         "command": command_of(data, job),
         "data": data,
@@ -77,6 +78,7 @@ def finish(
     finished = winner.outcome is None or winner.outcome.state.finished
     page |= score_model(job, rows, model)
     page["audit"] = findings_of(examples, rows, page)
+    runtime.give_back()
     page |= look_inside(job, rows, model, winner, base)
     model.card |= {"score": page["score"], "rows": page["rows"]}
     model.save(job.folder / "model")

@@ -42,6 +42,7 @@ def look_inside(
     if job.settings.depth and rows.test.kind in ("image", "table"):
         out |= depth_of(job, rows, model, out["layers"])
         if rows.test.kind == "image" and job.task.name == "classify":
+            runtime.give_back()
             show_favourites(rows, model, out["layers"])
             out["saliency"] = saliency(rows, model)
     elif job.settings.depth:
@@ -74,7 +75,7 @@ def read_text(
     some = some_rows(held, most if task in NAMES_TOKENS else probed)
     return reading(
         model.network,
-        [legible(batch, model.task) for batch in in_order(some, model.processor, WINDOWS)],
+        [legible(batch, model.task) for batch in in_order(some, model.processor)],
         task,
         getattr(model.task, "labels", ()),
         words.stream,
@@ -92,7 +93,7 @@ def rows_probed(job: Job, held: Examples, model: Model) -> int:
     with runtime.evaluating(model.network):
         for _ in range(2):  # the first warms up
             started = time.perf_counter()
-            for batch in in_order(some, model.processor, TIMED, cached=False):
+            for batch in in_order(some, model.processor, cached=False):
                 job.task.predict(model.network, batch.to(job.machine.device))
             spent.append(time.perf_counter() - started)
     paid = max(0.0, job.seconds_left) / PASSES / spent[-1] * len(some)
@@ -124,7 +125,7 @@ def depth_of(job: Job, rows: Rows, model: Model, layers: list[dict]) -> dict[str
     held = rows.test if len(rows.test) >= 300 else rows.val
     held = held if len(held) > len(rows.test) else rows.test
     gradients = {row["name"]: row["grad_norm"] for row in layers if row.get("grad_norm")}
-    batches = in_order(some_rows(held, rows_probed(job, held, model)), model.processor, 128)
+    batches = in_order(some_rows(held, rows_probed(job, held, model)), model.processor)
     try:
         found = depth_report(
             model.network, batches, model.labels, seed=job.settings.seed, gradients=gradients
@@ -141,7 +142,7 @@ def depth_of(job: Job, rows: Rows, model: Model, layers: list[dict]) -> dict[str
 def show_favourites(rows: Rows, model: Model, layers: list[dict]) -> None:
     """Beside each layer: the held-out images that excite its most selective units."""
     sought = some_rows(rows.test, LOOKED_THROUGH)
-    batches = in_order(sought, model.processor, 128)
+    batches = in_order(sought, model.processor)
     found = top_examples(model.network, batches, UNITS, FAVOURITES)
     for row in layers:
         row["units"] = [

@@ -18,7 +18,7 @@ from torch import nn
 from layerwise import runtime, storage
 from layerwise.adapt.freeze import Freezing
 from layerwise.adapt.groups import parameter_groups
-from layerwise.adapt.packed import without_padding
+from layerwise.adapt.packed import at_once, without_padding
 from layerwise.data.augment import Augment
 from layerwise.data.examples import Examples
 from layerwise.data.loader import Batches, Prefetch, in_order
@@ -30,9 +30,6 @@ from layerwise.train.compiled import compile_layers
 from layerwise.train.log import MetricsLog
 from layerwise.train.loop import Average, Course, Hooks, train
 from layerwise.train.optim import build_optimizer, load_optimizer_tensors, optimizer_tensors
-
-ROWS_AT_ONCE, TOKENS_AT_ONCE = 256, 4096  # in validation
-TOKENS_PACKED = 32_768  # where only features and head are of that size
 
 
 @dataclass(frozen=True)
@@ -61,6 +58,10 @@ class Recipe:
     watch_every: int = 0
     checkpointing: bool = False  # recompute each layer's activations in backward
     compile: str = "off"
+
+    @property
+    def device_batch_size(self) -> int:
+        return -(-self.global_batch_size // self.grad_accum_steps)
 
     def course(self) -> Course:
         return Course(
@@ -239,9 +240,13 @@ class Training:
             self.progress(step=step, steps=self.recipe.steps, **values)
 
         def on_evaluate(network: nn.Module) -> float:
-            assert self.val_rows is not None
-            outputs = predict_rows(network, self.task, self.processor, self.val_rows, self.machine)
-            metrics = self.task.metrics(outputs, self.val_rows.targets)
+            rows = self.val_rows
+            assert rows is not None
+            # what steps and this leave behind they can seldom use of one another
+            runtime.give_back()
+            outputs = predict_rows(network, self.task, self.processor, rows, self.machine)
+            runtime.give_back()
+            metrics = self.task.metrics(outputs, rows.targets)
             step = getattr(self.watch, "step", None)
             log.write(self.current, **{f"val_{k}": v for k, v in metrics.items()})
             self.progress(step=self.current, steps=self.recipe.steps, val=metrics, watched=step)
@@ -276,13 +281,10 @@ def predict_rows(
 
     batch_size: rows at once; 0: as many as surely take less memory than a step of training.
     """
-    length = getattr(rows.inputs, "length", 0) or getattr(processor, "max_seq_len", 0)
     outputs = np.empty((len(rows), 0), np.float32)
     with runtime.evaluating(network):
         quick = without_padding(network, machine, len(rows))
-        tokens = TOKENS_AT_ONCE if quick is network else TOKENS_PACKED
-        batch_size = batch_size or (max(1, tokens // length) if length else ROWS_AT_ONCE)
-        for batch in in_order(rows, processor, batch_size):
+        for batch in in_order(rows, processor, batch_size, times=at_once(quick, machine)):
             with machine.autocast():
                 got = task.predict(quick, batch.to(machine.device))
             outputs = room_for(outputs, got.shape)

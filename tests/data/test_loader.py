@@ -1,6 +1,7 @@
 """Batches are a pure function of (seed, step), whatever threads, prefetching and resuming do."""
 
 import time
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from layerwise.data.augment import Augment
 from layerwise.data.examples import Batch, Examples
 from layerwise.data.image import ImageProcessor
 from layerwise.data.loader import Batches, Prefetch, in_order
+from layerwise.data.sources import TOKENS, Texts, images_at_once
 from layerwise.errors import DataError, OptionError, StorageError
 
 PROCESSOR = ImageProcessor((16, 16), 16)
@@ -238,6 +240,37 @@ def test_in_order_gives_every_row_once_exactly(photos, cached, threads):
     assert torch.cat([b["targets"] for b in batches]).tolist() == photos.targets.tolist()
 
 
+class Words:
+    """A processor whose texts are token numbers already."""
+
+    def encode(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
+        return inputs
+
+    def length(self, row: np.ndarray) -> int:
+        return len(row)
+
+
+@pytest.mark.parametrize("times", [1, 3])
+@pytest.mark.parametrize("longest", [9, 400, 3000])
+def test_texts_looked_at_together_have_few_tokens(longest: int, times: int):
+    rng = np.random.default_rng(0)
+    rows = [np.zeros(n, int) for n in rng.integers(1, longest, 300)]
+    bare = Examples("text", rows, None, "none", (), [""] * 300, np.full(300, ""), "")
+    source = Texts(bare, Words())
+    parts = source.parts(times=times)
+    assert sorted(np.concatenate(parts).tolist()) == list(range(300))
+    whole = [len(part) * max(len(rows[i]) for i in part) for part in parts]
+    assert all(n <= times * TOKENS or len(p) == 1 for n, p in zip(whole, parts, strict=True))
+    twos = [(len(a) + len(b)) * len(rows[b[-1]]) for a, b in pairwise(parts)]
+    assert all(n > times * TOKENS for n in twos)  # and none too few
+    assert max(map(len, source.parts(7))) == 7
+
+
+def test_images_looked_at_together_have_few_pixels():
+    assert [images_at_once(size) for size in ((32, 32), (224, 224), (2000, 2000))] == [256, 20, 1]
+    assert images_at_once((224, 224), 2) == 40
+
+
 def test_in_order_may_be_left_early():
     for batch in in_order(digits(), PROCESSOR, 5):
         assert len(batch) == 5
@@ -252,8 +285,8 @@ def test_no_rows():
     for batch_size in (0, -1):
         with pytest.raises(OptionError, match="at least 1"):
             Batches(digits(), PROCESSOR, batch_size=batch_size)
-        with pytest.raises(OptionError, match="at least 1"):
-            list(in_order(digits(), PROCESSOR, batch_size))
+    with pytest.raises(OptionError, match="at least 1"):
+        list(in_order(digits(), PROCESSOR, -1))
 
 
 def test_errors_reach_the_caller(photos, tmp_path):
