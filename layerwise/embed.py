@@ -90,11 +90,12 @@ class Embedder:
     def padded(self, ids: list[np.ndarray]) -> np.ndarray:
         """As the packed network, for other families and processors."""
         network: Any = self.model.network.to(self.machine.device)
+        processor: Any = self.model.processor
         order, parts = np.argsort([len(row) for row in ids], kind="stable"), []
         with runtime.evaluating(network), self.machine.autocast():
             for start in range(0, len(ids), BATCH):
                 rows = [ids[i] for i in order[start : start + BATCH]]
-                tokens, mask = self.model.processor.tokenizer.pad(rows)
+                tokens, mask = processor.tokenizer.pad(rows, processor.max_seq_len)
                 mask = None if mask is None else mask.to(self.machine.device)
                 seen = {"mask": mask} if self.model.family == "bert" else {}  # others look back
                 features = network.features(tokens.to(self.machine.device), **seen)

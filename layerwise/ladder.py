@@ -34,6 +34,7 @@ from layerwise.contenders import (
     worth_going_on,
 )
 from layerwise.data.examples import Examples
+from layerwise.data.windows import padded_length
 from layerwise.errors import OptionError
 from layerwise.frozen import (
     PROBES,
@@ -47,6 +48,7 @@ from layerwise.lens import look, show
 from layerwise.plan import Plan, make_plan
 from layerwise.plan.memory import lengths_in_turn
 from layerwise.settings import Settings
+from layerwise.train.loop import parts_of
 from layerwise.train.run import fresh, predict_rows
 
 UNSEEN = -30.0  # the logit of a tag that no training word has
@@ -280,19 +282,21 @@ def plan_contender(job: Job, contender: Contender) -> Plan:
     def planned(rows: Examples, measure: bool) -> Plan:
         batch = job.task.batch(rows, processor)
         row = sum(t.nbytes for t in batch.tensors.values()) // len(batch)
+        n = r.global_batch_size
+        parts = parts_of(job.task, batch, n, r.grad_accum_steps, job.machine.device)
         return make_plan(
             contender.network,
             batch,
             job.task,
-            device_batch_size=r.device_batch_size,
+            device_batch_size=-(-n // parts),
             optimizer=r.optimizer,
             dtype=job.machine.dtype,
-            grad_accum_steps=r.grad_accum_steps,
+            grad_accum_steps=parts,
             steps=r.steps,
             checkpointing=r.checkpointing,
             ema=bool(r.ema),
             measure=measure,
-            extra=AHEAD * r.global_batch_size * row,
+            extra=AHEAD * n * row,
         )
 
     some = job.train.subset(np.linspace(0, len(job.train) - 1, SAMPLED).astype(int))
@@ -304,5 +308,8 @@ def plan_contender(job: Job, contender: Contender) -> Plan:
     largest = planned(some.subset(np.argsort(-lengths, kind="stable")[:2]), measure=False)
     memory, plan = dict(largest.memory), planned(some.subset(usual), measure=True)
     if job.machine.device == "cpu":
-        memory["peak"] = memory["peak"].plus(lengths_in_turn(largest.trace))
+        padded = {
+            padded_length(n, processor.max_seq_len, r.global_batch_size) for n in lengths.tolist()
+        }
+        memory["peak"] = memory["peak"].plus(lengths_in_turn(largest.trace, len(padded)))
     return replace(plan, memory=memory)

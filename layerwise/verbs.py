@@ -44,11 +44,13 @@ def plan(
 
     model: a name; "auto" with a text corpus as `data` and a `budget`: the decoder that a scaling
     law chooses for that time, by small runs on that corpus (a share of it).
-    batch: rows per step, in `grad_accum_steps` micro-batches; rows: of training data, where no
-    `data` is given; hardware: "cpu" (this machine, measured) or a named accelerator.
+    batch: rows per step, in `grad_accum_steps` micro-batches, or in more where the run would take
+    more; rows: of training data, where no `data` is given; hardware: "cpu" (this machine, measured)
+    or a named accelerator.
     Returns a Plan. Errors: an unknown model or hardware, with the nearest known name.
     """
     from layerwise.plan import make_plan
+    from layerwise.train.loop import parts_of
 
     if model == "auto" or budget:
         return plan_corpus(model, data, budget)
@@ -69,15 +71,18 @@ def plan(
         chosen = torch.bfloat16
     with torch.device("meta"):
         network = models.build(family, config)
-    micro = batch // grad_accum_steps
+    size = image_size or max_seq_len
+    example = sample_batch(family, config, model, size, 2, task)
+    parts = parts_of(task, example, batch, grad_accum_steps, hardware)
     steps = max(1, round(epochs * max(rows, batch) / batch))
     return make_plan(
         network,
-        sample_batch(family, config, model, image_size or max_seq_len, micro, task),
+        example,
         task,
         optimizer=optimizer,
         dtype=chosen,
-        grad_accum_steps=grad_accum_steps,
+        device_batch_size=-(-batch // parts),
+        grad_accum_steps=parts,
         steps=steps,
         checkpointing=checkpointing,
         hardware=hardware,

@@ -61,7 +61,7 @@ class EachProcessor:
     def collate(self, rows: Sequence[Sequence[np.ndarray]]) -> dict[str, Tensor]:
         """Encoded rows as the tensors of one batch."""
         flat = [text for row in rows for text in row]
-        tokens, mask = self.tokenizer.pad(flat)  # type: ignore[arg-type]
+        tokens, mask = self.tokenizer.pad(flat, self.max_seq_len)  # type: ignore[arg-type]
         shape = (len(rows), len(rows[0]))
         out = {"inputs": tokens, "texts": torch.tensor([number_of(text) for text in flat])}
         out |= {} if mask is None else {"mask": mask}

@@ -50,14 +50,15 @@ class SpanProcessor(TextProcessor):
         B and T where a question has several. targets (B, 2): places in all windows on end."""
         fill = {"inputs": self.tokenizer.pad_id or 0, "starts": 0, "ends": 0, "chars": 0}
         fill |= {"token_types": 0} if self.token_types else {}
-        out = {name: stack([row[name] for row in rows], value) for name, value in fill.items()}
+        T = self.max_seq_len
+        out = {name: stack([row[name] for row in rows], v, T) for name, v in fill.items()}
         if all("target" in row for row in rows):
             T = out["inputs"].shape[-1]
             targets = [
                 (k * T + start, k * T + end) for k, start, end in (r["target"] for r in rows)
             ]
             out["targets"] = torch.tensor(targets)
-        return out | mask_of([row["inputs"] for row in rows])
+        return out | mask_of([row["inputs"] for row in rows], self.max_seq_len)
 
     def _cut(self, questions: list[str]) -> list[str]:
         """Questions of so many tokens that the context has room beside them."""

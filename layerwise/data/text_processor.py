@@ -64,7 +64,7 @@ class TextProcessor:
     def collate(self, rows: Sequence[np.ndarray]) -> dict[str, Tensor]:
         """Encoded texts as the tensors of one batch."""
         ids: Any = [row[0] if row.ndim == 2 else row for row in rows]
-        tokens, mask = self.tokenizer.pad(ids)
+        tokens, mask = self.tokenizer.pad(ids, self.max_seq_len)
         out = {"inputs": tokens} | ({} if mask is None else {"mask": mask})
         if self.token_types and rows[0].ndim == 2:
             types = torch.zeros_like(tokens)

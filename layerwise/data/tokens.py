@@ -17,6 +17,7 @@ from torch import Tensor
 
 from layerwise.data import gguf_vocabulary, tokenizer_files, vocabularies
 from layerwise.data.tokenizer_files import ROLES
+from layerwise.data.windows import padded_length
 from layerwise.errors import OptionError, WeightsError
 
 PROBE = "Ab é 12,345 don't\n\n  x\t日本 Привет 🦙 naïve_ﬁ [x]"  # one text, many ways to cut it
@@ -202,18 +203,19 @@ class Tokenizer:
             self._cutters[key] = copy
         return self._cutters[key]
 
-    def pad(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor | None]:
+    def pad(self, rows: Sequence[Sequence[int]], most: int) -> tuple[Tensor, Tensor | None]:
         """Rows of numbers as (B, T) int64, padded at the end, and the mask: True for tokens.
 
-        The mask is None where all rows are of one length: networks are faster without.
+        most: tokens that a text may have; T is `padded_length`.
+        The mask is None where no row is padded: networks are faster without.
         """
         lengths = torch.tensor([len(row) for row in rows])
-        longest = int(lengths.max())
+        T = padded_length(int(lengths.max()), most, len(rows))
         filler = self.pad_id if self.pad_id is not None else self.eos_id or 0
-        tokens = torch.tensor([[*row, *[filler] * (longest - len(row))] for row in rows])
-        if bool((lengths == longest).all()):
+        tokens = torch.tensor([[*row, *[filler] * (T - len(row))] for row in rows])
+        if bool((lengths == T).all()):
             return tokens, None
-        return tokens, torch.arange(longest) < lengths[:, None]
+        return tokens, torch.arange(T) < lengths[:, None]
 
     # ---- numbers to texts --------------------------------------------------------------------
     def decode(self, ids: Sequence[int], special: bool = False) -> str:

@@ -58,10 +58,10 @@ class WordProcessor(TextProcessor):
         """inputs, words, mask: (B, T), or (B, N, T) where a sentence has several windows."""
         inputs = [row["inputs"] for row in rows]
         tensors = {
-            "inputs": stack(inputs, self.tokenizer.pad_id or 0),
-            "words": stack([row["words"] for row in rows], -1),
+            "inputs": stack(inputs, self.tokenizer.pad_id or 0, self.max_seq_len),
+            "words": stack([row["words"] for row in rows], -1, self.max_seq_len),
         }
-        return tensors | mask_of(inputs)
+        return tensors | mask_of(inputs, self.max_seq_len)
 
     def _encodings(self, rows: list[list[str]]) -> list[tokenizers.Encoding]:
         # to these tokenizers a word behind a blank is another than one at the start of a text

@@ -21,16 +21,16 @@ from layerwise.plan.hardware import CUDA_STARTED
 from layerwise.plan.machine import allocator_keeps, glibc_version, resident
 from layerwise.plan.rehearsal import STEPS, Trace
 from layerwise.plan.trace import Event, Operation
+from layerwise.runtime import KERNELS
 
 PINNED = 1.0  # glibc < 2.38: the share of cut-off ends that small blocks take, see allocator.Heap
 PIN_LIFE = 1.6  # how long, in mean lifetimes of the step's own blocks: autograd's nodes sit there
 SEEDS = 5
 REPLAYS = 7  # steps after the rehearsed ones; where holes lie settles within a few
 CODE = 14 * MB  # pages of PyTorch's libraries that the first step touches
-PER_KERNEL = 0.06 * MB  # a compiled oneDNN kernel and its descriptors
+PER_CONV, PER_MATMUL = 0.06 * MB, 0.5 * MB  # compiled kernels of oneDNN and their descriptors
 MARGIN = 0.10  # of the heap: what the imitation misses, 19 times out of 20
-# what lengths in turn add, docs/log.md: in shares of what comes and goes in a step, and at most
-TURNS, MOST_TURNS = Estimate(2.1, 0.8, 3.4), Estimate(500 * MB, 150 * MB, 800 * MB)
+SURE_OF_KERNELS = 0.4  # their memory is known to within this share
 
 CUDA_CONTEXT = Estimate(CUDA_STARTED, 350 * MB, 800 * MB)  # [estimate] and loaded kernels
 CUDA_WORKSPACES = Estimate(64 * MB, 8 * MB, 512 * MB)  # [estimate] cuBLAS and cuDNN
@@ -50,7 +50,7 @@ def cpu_peak(trace: Trace, base: int | None = None, steps: int | None = None) ->
     """
     if base is None:
         base = resident()
-    loaded = base + CODE + PER_KERNEL * _kernels(trace)
+    loaded = base + CODE + PER_CONV * _convolutions(trace) + PER_MATMUL * _products(trace)
     if not allocator_keeps():
         return Estimate.around(loaded + trace.peak + _largest_scratch(trace), 0.1, 0.15)
     pinned = 0.0 if glibc_version() >= (2, 38) else PINNED
@@ -66,14 +66,14 @@ def cpu_peak(trace: Trace, base: int | None = None, steps: int | None = None) ->
     return Estimate(value, low, high).plus(Estimate.around(loaded, 0.03))
 
 
-def lengths_in_turn(trace: Trace) -> Estimate:
-    """What batches of ever other lengths add to the heap of the longest, on the CPU.
+def lengths_in_turn(trace: Trace, lengths: int) -> Estimate:
+    """What batches of so many lengths add to the memory of one, on the CPU: kernels for each.
 
-    Measured, not imitated: `allocator.Heap` shows nothing of it.
+    Evaluation has as many again, of its own; oneDNN keeps `runtime.KERNELS`.
     """
-    stay = sum(trace.at_peak.get(part, 0) for part in ("weights", "buffers", "optimizer"))
-    share, most = TURNS.scaled(trace.peak - stay), MOST_TURNS
-    return Estimate(*(min(getattr(share, k), v) for k, v in vars(most).items()))
+    own = _products(trace)
+    more = min(2 * lengths * own, max(own, KERNELS)) - own
+    return Estimate.around(PER_MATMUL * more, SURE_OF_KERNELS)
 
 
 def cuda_peak(trace: Trace) -> Estimate:
@@ -161,11 +161,17 @@ def _largest_scratch(trace: Trace) -> int:
     return max((sum(scratch(op)) for op in trace.operations), default=0)
 
 
-def _kernels(trace: Trace) -> int:
-    """How many oneDNN kernels are compiled: one per shape forward, two backward."""
+def _convolutions(trace: Trace) -> int:
+    """How many kernels oneDNN compiles for them: one per shape forward, two backward."""
     kernels = {
         (op.name, op.dtype, op.operands): 1 if op.phase == "forward" else 2
         for op in trace.operations
-        if op.unit in ("conv", "depthwise") or (op.unit == "matmul" and op.dtype != "fp32")
+        if op.unit in ("conv", "depthwise")
     }
     return sum(kernels.values())
+
+
+def _products(trace: Trace) -> int:
+    """How many it compiles for matrix products: one per shape; those in fp32 are not its."""
+    products = (op for op in trace.operations if op.unit == "matmul" and op.dtype != "fp32")
+    return len({(op.name, op.dtype, op.operands) for op in products})

@@ -22,6 +22,8 @@ from layerwise.train.checkpoint import State
 from layerwise.train.optim import set_lr
 from layerwise.train.schedule import lr_factor
 
+MOST_TOKENS = 2048  # of a micro-batch on the CPU: more take more memory, and no less time
+
 
 @dataclass(frozen=True)
 class Course:
@@ -77,7 +79,8 @@ def train(
             started = time.perf_counter()
             batch: Batch = batches[state.step].to(machine.device)
             count = task.count(batch)
-            micros = batch.split(course.grad_accum_steps, getattr(task, "joint", False))
+            parts = parts_of(task, batch, len(batch), course.grad_accum_steps, machine.device)
+            micros = batch.split(parts, getattr(task, "joint", False))
             hooks.before_step(state.step)
             if hooks.watch is not None:
                 hooks.watch.before(state.step)
@@ -122,6 +125,18 @@ def train(
             if last or stop or due(state.step, course.checkpoint_every):
                 hooks.save(state)
     return state
+
+
+def parts_of(task: Any, batch: Batch, rows: int, asked: int, device: str) -> int:
+    """Into how many micro-batches `rows` rows like those of this batch are split, at least `asked`.
+
+    On the CPU tokens by the thousand leave the caches and hold their activations all at once.
+    """
+    inputs = batch["inputs"]
+    if device != "cpu" or inputs.is_floating_point() or getattr(task, "joint", False):
+        return asked
+    parts = min(rows, max(asked, -(-rows * inputs[:1].numel() // MOST_TOKENS)))
+    return next((n for n in range(parts, 2 * parts) if rows % n == 0), parts)  # equal ones
 
 
 def accumulate(

@@ -28,7 +28,7 @@ from layerwise.train import checkpoint
 from layerwise.train.checkpoint import State
 from layerwise.train.compiled import compile_layers
 from layerwise.train.log import MetricsLog
-from layerwise.train.loop import Average, Course, Hooks, train
+from layerwise.train.loop import Average, Course, Hooks, parts_of, train
 from layerwise.train.optim import build_optimizer, load_optimizer_tensors, optimizer_tensors
 
 
@@ -58,10 +58,6 @@ class Recipe:
     watch_every: int = 0
     checkpointing: bool = False  # recompute each layer's activations in backward
     compile: str = "off"
-
-    @property
-    def device_batch_size(self) -> int:
-        return -(-self.global_batch_size // self.grad_accum_steps)
 
     def course(self) -> Course:
         return Course(
@@ -179,7 +175,9 @@ class Training:
 
     def compile(self) -> None:
         """Compile the layers where it pays; `self.compiled` says why or why not."""
-        sample = self.batches[0].split(self.recipe.grad_accum_steps)[0].to(self.machine.device)
+        first, device = self.batches[0], self.machine.device
+        parts = parts_of(self.task, first, len(first), self.recipe.grad_accum_steps, device)
+        sample = first.split(parts)[0].to(device)
         verdict = compile_layers(
             self.network, self.task, sample, self.machine, self.recipe.compile, self.planned_seconds
         )

@@ -18,6 +18,7 @@ import torch
 from layerwise.data import sentencepieces, vocabularies
 from layerwise.data.tokens import Tokenizer
 from layerwise.data.train_tokenizer import train_bpe, train_wordpiece
+from layerwise.data.windows import padded_length
 from layerwise.errors import DataError, OptionError, WeightsError
 from layerwise.weights.gguf import read_metadata
 from tests import oracles
@@ -531,12 +532,21 @@ def test_a_tokenizer_can_be_copied_and_sent(wordpiece: Tokenizer):
 
 
 def test_padding(wordpiece: Tokenizer):
-    tokens, mask = wordpiece.pad([[5, 6, 7], [8]])
-    assert tokens.tolist() == [[5, 6, 7], [8, 0, 0]]
+    tokens, mask = wordpiece.pad([[5, 6, 7], [8]], 512)
+    assert tokens.tolist() == [[5, 6, 7, 0], [8, 0, 0, 0]]
     assert mask is not None
-    assert mask.tolist() == [[True] * 3, [True, False, False]]
-    tokens, mask = wordpiece.pad([[5, 6], [7, 8]])
+    assert mask.tolist() == [[True] * 3 + [False], [True, False, False, False]]
+    tokens, mask = wordpiece.pad([[5, 6, 7, 8], [7, 8, 9, 5]], 512)
     assert (tokens.dtype, mask) == (torch.int64, None)
+    tokens, mask = wordpiece.pad([[5, 6, 7]], 512)
+    assert (tokens.tolist(), mask) == ([[5, 6, 7]], None)
+
+
+def test_batches_have_few_lengths_and_never_more_than_a_text_may():
+    lengths = [padded_length(n, 509, 2) for n in range(1, 510)]
+    assert all(n <= T < n + 8 for n, T in enumerate(lengths, 1))
+    assert len(set(lengths)) == 16 + 56
+    assert lengths[:5] + lengths[63:66] + lengths[-1:] == [4, 4, 4, 4, 8, 64, 72, 72, 509]
 
 
 def test_a_character_waits_for_its_bytes(bpe: Tokenizer):

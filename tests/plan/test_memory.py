@@ -45,11 +45,12 @@ def test_images_that_are_not_channels_last_are_copied(stack, example, task):
 
 
 def test_lengths_in_turn_add_a_bounded_amount(stack, example, task):
-    small = rehearse(stack, example(3, 16, 16), task, Setting(2))
-    added = memory.lengths_in_turn(small)
-    assert 0 < added.low < added.value < added.high < memory.MOST_TURNS.high
-    large = rehearse(stack, example(3, 224, 224), task, Setting(64))
-    assert memory.lengths_in_turn(large) == memory.MOST_TURNS
+    trace = rehearse(stack, example(3, 16, 16), task, Setting(2, dtype="bf16"))
+    few, many, most = (memory.lengths_in_turn(trace, n) for n in (2, 9, 10_000))
+    assert 0 < few.low < few.value < few.high
+    assert few.value < many.value < most.value < memory.PER_MATMUL * memory.KERNELS
+    plain = rehearse(stack, example(3, 16, 16), task, Setting(2))  # other libraries multiply fp32
+    assert memory.lengths_in_turn(plain, 10_000).value == 0
 
 
 def test_cuda_holds_segments_context_and_workspaces(stack, example, task):

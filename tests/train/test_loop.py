@@ -17,8 +17,9 @@ from layerwise import runtime
 from layerwise.data.examples import Batch
 from layerwise.errors import TrainingStopped
 from layerwise.tasks.classify import Classify
+from layerwise.tasks.embed import Embed
 from layerwise.train import checkpoint
-from layerwise.train.loop import Average, Course, Hooks, State, train
+from layerwise.train.loop import MOST_TOKENS, Average, Course, Hooks, State, parts_of, train
 from layerwise.train.optim import build_optimizer, load_optimizer_tensors, optimizer_tensors
 from layerwise.train.schedule import lr_factor
 
@@ -79,6 +80,20 @@ def test_accumulation_gives_the_gradient_of_the_big_batch(parts: int):
         gradients.append(seen)
     for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8)  # the loss itself is in fp32
+
+
+def test_many_tokens_are_learned_from_a_few_at_a_time():
+    texts = Batch({"inputs": torch.zeros(32, 512, dtype=torch.int64)}, np.arange(32))
+    windows = Batch({"inputs": torch.zeros(2, 3, 500, dtype=torch.int64)}, np.arange(2))
+    images = Batch({"inputs": torch.zeros(32, 3, 64, 64)}, np.arange(32))
+    assert 32 * 512 // MOST_TOKENS == parts_of(TASK, texts, 32, 1, "cpu") == 8
+    assert parts_of(TASK, texts, 32, 16, "cpu") == 16  # as asked
+    assert parts_of(TASK, texts, 36, 1, "cpu") == 9  # equal ones
+    assert parts_of(TASK, windows, 2, 1, "cpu") == 2  # a row is never cut
+    assert parts_of(TASK, texts, 32, 1, "cuda") == 1
+    assert parts_of(TASK, images, 32, 1, "cpu") == 1
+    joint = Embed("matches")
+    assert parts_of(joint, texts, 32, 1, "cpu") == 1
 
 
 def test_clipping_bounds_the_norm_and_keeps_the_direction():
