@@ -166,7 +166,7 @@ STARTS: dict[str, dict[str, Any]] = {
     "tokens_lora": {
         "optimizer": "adamw", "lr": 5e-4, "weight_decay": 0.0, "batch": 16, "epochs": 3,
     },
-    # Devlin et al., appendix A.3: 2e-5 to 5e-5 for 2 to 4 passes; smaller networks take more
+    # Devlin et al., appendix A.3: 2e-5 to 5e-5 for 2 to 4 passes; narrower networks: rate_for
     "text_full": {"optimizer": "adamw", "lr": 5e-5, "weight_decay": 0.01, "batch": 32, "epochs": 3},
     "text_lora": {"optimizer": "adamw", "lr": 5e-4, "weight_decay": 0.0, "batch": 32, "epochs": 3},
     "text_scratch": {
@@ -174,17 +174,33 @@ STARTS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
-# whose passes follow from the number of rows
-FLEXIBLE = ("scratch", "small", "table", "tokens_scratch")
+BERT_WIDTH, LEAST_RATE, MOST_RATE = 768, 1e-5, 3e-4  # of text_full, see rate_for
+# least and most steps where passes follow from the number of rows: little data takes more of them
+FLEXIBLE = {
+    **dict.fromkeys(("scratch", "small", "table", "tokens_scratch"), (300, 4000)),
+    **dict.fromkeys(("text_full", "text_lora"), (600, 1_000_000)),
+}
 # in place of the default schedule: as in the record; what lets a run go on
 COURSES = {"airbench": "linear", "tokens_scratch": "wsd"}
 
 
-def recipe_for(way: str, n_rows: int, side: int, settings: Settings, mirror: bool = True) -> Recipe:
+def rate_for(way: str, width: int) -> float:
+    """The learning rate to start from. A whole network that learns a task of texts takes more where
+    it is narrow (measured, docs/log.md; Turc et al., arXiv:1908.08962, tune small ones up to 3e-4).
+    """
+    rate = STARTS[way]["lr"]
+    if way != "text_full" or not width:
+        return rate
+    return min(max(rate * (BERT_WIDTH / width) ** 2, LEAST_RATE), MOST_RATE)
+
+
+def recipe_for(
+    way: str, n_rows: int, side: int, settings: Settings, mirror: bool = True, width: int = 0
+) -> Recipe:
     """The recipe of one way of training, a name of `STARTS`.
 
     n_rows: training rows; side: of images in pixels, 0 for other rows; mirror: a mirrored image
-    keeps its class.
+    keeps its class; width: of the network, 0 where it does not matter.
     """
     start = STARTS[way]
     micro = settings.device_batch_size or max(1, start["batch"] // settings.grad_accum_steps)
@@ -193,7 +209,8 @@ def recipe_for(way: str, n_rows: int, side: int, settings: Settings, mirror: boo
     epochs = settings.epochs or start["epochs"]
     steps = settings.steps or max(1, round(epochs * per_epoch))
     if not settings.epochs and not settings.steps and way in FLEXIBLE:
-        steps = min(max(steps, 300), 4000)  # little data needs more passes, much data fewer
+        least, most = FLEXIBLE[way]
+        steps = min(max(steps, least), most)
     warmup = settings.warmup_steps if settings.warmup_steps >= 0 else round(0.05 * steps)
     augment = settings.augment
     if augment == "auto":
@@ -210,7 +227,7 @@ def recipe_for(way: str, n_rows: int, side: int, settings: Settings, mirror: boo
         steps=steps,
         global_batch_size=batch,
         grad_accum_steps=settings.grad_accum_steps,
-        lr=settings.lr or start["lr"],
+        lr=settings.lr or rate_for(way, width),
         optimizer=start["optimizer"] if settings.optimizer == "auto" else settings.optimizer,
         weight_decay=start["weight_decay"] if settings.weight_decay < 0 else settings.weight_decay,
         schedule=schedule,

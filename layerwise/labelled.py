@@ -126,11 +126,7 @@ def yardstick(train: Examples, test: Examples, task: Any) -> tuple[str, np.ndarr
     from sklearn.multiclass import OneVsRestClassifier
 
     logistic = LogisticRegression(C=2.0, max_iter=300, tol=1e-3)
-    makers = {
-        "classify": logistic,
-        "tag": OneVsRestClassifier(logistic),
-        "regress": Ridge(),
-    }
+    makers = {"classify": logistic, "tag": OneVsRestClassifier(logistic), "regress": Ridge()}
     scored = task.name == "embed" and train.form == "scored_pairs"
     if task.name not in makers and not scored:
         return None

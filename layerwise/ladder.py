@@ -237,7 +237,8 @@ def start(
         choice = Choice(base.variant, base.family, network.config, base.processor, f"{way} on base")
     prepare_network(network, choice, job)
     side = choice.processor.size[0] if job.train.kind == "image" else 0
-    recipe = recipe_for(style_of(way, job, choice), len(job.train), side, s, job.mirror)
+    style, width = style_of(way, job, choice), getattr(choice.config, "dim", 0)
+    recipe = recipe_for(style, len(job.train), side, s, job.mirror, width)
     recipe = replace(recipe, **choice.fitted)
     network = network.to(job.machine.device)
     contender = Contender(way, network, choice, recipe)

@@ -11,6 +11,7 @@ import torch
 
 import layerwise
 from layerwise import labelled
+from layerwise.choose import recipe_for
 from layerwise.console import Console
 from layerwise.data.open import open_data
 from layerwise.data.sources import Texts, batch_of
@@ -24,7 +25,8 @@ from layerwise.settings import settings
 from layerwise.tasks import task_for
 from layerwise.train.run import predict_rows
 from layerwise.weights.config_encoders import encoder_json, sentence_json
-from layerwise.weights.published import save_published
+from layerwise.weights.files import save_tensors
+from layerwise.weights.names import publish
 from tests.oracles import import_transformers
 
 QUIET = Console(quiet=True)
@@ -71,7 +73,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
         vocab_size=tokenizer.vocab_size,
     )  # fmt: skip
     torch.manual_seed(0)
-    save_published(bert.Bert(config), "bert", "bert-embed", folder / "model.safetensors")
+    tensors = publish(bert.Bert(config).state_dict(), bert.PUBLISHED["bert-embed"])
+    save_tensors(folder / "model.safetensors", tensors)
     files = {"config.json": encoder_json(config), **sentence_json(config, 48)}
     for name, values in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
@@ -171,6 +174,23 @@ def test_each_way_is_saved_whole(reviews, base, method: str, tmp_path: pathlib.P
     texts = [text for text, _ in rows_of(30, 4)]
     a, b = (m.predict(texts) for m in (result.model, layerwise.load(result.folder)))
     assert [p.to_dict() for p in a] == [p.to_dict() for p in b]
+
+
+@pytest.mark.parametrize(
+    ("width", "rate"),
+    [(0, 5e-5), (768, 5e-5), (384, 2e-4), (1024, 2.8e-5), (128, 3e-4), (4096, 1e-5)],
+)
+def test_narrow_networks_take_a_higher_rate(width: int, rate: float):
+    s = settings()
+    assert recipe_for("text_full", 1000, 0, s, width=width).lr == pytest.approx(rate, rel=0.01)
+    assert recipe_for("text_lora", 1000, 0, s, width=width).lr == 5e-4
+    assert recipe_for("text_full", 1000, 0, settings(lr=7e-5), width=width).lr == 7e-5
+
+
+@pytest.mark.parametrize(("n_rows", "steps"), [(320, 600), (6400, 600), (64_000, 6000)])
+def test_little_data_takes_more_passes(n_rows: int, steps: int):
+    assert recipe_for("text_full", n_rows, 0, settings()).steps == steps
+    assert recipe_for("text_full", n_rows, 0, settings(epochs=1)).steps == n_rows // 32
 
 
 def test_features_do_not_see_padding(reviews, base):

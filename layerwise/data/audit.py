@@ -232,13 +232,7 @@ def balance(examples: Examples, keep: np.ndarray, part: np.ndarray) -> list[Find
     tested = class_counts(examples, keep & (part == "test"))
     never = labels[occurs & (tested == 0)].tolist() if tested.any() else []
     return [
-        *about(
-            "imbalance",
-            "warning",
-            rare,
-            uneven,
-            "add rows of the rare classes",
-        ),
+        *about("imbalance", "warning", rare, uneven, "add rows of the rare classes"),
         *about("few_rows", "warning", few, f"classes have under {FEW} training rows", "add rows"),
         *about("untested_class", "warning", never, "classes have no test row: they go unscored"),
     ]

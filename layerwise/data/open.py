@@ -29,14 +29,7 @@ from layerwise.data.image_tables import (
     open_metadata,
 )
 from layerwise.data.learnable import check_learnable
-from layerwise.data.listing import (
-    IMAGE_SUFFIXES,
-    Listing,
-    ignored,
-    is_image,
-    split_of,
-    walk,
-)
+from layerwise.data.listing import IMAGE_SUFFIXES, Listing, ignored, is_image, split_of, walk
 from layerwise.data.records import Reading, is_parquet, is_table, pair_files
 from layerwise.data.table_files import open_tables
 from layerwise.data.text import open_text_file, open_text_folder

@@ -77,10 +77,7 @@ class Unit:
 
 
 def top_examples(
-    network: nn.Module,
-    batches: Iterable[Batch],
-    units_per_layer: int = 4,
-    rows_per_unit: int = 8,
+    network: nn.Module, batches: Iterable[Batch], units_per_layer: int = 4, rows_per_unit: int = 8
 ) -> dict[str, list[Unit]]:
     """The real rows that excite each layer's most selective units.
 

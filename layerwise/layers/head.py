@@ -29,3 +29,10 @@ class TiedHead(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         y = super().forward(x)
         return self.softcap * torch.tanh(y / self.softcap) if self.softcap else y
+
+
+def untied_head(embed: nn.Embedding, n_outputs: int) -> nn.Linear:
+    """A fresh head (n_outputs, D) without biases, where and as precise as `embed` is."""
+    head = nn.Linear(embed.embedding_dim, n_outputs, bias=False)
+    nn.init.normal_(head.weight, std=0.02)
+    return head.to(embed.weight)

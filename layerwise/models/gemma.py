@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from layerwise.errors import OptionError
 from layerwise.layers.cache import Cache, LayerCache
 from layerwise.layers.gelu import gelu_tanh
-from layerwise.layers.head import TiedHead
+from layerwise.layers.head import TiedHead, untied_head
 from layerwise.layers.mask import Sight, positions_of, sight
 from layerwise.layers.mlp import GatedMlp
 from layerwise.layers.rope import Turn, make_rope
@@ -208,9 +208,7 @@ class Gemma(nn.Module):
 
     def reset_head(self, n_classes: int) -> None:
         """A fresh last layer, tied to nothing and without a softcap; everything below stays."""
-        head = nn.Linear(self.config.dim, n_classes, bias=False)
-        nn.init.normal_(head.weight, std=0.02)
-        self.head = head.to(self.token_embed.weight)
+        self.head = untied_head(self.token_embed, n_classes)
 
 
 Model = Gemma

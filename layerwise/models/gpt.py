@@ -22,7 +22,7 @@ from layerwise.layers.attention import attention, join_heads, project, split_hea
 from layerwise.layers.cache import Cache, LayerCache
 from layerwise.layers.dropout import Dropout
 from layerwise.layers.gelu import gelu_tanh
-from layerwise.layers.head import TiedHead
+from layerwise.layers.head import TiedHead, untied_head
 from layerwise.layers.mask import Sight, positions_of, sight
 
 
@@ -166,9 +166,7 @@ class GPT(nn.Module):
 
     def reset_head(self, n_classes: int) -> None:
         """A fresh last layer, no longer tied to the embedding; everything below stays."""
-        head = nn.Linear(self.config.dim, n_classes, bias=False)
-        nn.init.normal_(head.weight, std=0.02)
-        self.head = head.to(self.token_embed.weight)
+        self.head = untied_head(self.token_embed, n_classes)
 
 
 def init_weights(network: GPT) -> None:

@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from layerwise.errors import OptionError
 from layerwise.layers.cache import Cache, LayerCache
-from layerwise.layers.head import TiedHead
+from layerwise.layers.head import TiedHead, untied_head
 from layerwise.layers.mask import Sight, positions_of, sight
 from layerwise.layers.mlp import GatedMlp
 from layerwise.layers.norm import RMSNorm
@@ -216,9 +216,7 @@ class MoeDecoder(nn.Module):
 
     def reset_head(self, n_classes: int) -> None:
         """A fresh last layer, tied to nothing; everything below keeps what it learned."""
-        head = nn.Linear(self.config.dim, n_classes, bias=False)
-        nn.init.normal_(head.weight, std=0.02)
-        self.head = head.to(self.token_embed.weight)
+        self.head = untied_head(self.token_embed, n_classes)
 
 
 Model = MoeDecoder

@@ -26,12 +26,7 @@ from layerwise.layers.conv import ConvNorm
 @dataclass(frozen=True)
 class Config:
     n_classes: int = 1000
-    depths: tuple[int, ...] = (
-        2,
-        2,
-        2,
-        2,
-    )  # blocks per stage; from the second on each halves h, w
+    depths: tuple[int, ...] = (2, 2, 2, 2)  # blocks per stage; from the second on each halves h, w
     widths: tuple[int, ...] = (64, 128, 256, 512)  # channels of the 3 x 3 convolutions per stage
     bottleneck: bool = False  # 1 x 1, 3 x 3, 1 x 1 with four times the channels at the end
     small_stem: bool = False  # 3 x 3 and no pooling, for images of 32 x 32

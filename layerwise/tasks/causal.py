@@ -18,6 +18,7 @@ from layerwise.data.examples import Batch, Examples
 from layerwise.data.sources import batch_of
 from layerwise.errors import DataError
 from layerwise.layers.loss import n_with_loss, token_loss, token_losses
+from layerwise.tasks.metrics import scalar
 
 
 def bits_per_byte(
@@ -27,10 +28,14 @@ def bits_per_byte(
 
     weights: (..., n), how often each row counts; the result has their leading shape.
     """
-    weights = np.ones(len(outputs)) if weights is None else weights
-    loss, n_bytes = weights @ outputs[:, 0].astype(float), weights @ outputs[:, 2].astype(float)
-    found = loss / math.log(2) / np.maximum(n_bytes, 1e-9)
-    return float(found) if np.ndim(found) == 0 else found
+    return bits(outputs[:, 0], outputs[:, 2], weights)
+
+
+def bits(loss: np.ndarray, units: np.ndarray, weights: np.ndarray | None) -> Any:
+    """The loss in bits for each unit: of (n,) nats and how many units they are of."""
+    weights = np.ones(len(loss)) if weights is None else weights
+    found = weights @ loss.astype(float) / np.maximum(weights @ units.astype(float), 1e-9)
+    return scalar(found / math.log(2))
 
 
 class Causal:

@@ -11,40 +11,30 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layerwise.data.examples import Batch, Examples
-from layerwise.data.sources import batch_of
 from layerwise.errors import DataError
 from layerwise.tasks import scores
+from layerwise.tasks.labels import Labels
 
 
-class Classify:
+class Classify(Labels):
     """Learn to name one of `labels`; `label_smoothing` moves that share of the target to all."""
 
     name = "classify"
     score = "accuracy"
     metric = staticmethod(scores.accuracy)
-    higher_is_better = True
     target_kind = "class"
     head_kind = "class"
-    batch = staticmethod(batch_of)
 
     def __init__(self, labels: tuple[str, ...] | list[str], label_smoothing: float = 0.0):
-        self.labels = tuple(labels)
+        super().__init__(labels)
         self.label_smoothing = label_smoothing
 
     @classmethod
     def of(cls, examples: Examples, label_smoothing: float = 0.0) -> "Classify":
         return cls(examples.labels, label_smoothing)
 
-    @property
-    def n_outputs(self) -> int:
-        return len(self.labels)
-
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "labels": list(self.labels),
-            "label_smoothing": self.label_smoothing,
-        }
+        return {**super().to_dict(), "label_smoothing": self.label_smoothing}
 
     def count(self, batch: Batch) -> int:
         if not len(batch):
@@ -58,13 +48,6 @@ class Classify:
             logits, batch["targets"], reduction="sum", label_smoothing=self.label_smoothing
         )
         return total, {"cross_entropy": total.detach()}
-
-    def predict(self, network: nn.Module, batch: Batch) -> Tensor:
-        return network(batch["inputs"], **batch.context).float()  # (B, C) logits
-
-    def scored(self, outputs: np.ndarray) -> np.ndarray:
-        """What `metric` takes of the raw outputs (B, C): all of them."""
-        return outputs
 
     def metrics(self, outputs: np.ndarray, targets: np.ndarray) -> dict[str, float]:
         """outputs: logits (n, C); targets: (n,)."""

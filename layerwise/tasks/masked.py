@@ -20,7 +20,7 @@ from layerwise.data.corpus import NO_LOSS
 from layerwise.data.examples import Batch
 from layerwise.data.masked_windows import LEARNED
 from layerwise.layers.loss import chunks, token_loss
-from layerwise.tasks.causal import Causal
+from layerwise.tasks.causal import Causal, bits
 
 
 def bits_per_masked_token(
@@ -30,10 +30,7 @@ def bits_per_masked_token(
 
     weights: (..., n), how often each row counts; the result has their leading shape.
     """
-    weights = np.ones(len(outputs)) if weights is None else weights
-    loss, tokens = weights @ outputs[:, 0].astype(float), weights @ outputs[:, 1].astype(float)
-    found = loss / math.log(2) / np.maximum(tokens, 1e-9)
-    return float(found) if np.ndim(found) == 0 else found
+    return bits(outputs[:, 0], outputs[:, 1], weights)
 
 
 class Masked(Causal):

@@ -3,42 +3,24 @@
 Shapes: B rows, C labels.
 """
 
-from typing import Any
-
 import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from layerwise.data.examples import Batch, Examples
-from layerwise.data.sources import batch_of
+from layerwise.data.examples import Batch
 from layerwise.errors import DataError
 from layerwise.tasks import scores
+from layerwise.tasks.labels import Labels
 
 
-class Tag:
+class Tag(Labels):
     """Learn which of `labels` apply, each for itself."""
 
     name = "tag"
     score = "mean_average_precision"
     metric = staticmethod(scores.mean_average_precision)
-    higher_is_better = True
     target_kind = "classes"
     head_kind = "class"
-    batch = staticmethod(batch_of)
-
-    def __init__(self, labels: tuple[str, ...] | list[str]):
-        self.labels = tuple(labels)
-
-    @classmethod
-    def of(cls, examples: Examples, **options: Any) -> "Tag":
-        return cls(examples.labels)
-
-    @property
-    def n_outputs(self) -> int:
-        return len(self.labels)
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"name": self.name, "labels": list(self.labels)}
 
     def count(self, batch: Batch) -> int:
         if not len(batch):
@@ -49,13 +31,6 @@ class Tag:
         logits = network(batch["inputs"], **batch.context).float()  # (B, C)
         total = F.binary_cross_entropy_with_logits(logits, batch["targets"], reduction="sum")
         return total, {"binary_cross_entropy": total.detach()}
-
-    def predict(self, network: nn.Module, batch: Batch) -> Tensor:
-        return network(batch["inputs"], **batch.context).float()  # (B, C) logits
-
-    def scored(self, outputs: np.ndarray) -> np.ndarray:
-        """What `metric` takes of the raw outputs (B, C): all of them."""
-        return outputs
 
     def metrics(self, outputs: np.ndarray, targets: np.ndarray) -> dict[str, float]:
         """outputs: logits (n, C); targets: (n, C) of 0 and 1."""

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from layerwise.data.corpus import NO_LOSS
 from layerwise.data.examples import Batch, Examples
-from layerwise.data.sources import batch_of
 from layerwise.data.word_processor import words_of
 from layerwise.errors import DataError
 from layerwise.layers.loss import n_with_loss
+from layerwise.tasks.labels import Labels
 from layerwise.tasks.metrics import divide, scalar
 
 MARKED = re.compile(r"O|[BIESLUM]-.+")
@@ -66,31 +66,18 @@ def over_windows(network: Callable[..., Tensor], batch: Batch) -> Tensor:
     return out.unflatten(0, (len(inputs), N)).flatten(1, 2)
 
 
-class Words:
+class Words(Labels):
     """Learn the tag of each word."""
 
     name = "words"
-    higher_is_better = True
     target_kind = "tags"
     head_kind = "tag"
-    batch = staticmethod(batch_of)
 
     def __init__(self, labels: Sequence[str]):
-        self.labels = tuple(labels)
+        super().__init__(labels)
         marked = all(map(MARKED.fullmatch, self.labels))
         self.marked = marked and any("-" in tag for tag in self.labels)
         self.score = "entity_f1" if self.marked else "accuracy"
-
-    @classmethod
-    def of(cls, examples: Examples, **options: Any) -> "Words":
-        return cls(examples.labels)
-
-    @property
-    def n_outputs(self) -> int:
-        return len(self.labels)
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"name": self.name, "labels": list(self.labels)}
 
     # ---- learning --------------------------------------------------------------------------------
     def token_targets(self, batch: Batch) -> Tensor:

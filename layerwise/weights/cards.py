@@ -31,7 +31,6 @@ class Card:
     sha256: of the file; a beginning of it (at least 8 digits) where only that is published.
     processor: `preprocessor_config.json`. labels: the class names, or the name of a list of them.
     config: fields in which the network departs from the family's size `variant`.
-    counters: whether the file has BatchNorm's batch counters.
     problem: what the outputs of a head for classes are, where not one class: their problem_type.
     """
 
@@ -49,7 +48,6 @@ class Card:
     sha256: str = ""
     filename: str = "model.safetensors"
     config: Mapping[str, Any] = field(default_factory=dict)
-    counters: bool = True
     problem: str = ""
 
 
@@ -81,7 +79,6 @@ def _akamaster(variant: str, error: float, sha256: str) -> Card:
         scores={"error": error},
         sha256=sha256,
         filename=f"{variant}-{sha256[:8]}.th",
-        counters=False,
     )
 
 
@@ -109,7 +106,6 @@ def _others() -> Iterator[Card]:
         scores={"top1": 68.4, "top5": 88.2},  # tensorflow/models, slim/nets/mobilenet_v1.md
         sha256="dc4776d22d5b179f260bc4915548a2db0e99bb0f6c1e3848cea161d6553f8c58",
         filename="mobilenet_v1_0.75_224.safetensors",
-        counters=False,
     )
     yield Card(
         name="squeezenet1_0.deep_compression_in1k",

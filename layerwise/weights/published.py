@@ -1,12 +1,11 @@
-"""Published networks: from a card's name, a file, a folder or a hub id to a network, and back; and
-the tokenizers that lie with those that read text.
+"""Published networks: from a card's name, a file, a folder or a hub id to a network; and the
+tokenizers that lie with those that read text.
 
 Nothing is guessed from tensors: a card, a `config.json`, or the caller says which network and which
 naming a file has; the tensors are only checked against it.
 """
 
 import contextlib
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,7 @@ from layerwise.weights import hub
 from layerwise.weights.cards import CARDS, Card, card_for_file, labels_of
 from layerwise.weights.config_json import card_of_folder, labels_for, read_json
 from layerwise.weights.config_text import decoder_card
-from layerwise.weights.files import (
-    IN_A_FOLDER,
-    filled,
-    read_tensors,
-    save_tensors,
-    weights_file,
-)
+from layerwise.weights.files import IN_A_FOLDER, filled, read_tensors, weights_file
 from layerwise.weights.gguf import read_metadata
 from layerwise.weights.gguf_models import load_gguf
 from layerwise.weights.llama2c import (
@@ -37,9 +30,8 @@ from layerwise.weights.llama2c import (
     read_llama2c_tokenizer,
     tokenizer_beside,
 )
-from layerwise.weights.names import COUNTER, publish
 
-__all__ = ["in_reach", "labels_of", "load_published", "save_published", "tokenizer_of"]
+__all__ = ["in_reach", "labels_of", "load_published", "tokenizer_of"]
 
 ENCODERS = (  # of text, on the hub
     "FacebookAI/roberta-base",
@@ -93,17 +85,6 @@ def in_reach(kind: str = "image") -> list[str]:
     return [c.name for c in sorted(here, key=lambda c: -c.scores.get("top1", 0.0))]
 
 
-def save_published(
-    network: nn.Module, family: str, format: str, path: str | Path, counters: bool = True
-) -> None:
-    """Write a `.safetensors` file under the published names, bit for bit what was read.
-
-    counters: False leaves out BatchNorm's batch counters; `card.counters` says what a file had.
-    """
-    rules = _rules(family, format)
-    save_tensors(path, publish(network.state_dict(), rules, counters=counters))
-
-
 def _rules(family: str, format: str) -> dict[str, str]:
     formats = family_module(family).PUBLISHED
     if format not in formats:
@@ -116,8 +97,7 @@ def _load(path: Path, card: Card) -> tuple[nn.Module, Card]:
     _, config = resolve(card.variant, **card.config)
     tensors = read_tensors(path)
     network = filled(card.family, config, tensors, _rules(card.family, card.format), str(path))
-    counted = any(n.endswith(COUNTER) for n in tensors)
-    return network, replace(card, counters=counted)
+    return network, card
 
 
 def _load_file(path: Path, source: str) -> tuple[nn.Module, Card]:
