@@ -155,7 +155,9 @@ def plan_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--budget", default="", help="time, e.g. 30m: which decoder to train on a text")
     p.add_argument("--rows", type=int, default=0, help="training rows, where no data is given")
     p.add_argument("--batch", type=int, default=32, help="rows per step [32]")
-    p.add_argument("--grad-accum-steps", type=int, default=1, help="micro-batches per step [1]")
+    p.add_argument(
+        "--grad-accum-steps", type=int, default=1, help="micro-batches per step, at least [1]"
+    )
     p.add_argument("--epochs", type=float, default=10.0, help="passes over the rows [10]")
     p.add_argument("--image-size", type=int, default=0, help="side in pixels [the model's own]")
     p.add_argument("--max-seq-len", type=int, default=0, help="tokens of a text [512]")

@@ -309,8 +309,13 @@ def plan_contender(job: Job, contender: Contender) -> Plan:
     largest = planned(some.subset(np.argsort(-lengths, kind="stable")[:2]), measure=False)
     memory, plan = dict(largest.memory), planned(some.subset(usual), measure=True)
     if job.machine.device == "cpu":
-        padded = {
-            padded_length(n, processor.max_seq_len, r.global_batch_size) for n in lengths.tolist()
+        most, n = processor.max_seq_len, r.global_batch_size
+        shapes = {  # what lies beyond comes in windows, whole ones
+            padded_length(t, most, n) if t <= most else -(-t // most) * most
+            for t in lengths.tolist()
         }
-        memory["peak"] = memory["peak"].plus(lengths_in_turn(largest.trace, len(padded)))
-    return replace(plan, memory=memory)
+        more = lengths_in_turn(largest.trace, len(shapes))
+        memory["peak"] = memory["peak"].plus(more)
+        request = replace(largest.request, extra=largest.request.extra + int(more.value))
+        largest = replace(largest, request=request)
+    return replace(plan, memory=memory, request=largest.request)

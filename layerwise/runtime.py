@@ -19,6 +19,7 @@ from torch import nn
 from layerwise.errors import OptionError, unknown
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+CAPACITY = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
 KERNELS = 512  # that oneDNN keeps; with its own 1,024 texts of many lengths take 250 MB more
 _MALLOPT = {"M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, 2**31 - 1), "M_TOP_PAD": (-2, 2**28)}
 
@@ -39,6 +40,11 @@ class Runtime:
         return torch.autocast(self.device, dtype=self.dtype)
 
 
+def kernels_kept() -> int:
+    """How many kernels oneDNN keeps: as `start` says, unless the user says otherwise."""
+    return int(os.environ.get(CAPACITY, KERNELS))
+
+
 def start(device: str = "auto", dtype: str = "auto", threads: int = 0) -> Runtime:
     """Choose device, dtype and threads, tune the allocator, pick the fast exact fp32 product.
 
@@ -46,7 +52,7 @@ def start(device: str = "auto", dtype: str = "auto", threads: int = 0) -> Runtim
     Errors: a device or dtype that this machine does not have.
     """
     notes = [tune_allocator()]
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS))
+    os.environ.setdefault(CAPACITY, str(KERNELS))
     device = choose_device(device)
     threads = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4
     torch.set_num_threads(threads)

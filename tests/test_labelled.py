@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import layerwise
-from layerwise import labelled
+from layerwise import labelled, ladder
 from layerwise.choose import recipe_for
 from layerwise.console import Console
 from layerwise.data.open import open_data
@@ -178,7 +178,7 @@ def test_each_way_is_saved_whole(reviews, base, method: str, tmp_path: pathlib.P
 
 @pytest.mark.parametrize(
     ("width", "rate"),
-    [(0, 5e-5), (768, 5e-5), (384, 2e-4), (1024, 2.8e-5), (128, 3e-4), (4096, 1e-5)],
+    [(0, 5e-5), (768, 5e-5), (384, 2e-4), (1024, 2.8e-5), (128, 3e-4), (4096, 2e-5)],
 )
 def test_narrow_networks_take_a_higher_rate(width: int, rate: float):
     s = settings()
@@ -187,10 +187,32 @@ def test_narrow_networks_take_a_higher_rate(width: int, rate: float):
     assert recipe_for("text_full", 1000, 0, settings(lr=7e-5), width=width).lr == 7e-5
 
 
-@pytest.mark.parametrize(("n_rows", "steps"), [(320, 600), (6400, 600), (64_000, 6000)])
+@pytest.mark.parametrize(("n_rows", "steps"), [(16, 20), (320, 200), (3200, 600), (64_000, 6000)])
 def test_little_data_takes_more_passes(n_rows: int, steps: int):
     assert recipe_for("text_full", n_rows, 0, settings()).steps == steps
-    assert recipe_for("text_full", n_rows, 0, settings(epochs=1)).steps == n_rows // 32
+    assert recipe_for("text_full", n_rows, 0, settings(epochs=1)).steps == max(1, n_rows // 32)
+    large = recipe_for("text_full", 3200, 0, settings(device_batch_size=64, grad_accum_steps=4))
+    assert large.steps * large.global_batch_size <= 19_200
+
+
+def test_memory_is_planned_and_saved_by_the_longest_texts(tmp_path, monkeypatch):
+    def planned(*args):
+        plan = plan_contender(*args)
+        seen.append((plan, plan.suggest(plan.memory["peak"].value - 2e6)))
+        return plan
+
+    rows = rows_of(200, 5)
+    rows[::20] = [(" ".join([text] * 60), label) for text, label in rows[::20]]
+    path, plan_contender, seen = write(tmp_path / "uneven.tsv", rows), ladder.plan_contender, []
+    monkeypatch.setattr(ladder, "plan_contender", planned)
+    layerwise.fit(path, base="none", output=str(tmp_path / "run"), **FAST | {"steps": 1})
+    plan, ways = seen[0]
+    usual, longest = plan.setting, plan.request.setting
+    assert usual.grad_accum_steps == 1 < longest.grad_accum_steps
+    assert usual.global_batch_size == longest.global_batch_size
+    assert ways
+    assert all(way.words for way in ways)  # each changes something
+    assert all(way.plan.memory["peak"].value < plan.memory["peak"].value for way in ways)
 
 
 def test_features_do_not_see_padding(reviews, base):

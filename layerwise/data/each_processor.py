@@ -1,6 +1,6 @@
 """Texts of a row each for itself: pairs and triples for a network that gives every text a vector.
 
-Shapes: B rows, K texts of a row, T tokens of the longest text in the batch.
+Shapes: B rows, K texts of a row, T tokens of the longest text in the batch, rounded.
 """
 
 import hashlib

@@ -8,7 +8,7 @@ What a processor of texts has, this one and those beside it:
     reads, to_dict(), save(folder)      what rebuilds it: its name in `bundle.READERS`, its fields
 and is made of (tokenizer, max_seq_len, token_types, ...).
 
-Shapes: B texts, T tokens of the longest one in the batch.
+Shapes: B texts, T tokens of the longest in the batch, as `padded_length` rounds it.
 """
 
 from collections.abc import Mapping, Sequence

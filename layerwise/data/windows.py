@@ -1,6 +1,7 @@
 """Texts longer than the context: one row, read in windows that overlap.
 
-Shapes: B rows, N windows of the row with the most, T tokens of the longest window, n places.
+Shapes: B rows, N windows of the row with the most, T tokens of the longest window (rounded up),
+n places.
 """
 
 from collections.abc import Sequence

@@ -52,7 +52,7 @@ class Watch:
         update_ratio   norm of the update over the norm of the weights, None before the update
         act_mean act_std   of what it hands on
         spread         share of the activations' size that differs between rows (0: all rows alike)
-        dead           share of units that were zero for the whole batch in the last `window` looks
+        dead           share of units that were zero for every row seen in the last `window` looks
         saturated      share of units more often than not in the flat part of a sigmoid or tanh
         gain           rms of the weights times sqrt(fan-in): about 0.6 to 1.4 after a sound start
         common         share of a token embedding's size that is the same for all tokens

@@ -7,7 +7,8 @@ context and the libraries' workspaces.
 
 The constants were measured with `bench/plan.py --calibrate` on networks that are not among the
 families its error table is made of (plain convolutions, depthwise, dense, attention), 2 threads,
-torch 2.13.0+cpu, glibc 2.36, 2 cores of an AMD EPYC (Zen 5).
+torch 2.13.0+cpu, glibc 2.36, 2 cores of an AMD EPYC (Zen 5); those of lengths in turn on texts
+(docs/log.md, 2026-11-23).
 """
 
 import statistics
@@ -21,7 +22,7 @@ from layerwise.plan.hardware import CUDA_STARTED
 from layerwise.plan.machine import allocator_keeps, glibc_version, resident
 from layerwise.plan.rehearsal import STEPS, Trace
 from layerwise.plan.trace import Event, Operation
-from layerwise.runtime import KERNELS
+from layerwise.runtime import kernels_kept
 
 PINNED = 1.0  # glibc < 2.38: the share of cut-off ends that small blocks take, see allocator.Heap
 PIN_LIFE = 1.6  # how long, in mean lifetimes of the step's own blocks: autograd's nodes sit there
@@ -69,10 +70,10 @@ def cpu_peak(trace: Trace, base: int | None = None, steps: int | None = None) ->
 def lengths_in_turn(trace: Trace, lengths: int) -> Estimate:
     """What batches of so many lengths add to the memory of one, on the CPU: kernels for each.
 
-    Evaluation has as many again, of its own; oneDNN keeps `runtime.KERNELS`.
+    Evaluation has as many again, of its own; oneDNN keeps `runtime.kernels_kept()`.
     """
     own = _products(trace)
-    more = min(2 * lengths * own, max(own, KERNELS)) - own
+    more = min(2 * lengths * own, max(own, kernels_kept())) - own
     return Estimate.around(PER_MATMUL * more, SURE_OF_KERNELS)
 
 

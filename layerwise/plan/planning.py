@@ -52,8 +52,8 @@ def make_plan(
     hardware: a name, or None for where the network is (on meta: this processor).
     measure: run a few real steps when the hardware is this machine and they fit, instead of the
     roofline. base: resident bytes of the process before the run (None: now). extra: bytes that
-    live beside the step. remedies: further ways out for `suggest`, name -> function that changes a
-    network, e.g. {"LoRA of rank 8": ...}.
+    live beside the step in the processor's memory. remedies: further ways out for `suggest`, name
+    -> function that changes a network, e.g. {"LoRA of rank 8": ...}.
     Returns a Plan. Errors: an unknown hardware, dtype or optimiser, with the nearest known name.
     """
     setting = Setting(
@@ -122,10 +122,10 @@ def _is_here(machine: Hardware) -> bool:
 def _memory(trace: Trace, request: Request) -> dict[str, Estimate]:
     parts = {**dict.fromkeys(PARTS, 0), **trace.parts}
     if request.hardware.kind == "cpu":
-        peak = memory.cpu_peak(trace, request.base, request.steps)
+        peak = memory.cpu_peak(trace, request.base, request.steps).plus(request.extra)
     else:
         peak = memory.cuda_peak(trace)
-    return {**{k: Estimate.exact(v) for k, v in parts.items()}, "peak": peak.plus(request.extra)}
+    return {**{k: Estimate.exact(v) for k, v in parts.items()}, "peak": peak}
 
 
 def measured_seconds(request: Request) -> list[float]:

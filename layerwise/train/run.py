@@ -37,8 +37,8 @@ class Recipe:
     """Every choice of a training, none of them "auto" any more."""
 
     steps: int
-    global_batch_size: int  # rows per step: device_batch_size x grad_accum_steps
-    grad_accum_steps: int = 1
+    global_batch_size: int  # rows per step
+    grad_accum_steps: int = 1  # micro-batches, at least
     lr: float = 1e-3
     optimizer: str = "adamw"
     weight_decay: float = 0.05

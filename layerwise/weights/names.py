@@ -256,12 +256,10 @@ def publish(
     tensors: Mapping[str, Tensor],
     rules: Rules,
     dropped_values: Mapping[str, Tensor] | None = None,
-    counters: bool = True,
 ) -> dict[str, Tensor]:
     """Our tensors under their published names: the exact inverse of `rename`.
 
     dropped_values: source tensors that `rename` dropped, to be put back (full published names).
-    counters: False leaves out BatchNorm's batch counters, for files that had none.
     Errors: WeightsError for tensors of ours that the format has no name for, for parts of a joined
     tensor that are missing, and for two of ours that claim one name with different values.
     """
@@ -270,8 +268,6 @@ def publish(
     nameless = []
     for name, tensor in tensors.items():
         source = locate(name, rules)
-        if name.endswith(COUNTER) and not counters:
-            continue
         if source is None:
             nameless.append(f"{name} {_size(tensor)}")
         elif not dropped(source.name, rules):

@@ -6,6 +6,7 @@ from layerwise.plan import memory
 from layerwise.plan.allocator import MB
 from layerwise.plan.rehearsal import rehearse
 from layerwise.plan.step import Setting
+from layerwise.runtime import CAPACITY, KERNELS
 
 BASE = 300 * MB
 
@@ -44,11 +45,14 @@ def test_images_that_are_not_channels_last_are_copied(stack, example, task):
     assert any(image in blocks for blocks in wanted)
 
 
-def test_lengths_in_turn_add_a_bounded_amount(stack, example, task):
+def test_lengths_in_turn_add_a_bounded_amount(stack, example, task, monkeypatch):
+    monkeypatch.setenv(CAPACITY, str(KERNELS))
     trace = rehearse(stack, example(3, 16, 16), task, Setting(2, dtype="bf16"))
     few, many, most = (memory.lengths_in_turn(trace, n) for n in (2, 9, 10_000))
     assert 0 < few.low < few.value < few.high
-    assert few.value < many.value < most.value < memory.PER_MATMUL * memory.KERNELS
+    assert few.value < many.value < most.value < memory.PER_MATMUL * KERNELS
+    monkeypatch.setenv(CAPACITY, "64")  # as a user may say
+    assert memory.lengths_in_turn(trace, 10_000).value < memory.PER_MATMUL * 64
     plain = rehearse(stack, example(3, 16, 16), task, Setting(2))  # other libraries multiply fp32
     assert memory.lengths_in_turn(plain, 10_000).value == 0
 

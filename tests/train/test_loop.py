@@ -96,6 +96,35 @@ def test_many_tokens_are_learned_from_a_few_at_a_time():
     assert parts_of(joint, texts, 32, 1, "cpu") == 1
 
 
+def test_the_loop_learns_so_and_gradients_are_those_of_all_rows():
+    class Counted(Classify):
+        def loss(self, network, batch):
+            sizes.append(len(batch))
+            return super().loss(network, batch)
+
+    class Bag(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.head = nn.Embedding(50, 8), nn.Linear(8, 3)
+
+        def forward(self, tokens):
+            return self.head(self.embed(tokens).mean(1))
+
+    g = runtime.generator(1, 2)
+    tensors = {"inputs": torch.randint(50, (20, 512), generator=g), "targets": torch.arange(20) % 3}
+    batch, sizes = Batch(tensors, np.arange(20)), []
+    with runtime.seeded(3):
+        net = Bag()
+    TASK.loss(net, batch)[0].div(20).backward()
+    wanted = [p.grad.clone() for p in net.parameters()]
+    opt = torch.optim.SGD(net.parameters(), lr=0.0)
+    task, course = Counted(("a", "b", "c")), Course(steps=1, lr=0.0, grad_clip=0)
+    train(net, task, {0: batch}, opt, course, State(), CPU, Hooks())
+    assert sizes == [4] * 5
+    for p, w in zip(net.parameters(), wanted, strict=True):
+        torch.testing.assert_close(p.grad, w)
+
+
 def test_clipping_bounds_the_norm_and_keeps_the_direction():
     free, cut = [], []
     for limit, out in ((0.0, free), (0.01, cut)):

@@ -39,8 +39,8 @@ def same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> b
 def write_back(network: nn.Module, name: str, form: str, path: Path, like: Path) -> None:
     """Under the published names, with BatchNorm's batch counters where `like` has them."""
     counters = any(n.endswith(COUNTER) for n in read_tensors(like))
-    tensors = publish(network.state_dict(), family(name).PUBLISHED[form], counters=counters)
-    save_tensors(path, tensors)
+    ours = {n: t for n, t in network.state_dict().items() if counters or not n.endswith(COUNTER)}
+    save_tensors(path, publish(ours, family(name).PUBLISHED[form]))
 
 
 # ---- real files --------------------------------------------------------------------------------
