@@ -1,6 +1,6 @@
 """The plan against the run: predicted and actual peak memory and time, over many configurations.
 
-    python bench/plan.py               the error table (about seven minutes on 2 cores)
+    python bench/plan.py               the error table (about 20 minutes on 2 cores)
     python bench/plan.py --quick       six configurations
     python bench/plan.py --calibrate   networks of no family, for the constants in plan/memory.py
     python bench/plan.py --slice 0:12 --json FILE   some, added to what FILE holds from before

@@ -1,7 +1,8 @@
-"""Contenders for a budget: each trained for a share of it and scored, and the better half kept.
+"""Contenders for a budget: each trained once for a share of it and scored, and the best kept.
 
-Successive halving (Jamieson and Talwalkar, arXiv:1502.07943): each gets a short run, the better
-half goes on with twice the time, until one has the rest. Scores are of the validation rows.
+The first, which is the one to have, gets most of the time, as far as its recipe takes it; the
+others share what is left. Each runs its learning rate's whole course, so a way that is fast at
+first is not kept for that alone. Scores are of the validation rows.
 
 Legend: n rows.
 """
@@ -29,6 +30,7 @@ from layerwise.tasks.intervals import interval
 from layerwise.train.run import Outcome, Recipe, Training, predict_rows
 
 LEAST_STEPS, TELLING_STEPS = 10, 40  # fewer teach nothing; tell nobody who is better
+FIRST = 0.6  # of the time for the first of several; all shares add up to the whole
 VALIDATING = 0.2  # of a share of the budget may go into looking at the validation rows
 
 
@@ -85,7 +87,6 @@ class Contender:
     recipe: Recipe
     plan: Plan | None = None
     outcome: Outcome | None = None
-    rounds: int = 0
     rung: Rung | None = None
 
 
@@ -124,29 +125,30 @@ def least_seconds(contender: Contender, n_val: int, steps: int) -> float:
 
 
 def share_of(job: Job, contenders: list[Contender], n: int) -> float:
-    """Seconds that each of `n` contenders gets now; what scoring takes beyond its half of what is
-    reserved for the end is set apart."""
+    """Seconds that the least of `n` contenders gets now."""
+    left = seconds_to_train(job, contenders)
+    return left if n == 1 else (1 - FIRST) * left / (n - 1)
+
+
+def seconds_to_train(job: Job, contenders: list[Contender]) -> float:
+    """What is left now; what scoring takes beyond its half of what is reserved for the end is set
+    apart."""
     scoring = max(scoring_seconds(c, len(job.val) + job.n_test) for c in contenders)
-    left = job.deadline - max(0.0, scoring - job.reserved / 2) - time.monotonic()
-    return left if n == 1 else 0.4 * left / n
+    return job.deadline - max(0.0, scoring - job.reserved / 2) - time.monotonic()
 
 
 def compete(job: Job, contenders: list[Contender], rungs: list[Rung]) -> Contender:
-    """Successive halving under the deadline; without one, each contender runs its recipe whole."""
-    while True:
-        share = share_of(job, contenders, len(contenders))
-        for contender in contenders:
-            go(job, contender, share)
-            assert contender.rung is not None
-            rungs[:] = [r for r in rungs if r.name != contender.way] + [contender.rung]
-            if contender.outcome and not contender.outcome.state.finished:  # Ctrl-C
-                return contender
-        if len(contenders) == 1 or job.deadline == float("inf"):
-            return best_of(job, contenders)
-        contenders.sort(key=score_of, reverse=job.task.higher_is_better)
-        contenders = contenders[: -(-len(contenders) // 2)]
-        if not worth_going_on(job, contenders[0].rung):  # type: ignore[arg-type]
-            return contenders[0]
+    """Train one after another under the deadline; without one, each runs its recipe whole."""
+    for i, contender in enumerate(contenders):
+        left, others = seconds_to_train(job, contenders), len(contenders) - i - 1
+        go(job, contender, FIRST * left if others and not i else left / (others + 1))
+        assert contender.rung is not None
+        rungs.append(contender.rung)
+        if contender.outcome and not contender.outcome.state.finished:  # Ctrl-C
+            return contender
+        if others and not worth_going_on(job, contender.rung):
+            break
+    return best_of(job, [c for c in contenders if c.rung])
 
 
 def scoring_seconds(contender: Contender, n: int) -> float:
@@ -186,7 +188,7 @@ def go(job: Job, contender: Contender, share: float) -> None:
     """Train one contender for at most `share` seconds, and score it."""
     started = time.monotonic()
     runtime.forget_peak()
-    folder = job.folder / "rungs" / f"{contender.way}-{contender.rounds}"
+    folder = job.folder / "rungs" / contender.way
     folder.mkdir(parents=True, exist_ok=True)
     recipe = kept_steps(folder, within(contender, share, len(job.val)))
     progress = Progress(job, contender.way, recipe)
@@ -205,14 +207,11 @@ def go(job: Job, contender: Contender, share: float) -> None:
     )
     contender.outcome = training.run()
     job.console.say(f"  {contender.outcome.compiled}")
-    contender.recipe, contender.rounds = recipe, contender.rounds + 1
+    contender.recipe = recipe
     outputs = predict_rows(
         contender.network, job.task, contender.choice.processor, job.val, job.machine
     )
-    before = contender.rung.seconds if contender.rung else 0.0
-    rung = score_rung(job, contender.way, outputs, started, f"{recipe.steps} steps")
-    rung.seconds += before
-    contender.rung = rung
+    contender.rung = score_rung(job, contender.way, outputs, started, f"{recipe.steps} steps")
 
 
 def within(contender: Contender, share: float, n_val: int) -> Recipe:

@@ -26,13 +26,8 @@ def some_rows(examples: Examples, most: int) -> Examples:
 
 
 def metrics_of(job: Job, contender: Contender) -> list[dict[str, Any]]:
-    """The loss curve of a contender over all its rounds, steps counted through."""
-    out: list[dict[str, Any]] = []
-    for i in range(contender.rounds):
-        offset = out[-1]["step"] if out else 0
-        part = read_metrics(job.folder / "rungs" / f"{contender.way}-{i}")
-        out += [r | {"step": r["step"] + offset} for r in part]
-    return out
+    """The loss curve of a contender."""
+    return read_metrics(job.folder / "rungs" / contender.way)
 
 
 def diagnoses(job: Job, contender: Contender) -> list[Diagnosis]:

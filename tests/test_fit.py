@@ -230,7 +230,7 @@ def test_ctrl_c_once_then_resume_ends_as_undisturbed(bars: pathlib.Path, tmp_pat
         arguments += [f"--no-{name}"] if value is False else [flag, str(value)]
     arguments += ["--output", str(tmp_path / "b"), "--checkpoint-every", "1"]
     process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    checkpoints = tmp_path / "b" / "rungs" / "scratch-0" / "checkpoints"
+    checkpoints = tmp_path / "b" / "rungs" / "scratch" / "checkpoints"
     ended = time.monotonic() + 120
     while time.monotonic() < ended and not list(checkpoints.glob("step-0000000[2-9]")):
         time.sleep(0.02)
