@@ -1,7 +1,7 @@
 """Contenders for a budget: each trained once for a share of it and scored, and the best kept.
 
-The first, which is the one to have, gets most of the time, as far as its recipe takes it; the
-others share what is left. Each runs its learning rate's whole course, so a way that is fast at
+The first, which is the one to have, gets most of the time, as far as its recipe takes it, and all
+where that would be a small part of its recipe; the others share what is left. Each runs its learning rate's whole course, so a way that is fast at
 first is not kept for that alone. Scores are of the validation rows.
 
 Legend: n rows.
@@ -31,6 +31,7 @@ from layerwise.train.run import Outcome, Recipe, Training, predict_rows
 
 LEAST_STEPS, TELLING_STEPS = 10, 40  # fewer teach nothing; tell nobody who is better
 FIRST = 0.6  # of the time for the first of several; all shares add up to the whole
+COURSE = 0.25  # of its recipe that the first must come to before others take time from it
 VALIDATING = 0.2  # of a share of the budget may go into looking at the validation rows
 
 
@@ -113,8 +114,12 @@ def affordable(
 
 
 def room(job: Job, contenders: list[Contender], n: int, steps: int = TELLING_STEPS) -> bool:
-    """Whether there is time for `n` of the like of these, each long enough to be told apart."""
-    share = share_of(job, contenders, n)
+    """Whether there is time for `n` of the like of these, each long enough to be told apart, and
+    enough of the first's recipe."""
+    share, first = share_of(job, contenders, n), contenders[0]
+    course = COURSE * first.recipe.steps * step_seconds(first)
+    if n > 1 and FIRST * seconds_to_train(job, contenders) < course:
+        return False
     return all(share >= least_seconds(c, len(job.val), steps) for c in contenders)
 
 

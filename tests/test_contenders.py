@@ -80,10 +80,14 @@ def test_nobody_follows_who_cannot_be_beaten(clock, monkeypatch):
 
 def test_there_is_room_while_the_least_share_tells(clock):
     task, machine = types.SimpleNamespace(), Runtime("cpu", torch.float32, 1)
-    quiet, first = Console(quiet=True), [contender("full", 10_000)]
+    quiet, first = Console(quiet=True), [contender("full", 100)]
     make = lambda seconds: Job(  # noqa: E731
         settings(), pathlib.Path(), task, [], [], machine, quiet, deadline=seconds
     )
     assert room(make(SECONDS), first, 3)  # 20 s for each, of which 40 steps take 4
     assert not room(make(15.0), first, 3)
     assert room(make(15.0), first, 2)
+    long = [contender("full", 2_400)]  # 240 s, of which a quarter is 60
+    assert room(make(SECONDS), long, 2)
+    assert not room(make(SECONDS - 1), long, 2)
+    assert room(make(SECONDS - 1), long, 1)
