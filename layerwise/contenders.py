@@ -1,8 +1,9 @@
 """Contenders for a budget: each trained once for a share of it and scored, and the best kept.
 
 The first, which is the one to have, gets most of the time, as far as its recipe takes it, and all
-where that would be a small part of its recipe; the others share what is left. Each runs its learning rate's whole course, so a way that is fast at
-first is not kept for that alone. Scores are of the validation rows.
+where that would be a small part of its recipe; the others share what is left. Each runs its
+learning rate's whole course, so a way that is fast at first is not kept for that alone. Scores are
+of the validation rows.
 
 Legend: n rows.
 """
@@ -207,7 +208,7 @@ def go(job: Job, contender: Contender, share: float) -> None:
         recipe,
         job.machine,
         progress,
-        contender.plan.seconds.value if contender.plan else 0.0,
+        recipe.steps * step_seconds(contender),
         own_groups(contender),
     )
     contender.outcome = training.run()

@@ -125,7 +125,9 @@ def test_the_same_seed_gives_the_same_weights(bars: pathlib.Path, tmp_path: path
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
-def test_resume_ends_in_the_same_weights(bars: pathlib.Path, tmp_path: pathlib.Path):
+def test_resume_ends_in_the_same_weights(
+    bars: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+):
     options = {**FAST, "checkpoint_every": 5, "evaluate_every": 10, "keep": 3}
     whole = layerwise.fit(bars, console=QUIET, output=str(tmp_path / "a"), base="none", **options)
     layerwise.fit(bars, console=QUIET, output=str(tmp_path / "b"), base="none", **options)
@@ -138,6 +140,9 @@ def test_resume_ends_in_the_same_weights(bars: pathlib.Path, tmp_path: pathlib.P
     died, looks = int(kept[0].name.removeprefix("step-")), training.parent / "watch.json"
     seen = [look for look in json.loads(looks.read_text()) if look["step"] < died]
     assert seen
+    decided = json.loads((training.parent / "compiled.json").read_text())
+    assert (decided["compiled"], decided["why"][:12]) == (False, "not compiled")
+    monkeypatch.setattr("layerwise.train.run.whether_to_compile", None)  # it is not asked again
     again = layerwise.fit(resume=tmp_path / "b", console=QUIET)
     assert json.loads(looks.read_text())[: len(seen)] == seen
     a, b = whole.model.network.state_dict(), again.model.network.state_dict()

@@ -1,8 +1,9 @@
 """Compile the layers of a network when that pays for itself, and say why when it does not.
 
 Layer by layer, so that layers of one kind share one compilation and a failure costs one layer.
-Whether it pays is measured on one layer that occurs most often: its forward and backward pass as it
-is and compiled, against what compiling took and the steps that are left.
+Whether it pays is measured on one layer that occurs most often: its forward and backward pass in
+training as it is and compiled, against what compiling took and the steps that are left. With
+dropout it seldom does on the CPU, where compiled layers draw their numbers one by one.
 """
 
 import copy
@@ -10,6 +11,7 @@ import shutil
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,13 +33,18 @@ class Verdict:
     why: str
 
 
-def compile_layers(
-    network: nn.Module, task: Any, batch: Batch, machine: Runtime, mode: str, seconds: float
+def whether_to_compile(
+    network: nn.Module,
+    task: Any,
+    some: Callable[[], list[Batch]],
+    machine: Runtime,
+    mode: str,
+    seconds: float,
 ) -> Verdict:
-    """Compile in place, or leave the network as it is.
+    """What `mode` says, or a measurement.
 
-    mode: "auto" measures first, "on" compiles unmeasured, "off" does nothing; seconds: the planned
-    time of the training; batch: one micro-batch.
+    mode: "auto" measures, "on" and "off" are taken at their word; seconds: the planned time of the
+    training; some: makes two micro-batches, whose shapes differ where those of the training do.
     """
     if mode == "off":
         return Verdict(False, "not compiled: switched off")
@@ -47,22 +54,29 @@ def compile_layers(
         return Verdict(
             False, f"not compiled: {seconds:.0f} s of training are too few for it to pay"
         )
-    stack: dict[str, nn.Module] = network.layers()  # type: ignore[operator]
-    if mode == "auto":
-        gain, cost, name = measure(copy.deepcopy(network), task, batch, machine)
-        saved = seconds * (1 - 1 / gain)
-        if saved < 1.5 * cost * len(stack):
-            return Verdict(
-                False,
-                f"not compiled: {name} ran {gain:.2f} times as fast, which would save "
-                f"{max(0.0, saved):.0f} s; compiling takes about {cost * len(stack):.0f} s",
-            )
-        why = f"compiled layer by layer: {name} runs {gain:.2f} times as fast"
-    else:
-        why = "compiled layer by layer: as asked"
-    for layer in stack.values():
-        layer.compile()
-    return Verdict(True, why)
+    if mode == "on":
+        return Verdict(True, "compiled layer by layer: as asked")
+    gain, cost, name = measure(copy.deepcopy(network).train(), task, some(), machine)
+    saved, cost = seconds * (1 - 1 / gain), cost * len(network.layers())  # type: ignore[operator]
+    if saved < 1.5 * cost:
+        return Verdict(
+            False,
+            f"not compiled: {name} ran {gain:.2f} times as fast, which would save "
+            f"{max(0.0, saved):.0f} s; compiling takes about {cost:.0f} s",
+        )
+    return Verdict(True, f"compiled layer by layer: {name} runs {gain:.2f} times as fast")
+
+
+def compile_layers(network: nn.Module, batches: list[Batch]) -> None:
+    """In place, for inputs of all lengths where the two batches differ in theirs."""
+    for layer in network.layers().values():  # type: ignore[operator]
+        layer.compile(dynamic=varying(batches))
+
+
+def varying(batches: list[Batch]) -> bool | None:
+    """Whether to compile for any length; None: the compiler's own choice, one length at first."""
+    first, second = (batch["inputs"].shape for batch in batches)
+    return True if first != second else None
 
 
 def commonest(stack: dict[str, nn.Module]) -> str:
@@ -74,7 +88,7 @@ def commonest(stack: dict[str, nn.Module]) -> str:
 
 
 def measure(
-    network: nn.Module, task: Any, batch: Batch, machine: Runtime
+    network: nn.Module, task: Any, batches: list[Batch], machine: Runtime
 ) -> tuple[float, float, str]:
     """How many times as fast one layer runs compiled, what compiling it took, and its name.
 
@@ -85,12 +99,12 @@ def measure(
     layer, seen = stack[name], []
     hook = layer.register_forward_pre_hook(lambda m, args: seen.append(args))
     with machine.autocast(), torch.no_grad():
-        task.loss(network, batch)
+        task.loss(network, batches[0])
     hook.remove()
     inputs = tuple(a.detach() if isinstance(a, Tensor) else a for a in seen[0])  # no mask: None
     eager = time_passes(layer, inputs, machine)
     started = time.perf_counter()
-    compiled = torch.compile(layer)
+    compiled = torch.compile(layer, dynamic=varying(batches))
     time_passes(compiled, inputs, machine, repeats=1)
     cost = time.perf_counter() - started
     return eager / time_passes(compiled, inputs, machine), cost, name

@@ -8,7 +8,7 @@ import json
 import pathlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,13 +20,13 @@ from layerwise.adapt.freeze import Freezing
 from layerwise.adapt.groups import parameter_groups
 from layerwise.adapt.packed import at_once, without_padding
 from layerwise.data.augment import Augment
-from layerwise.data.examples import Examples
+from layerwise.data.examples import Batch, Examples
 from layerwise.data.loader import Batches, Prefetch, in_order
 from layerwise.plan.step import checkpoint_layers
 from layerwise.runtime import Runtime
 from layerwise.train import checkpoint
 from layerwise.train.checkpoint import State
-from layerwise.train.compiled import compile_layers
+from layerwise.train.compiled import Verdict, compile_layers, whether_to_compile
 from layerwise.train.log import MetricsLog
 from layerwise.train.loop import Average, Course, Hooks, parts_of, train
 from layerwise.train.optim import build_optimizer, load_optimizer_tensors, optimizer_tensors
@@ -174,14 +174,34 @@ class Training:
         )
 
     def compile(self) -> None:
-        """Compile the layers where it pays; `self.compiled` says why or why not."""
-        first, device = self.batches[0], self.machine.device
-        parts = parts_of(self.task, first, len(first), self.recipe.grad_accum_steps, device)
-        sample = first.split(parts)[0].to(device)
-        verdict = compile_layers(
-            self.network, self.task, sample, self.machine, self.recipe.compile, self.planned_seconds
+        """Compile the layers where it pays; `self.compiled` says why or why not.
+
+        A resumed training does as it did before: compiled layers round in another way.
+        """
+        kept, mode, seconds = (
+            self.folder / "compiled.json",
+            self.recipe.compile,
+            self.planned_seconds,
         )
+        if kept.exists():
+            verdict = Verdict(**json.loads(kept.read_text()))
+        else:
+            verdict = whether_to_compile(
+                self.network, self.task, self.samples, self.machine, mode, seconds
+            )
+            with storage.replacing(kept, checkpoint.CURE) as path:
+                path.write_text(json.dumps(asdict(verdict)))
+        if verdict.compiled:
+            compile_layers(self.network, self.samples())
         self.compiled = verdict.why
+
+    def samples(self) -> list[Batch]:
+        """The first micro-batches of the first two steps."""
+        out, device = [], self.machine.device
+        for batch in (self.batches[0], self.batches[1]):
+            parts = parts_of(self.task, batch, len(batch), self.recipe.grad_accum_steps, device)
+            out.append(batch.split(parts)[0].to(device))
+        return out
 
     # ---- checkpoints ---------------------------------------------------------------------------
 
