@@ -1,6 +1,6 @@
 """Compile the layers of a network when that pays for itself, and say why when it does not.
 
-Layer by layer, so that layers of one kind share one compilation and a failure costs one layer.
+Layer by layer, so that layers of one kind share one compilation.
 Whether it pays is measured on one layer that occurs most often: its forward and backward pass in
 training as it is and compiled, against what compiling took and the steps that are left. With
 dropout it seldom does on the CPU, where compiled layers draw their numbers one by one.
@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from layerwise.data.examples import Batch
 from layerwise.runtime import Runtime
@@ -56,7 +57,11 @@ def whether_to_compile(
         )
     if mode == "on":
         return Verdict(True, "compiled layer by layer: as asked")
-    gain, cost, name = measure(copy.deepcopy(network).train(), task, some(), machine)
+    try:
+        gain, cost, name = measure(copy.deepcopy(network).train(), task, some(), machine)
+    except Exception as error:  # a compiler's own; the training goes on without it
+        what = str(error).strip().partition("\n")[0]
+        return Verdict(False, f"not compiled: {type(error).__name__} in trying it: {what}")
     saved, cost = seconds * (1 - 1 / gain), cost * len(network.layers())  # type: ignore[operator]
     if saved < 1.5 * cost:
         return Verdict(
@@ -101,7 +106,7 @@ def measure(
     with machine.autocast(), torch.no_grad():
         task.loss(network, batches[0])
     hook.remove()
-    inputs = tuple(a.detach() if isinstance(a, Tensor) else a for a in seen[0])  # no mask: None
+    inputs = seen[0]
     eager = time_passes(layer, inputs, machine)
     started = time.perf_counter()
     compiled = torch.compile(layer, dynamic=varying(batches))
@@ -110,14 +115,14 @@ def measure(
     return eager / time_passes(compiled, inputs, machine), cost, name
 
 
-def time_passes(
-    layer: Any, inputs: tuple[Tensor | None, ...], machine: Runtime, repeats: int = REPEATS
-) -> float:
-    """The fastest of `repeats` forward and backward passes, in seconds; gradients are dropped."""
+def time_passes(layer: Any, inputs: Any, machine: Runtime, repeats: int = REPEATS) -> float:
+    """The fastest of `repeats` forward and backward passes, in seconds; gradients are dropped.
+
+    inputs: what the layer is called with, first what the layer below gave: it passes gradients on.
+    """
     best = sys.float_info.max
-    inputs = tuple(
-        x if x is None else x.clone().requires_grad_(x.is_floating_point()) for x in inputs
-    )  # a layer in the middle passes gradients on
+    inputs = tree_map_only(Tensor, lambda x: x.detach().clone(), inputs)
+    inputs[0].requires_grad_(inputs[0].is_floating_point())
     for _ in range(repeats):
         started = time.perf_counter()
         with machine.autocast():

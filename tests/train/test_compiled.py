@@ -1,11 +1,18 @@
 """Whether layers are compiled: what is measured, and for which lengths."""
 
+import shutil
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from layerwise import models
 from layerwise.data.examples import Batch
 from layerwise.runtime import Runtime
+from layerwise.tasks.causal import Causal
+from layerwise.tasks.classify import Classify
+from layerwise.tasks.masked import Masked
 from layerwise.train import compiled
 from layerwise.train.compiled import Verdict, compile_layers, whether_to_compile
 
@@ -79,3 +86,73 @@ def test_compiling_for_all_lengths(monkeypatch):
     compile_layers(Stack(), some(8, 16)())
     compile_layers(Stack(), some(8, 8)())
     assert asked == [True, True, None, None]
+
+
+def test_a_compiler_that_fails_stops_no_training(timed, monkeypatch):
+    def broken(layer, dynamic):
+        raise RuntimeError("no such instruction\nand a page of text")
+
+    monkeypatch.setattr(compiled.torch, "compile", broken)
+    verdict = whether_to_compile(Stack(), Task(), some(8, 8), FP32, "auto", 3600)
+    why = "not compiled: RuntimeError in trying it: no such instruction"
+    assert verdict == Verdict(False, why)
+
+
+SIZE = {"vocab_size": 50, "dim": 32, "n_layers": 2, "n_heads": 2, "mlp_dim": 64}
+GROUPED = {"n_kv_heads": 1, "head_dim": 16}
+DECODERS = {"gpt": {}, "llama": GROUPED, "moe": GROUPED, "gemma": GROUPED}
+
+
+def decoder(family: str) -> nn.Module:
+    torch.manual_seed(0)
+    config = models.family(family).Config(**SIZE, max_seq_len=64, **DECODERS[family])
+    return models.build(family, config)
+
+
+def texts(length: int) -> Batch:
+    """Two windows, each of two documents that do not see each other."""
+    g = torch.Generator().manual_seed(length)
+    inputs = torch.randint(5, 50, (2, length), generator=g)
+    documents = torch.arange(length).ge(length // 3).long().expand(2, -1)
+    return Batch({"inputs": inputs, "targets": inputs, "documents": documents}, np.arange(2))
+
+
+def images(size: int) -> Batch:
+    inputs = torch.randn(2, 3, size, size)
+    return Batch({"inputs": inputs, "targets": torch.tensor([0, 2])}, np.arange(2))
+
+
+@pytest.mark.parametrize("family", [*DECODERS, "bert", "resnet", "vit"])
+def test_the_trial_calls_a_layer_as_its_network_does(family, monkeypatch):
+    """Layers take masks, angles in pairs and lists besides; all of it reaches the trial."""
+    monkeypatch.setattr(compiled.torch, "compile", lambda layer, dynamic: layer)
+    if family in DECODERS:
+        network, task, batches = decoder(family), Causal(), [texts(16), texts(16)]
+    elif family == "bert":
+        config = models.family("bert").Config(**SIZE, max_seq_len=64)
+        network, task, batches = models.build("bert", config), Masked(), [texts(16), texts(16)]
+    else:
+        name, config = models.resolve({"resnet": "resnet20", "vit": "vit_tiny_patch16_224"}[family])
+        network, task = models.build(name, config), Classify(["a", "b", "c"])
+        batches = [images(32 if family == "resnet" else 224)] * 2
+    gain, cost, name = compiled.measure(network.train(), task, batches, FP32)
+    assert gain > 0
+    assert cost > 0
+    assert name in network.layers()  # type: ignore[operator]
+    assert all(p.grad is None for p in network.parameters())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # what the compiler warns of itself
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no compiler")
+@pytest.mark.parametrize("family", ["llama", "gpt"])
+def test_a_compiled_decoder_learns_the_same_at_every_length(family):
+    plain, fast = decoder(family), decoder(family)
+    compile_layers(fast, [texts(16), texts(24)])
+    for length in (16, 24, 40):
+        for network in (plain, fast):
+            network.zero_grad()
+            Causal().loss(network, texts(length))[0].backward()
+        for (name, a), b in zip(plain.named_parameters(), fast.parameters(), strict=True):
+            torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-5, msg=name)
+    torch._dynamo.reset()
