@@ -67,7 +67,7 @@ def lines(
     y_name: str,
     y_from: float | None = None,
 ) -> str:
-    """One line per series of (x, y) points; the legend stands in the picture."""
+    """One line per series of (x, y) points; the legend stands above them."""
     points = [p for s in series.values() for p in s if math.isfinite(p[1])]
     if not points:
         return ""
@@ -87,11 +87,12 @@ def lines(
                 f'<circle cx="{a:.1f}" cy="{b:.1f}" r="3" fill="{colour}"/>'
                 for a, b in zip(px, py, strict=True)
             )
-        if len(series) > 1:
-            body += (
-                f'<text x="{W - RIGHT - 4}" y="{TOP + 10 + 16 * i}" text-anchor="end" '
-                f'style="fill:{colour}">{escape(name)}</text>'
-            )
+    if len(series) > 1:
+        names = "".join(
+            f'<tspan dx="14" style="fill:{COLOURS[i % 4]}">{escape(name)}</tspan>'
+            for i, name in enumerate(series)
+        )
+        body += f'<text x="{W - RIGHT - 14}" y="{TOP - 14}" text-anchor="end">{names}</text>'
     return svg(body, label=f"{y_name} over {x_name}")
 
 
