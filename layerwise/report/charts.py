@@ -75,7 +75,7 @@ def lines(
     low = min(ys) if y_from is None else y_from
     x, y = (min(xs), max(xs)), (low, max(ys) + 0.04 * (max(ys) - low or 1))
     body = axes(x, y, x_name, y_name)
-    for i, (name, s) in enumerate(series.items()):
+    for i, s in enumerate(series.values()):
         s = [p for p in s if math.isfinite(p[1])]
         px = scale([p[0] for p in s], *x, LEFT, W - RIGHT)
         py = scale([p[1] for p in s], *y, H - BOTTOM, TOP)
