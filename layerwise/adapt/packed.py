@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from layerwise.layers.linear import PLAIN
 from layerwise.models.bert import Bert
 from layerwise.models.bert import Block as BertBlock
 from layerwise.runtime import Runtime
@@ -129,7 +130,7 @@ def without_padding(network: Any, machine: Runtime, n: int) -> Any:
     if not isinstance(network, Bert) or n < WORTH or machine.device != "cpu":
         return network
     layers = (m for block in network.blocks for m in (*block.attn.children(), block.fc1, block.fc2))  # type: ignore[union-attr]
-    plain = all(type(layer) is nn.Linear for layer in layers)  # no adapters, nothing quantised
+    plain = all(type(layer) in PLAIN for layer in layers)  # no adapters, nothing quantised
     return Unpadded(network, machine.dtype) if plain else network
 
 

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layerwise.errors import OptionError, WeightsError
+from layerwise.layers.linear import PLAIN
 
 HEADS = ("head", "transform")  # fresh for a new task, so they train whole
 BLOCK, GROUP = 64, 256
@@ -141,24 +142,19 @@ def quantize(network: nn.Module, bits: int) -> int:
     """
     if bits not in (4, 8):
         raise OptionError(f"--quantize takes 8 or 4 bits; {bits} was given")
-    found = {
-        name: module
-        for name, module in network.named_modules()
-        if type(module) is nn.Linear and name.split(".")[0] not in HEADS
-    }
+    linears = ((n, m) for n, m in network.named_modules() if isinstance(m, nn.Linear))
+    found = {n: m for n, m in linears if type(m) in PLAIN and n.split(".")[0] not in HEADS}
     if not found:
         raise OptionError("no plain linear layer below the head to quantize; leave --quantize out")
     for name, module in found.items():
         if not module.weight.isfinite().all():
-            raise WeightsError(
-                f"{name}.weight is not finite, so it cannot be packed in {bits} bits"
-            )
+            raise WeightsError(f"{name}.weight is not finite, so {bits} bits cannot hold it")
     for module in found.values():
         packed = pack(module.weight, bits)
         del module.weight
         for name, tensor in zip(BUFFERS, packed, strict=False):
             module.register_buffer(name, tensor)
-        module.__class__ = packed_class(nn.Linear)  # type: ignore[assignment]
+        module.__class__ = packed_class(type(module))  # type: ignore[assignment]
     return len(found)
 
 

@@ -1,6 +1,6 @@
-"""The gated mlp of today's decoders: down(activation(gate(x)) * up(x)).
+"""What a block does at each position by itself; (.., D) to (.., D), F wide inside.
 
-Paper: Shazeer, "GLU Variants Improve Transformer", arXiv:2002.05202.
+Paper of the gated one: Shazeer, "GLU Variants Improve Transformer", arXiv:2002.05202.
 """
 
 from collections.abc import Callable
@@ -8,9 +8,24 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from layerwise.layers.linear import Linear
+
+
+class Mlp(nn.Module):
+    """fc2(activation(fc1(x))), of GPT-2 and ViT."""
+
+    def __init__(self, dim: int, mlp_dim: int, activation: Callable[[Tensor], Tensor] = F.gelu):
+        super().__init__()
+        self.activation = activation
+        self.fc1 = Linear(dim, mlp_dim)
+        self.fc2 = Linear(mlp_dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.activation(self.fc1(x)))
+
 
 class GatedMlp(nn.Module):
-    """Each position by itself; (.., D) to (.., D), F wide inside."""
+    """down(activation(gate(x)) * up(x)), of today's decoders."""
 
     def __init__(self, dim: int, mlp_dim: int, activation: Callable[[Tensor], Tensor] = F.silu):
         super().__init__()

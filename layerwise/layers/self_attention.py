@@ -1,4 +1,4 @@
-"""Self-attention of today's decoders: rotary positions, key heads shared by query heads, a cache.
+"""Self-attention with its projections: as GPT-2, BERT and ViT have it, and as today's decoders do.
 
 Shapes: B batch, T positions, D width, H heads, K key and value heads, Dh head width.
 """
@@ -9,12 +9,38 @@ from torch import Tensor, nn
 
 from layerwise.layers.attention import attention, join_heads, project, split_heads
 from layerwise.layers.cache import LayerCache
+from layerwise.layers.linear import Linear
 from layerwise.layers.mask import Sight
 from layerwise.layers.rope import Turn, rotate
 
 
+class MultiHeadAttention(nn.Module):
+    """Of GPT-2, BERT and ViT: each position reads from all of them, or from those in `sight`.
+
+    Every projection has a bias. dropout: of the attention weights, in training.
+    """
+
+    def __init__(self, dim: int, n_heads: int, dropout: float = 0.0):
+        super().__init__()
+        self.n_heads, self.dropout = n_heads, dropout
+        self.q_proj, self.k_proj, self.v_proj = (Linear(dim, dim) for _ in range(3))
+        self.o_proj = Linear(dim, dim)
+
+    def forward(
+        self, x: Tensor, sight: Sight = (None, False), cache: LayerCache | None = None
+    ) -> Tensor:  # (B, T, D)
+        projected = project(x, self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = (split_heads(y, self.n_heads) for y in projected)  # (B, H, T, Dh)
+        if cache is not None:
+            k, v = cache.update(k, v)  # (B, H, S, Dh)
+        dropout = self.dropout if self.training else 0.0
+        return self.o_proj(join_heads(attention(q, k, v, *sight, dropout=dropout)))
+
+
 class SelfAttention(nn.Module):
-    """Each token reads from those it sees; `turn`, `sight` and `cache` come from the model.
+    """Of today's decoders: rotary positions, key heads shared by query heads.
+
+    Each token reads from those it sees; `turn`, `sight` and `cache` come from the model.
 
     bias: of query, key and value. norm: makes the norm of each head's query and key, (.., Dh).
     scale, softcap: of the scores, see `attention`.

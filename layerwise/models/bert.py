@@ -11,7 +11,7 @@ Departures from the papers and from Hugging Face
 - The second pre-training task (next sentence) is left out, as in RoBERTa.
 - RoBERTa's classifier drops units once, after its hidden layer, not before it as well.
 
-Shapes: B texts, T positions, D width, H heads, Dh head width, F mlp width, V vocabulary, C classes.
+Shapes: B texts, T positions, D width, F mlp width, V vocabulary, C classes.
 """
 
 from dataclasses import dataclass, replace
@@ -21,11 +21,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layerwise.errors import DataError, OptionError, unknown
-from layerwise.layers.attention import attention, join_heads, project, split_heads
 from layerwise.layers.dropout import Dropout
 from layerwise.layers.head import TiedHead
+from layerwise.layers.linear import Linear
 from layerwise.layers.mask import positions_of
 from layerwise.layers.pool import POOLINGS, pool
+from layerwise.layers.self_attention import MultiHeadAttention
 
 STYLES = ("bert", "roberta", "distilbert")  # whose heads and names
 HEADS = ("masked", "class", "tag", "span", "embed", "pooled")
@@ -138,39 +139,20 @@ class Embed(nn.Module):
         return self.pos_embed.weight[self.first : self.first + n_tokens]
 
 
-class Attention(nn.Module):
-    """Every position reads from every other that is no padding."""
-
-    def __init__(self, config: Config):
-        super().__init__()
-        D = config.dim
-        self.n_heads, self.dropout = config.n_heads, config.attn_dropout
-        self.q_proj = nn.Linear(D, D)
-        self.k_proj = nn.Linear(D, D)
-        self.v_proj = nn.Linear(D, D)
-        self.o_proj = nn.Linear(D, D)
-
-    def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:  # (B, T, D)
-        projected = project(x, self.q_proj, self.k_proj, self.v_proj)
-        q, k, v = (split_heads(y, self.n_heads) for y in projected)  # (B, H, T, Dh)
-        dropout = self.dropout if self.training else 0.0
-        return self.o_proj(join_heads(attention(q, k, v, bias, dropout=dropout)))
-
-
 class Block(nn.Module):
     """norm(x + attention(x)), then norm(x + fc2(gelu(fc1(x)))): the norms stand after the sums."""
 
     def __init__(self, config: Config):
         super().__init__()
-        self.attn = Attention(config)
+        self.attn = MultiHeadAttention(config.dim, config.n_heads, config.attn_dropout)
         self.attn_norm = nn.LayerNorm(config.dim, eps=config.norm_eps)
-        self.fc1 = nn.Linear(config.dim, config.mlp_dim)
-        self.fc2 = nn.Linear(config.mlp_dim, config.dim)
+        self.fc1 = Linear(config.dim, config.mlp_dim)
+        self.fc2 = Linear(config.mlp_dim, config.dim)
         self.mlp_norm = nn.LayerNorm(config.dim, eps=config.norm_eps)
         self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:  # (B, T, D)
-        x = self.attn_norm(x + self.dropout(self.attn(x, bias)))
+        x = self.attn_norm(x + self.dropout(self.attn(x, (bias, False))))
         inner = self.fc2(F.gelu(self.fc1(x)))  # (B, T, F) inside
         return self.mlp_norm(x + self.dropout(inner))
 

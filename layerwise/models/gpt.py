@@ -9,7 +9,7 @@ Departures
 - Dropout, 0.1 everywhere in the paper's training, is 0 unless asked for.
 - Positions start at 0.02 like everything else (as in Hugging Face), not at the code's 0.01.
 
-Shapes: B batch, T positions, S keys, D width, H heads, Dh head width, F mlp width, V vocabulary.
+Shapes: B batch, T positions, S keys, D width, F mlp width, V vocabulary.
 """
 
 import math
@@ -18,12 +18,13 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from layerwise.errors import DataError, OptionError
-from layerwise.layers.attention import attention, join_heads, project, split_heads
 from layerwise.layers.cache import Cache, LayerCache
 from layerwise.layers.dropout import Dropout
 from layerwise.layers.gelu import gelu_tanh
 from layerwise.layers.head import TiedHead, untied_head
 from layerwise.layers.mask import Sight, positions_of, sight
+from layerwise.layers.mlp import Mlp
+from layerwise.layers.self_attention import MultiHeadAttention
 
 
 @dataclass(frozen=True)
@@ -52,48 +53,15 @@ VARIANTS = {  # table 2 of the paper; the heads are in the published code
 }
 
 
-class Attention(nn.Module):
-    """Each token reads from itself and those before it."""
-
-    def __init__(self, config: Config):
-        super().__init__()
-        D = config.dim
-        self.n_heads, self.dropout = config.n_heads, config.attn_dropout
-        self.q_proj = nn.Linear(D, D)
-        self.k_proj = nn.Linear(D, D)
-        self.v_proj = nn.Linear(D, D)
-        self.o_proj = nn.Linear(D, D)
-
-    def forward(self, x: Tensor, sight: Sight, cache: LayerCache | None) -> Tensor:  # (B, T, D)
-        projected = project(x, self.q_proj, self.k_proj, self.v_proj)
-        q, k, v = (split_heads(y, self.n_heads) for y in projected)  # (B, H, T, Dh)
-        if cache is not None:
-            k, v = cache.update(k, v)  # (B, H, S, Dh)
-        dropout = self.dropout if self.training else 0.0
-        return self.o_proj(join_heads(attention(q, k, v, *sight, dropout=dropout)))
-
-
-class Mlp(nn.Module):
-    """Each position by itself: fc2(gelu(fc1(x))), gelu by its tanh approximation."""
-
-    def __init__(self, config: Config):
-        super().__init__()
-        self.fc1 = nn.Linear(config.dim, config.mlp_dim)
-        self.fc2 = nn.Linear(config.mlp_dim, config.dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(gelu_tanh(self.fc1(x)))  # (B, T, F) inside
-
-
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
     def __init__(self, config: Config):
         super().__init__()
         self.attn_norm = nn.LayerNorm(config.dim, eps=config.norm_eps)
-        self.attn = Attention(config)
+        self.attn = MultiHeadAttention(config.dim, config.n_heads, config.attn_dropout)
         self.mlp_norm = nn.LayerNorm(config.dim, eps=config.norm_eps)
-        self.mlp = Mlp(config)
+        self.mlp = Mlp(config.dim, config.mlp_dim, gelu_tanh)
         self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor, sight: Sight, cache: LayerCache | None = None) -> Tensor:

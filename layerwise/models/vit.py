@@ -12,8 +12,8 @@ Departures from the paper
 - An image of another size than `image_size` is taken too, if whole patches cover it: the learned
   positions are then interpolated (appendix D.3 of the paper does this once, before fine-tuning).
 
-Shapes: B images, h x w pixels, P patch side, N patches, T = 1 + N positions, D width, H heads, Dh
-head width, F mlp width, C classes.
+Shapes: B images, h x w pixels, P patch side, N patches, T = 1 + N positions, D width,
+F mlp width, C classes.
 """
 
 from dataclasses import dataclass, replace
@@ -23,8 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layerwise.errors import DataError, OptionError
-from layerwise.layers.attention import attention, join_heads, project, split_heads
 from layerwise.layers.dropout import Dropout
+from layerwise.layers.mlp import Mlp
+from layerwise.layers.self_attention import MultiHeadAttention
 
 
 @dataclass(frozen=True)
@@ -107,45 +108,15 @@ def resize_positions(pos_embed: Tensor, rows: int, columns: int) -> Tensor:
     return torch.cat([token, grid], dim=1).to(pos_embed.dtype)
 
 
-class Attention(nn.Module):
-    """Every position reads from every other."""
-
-    def __init__(self, config: Config):
-        super().__init__()
-        D = config.dim
-        self.n_heads = config.n_heads
-        self.q_proj = nn.Linear(D, D)
-        self.k_proj = nn.Linear(D, D)
-        self.v_proj = nn.Linear(D, D)
-        self.o_proj = nn.Linear(D, D)
-
-    def forward(self, x: Tensor) -> Tensor:  # (B, T, D)
-        projected = project(x, self.q_proj, self.k_proj, self.v_proj)
-        q, k, v = (split_heads(y, self.n_heads) for y in projected)  # (B, H, T, Dh)
-        return self.o_proj(join_heads(attention(q, k, v)))  # (B, T, D)
-
-
-class Mlp(nn.Module):
-    """Each position by itself: fc2(gelu(fc1(x)))."""
-
-    def __init__(self, config: Config):
-        super().__init__()
-        self.fc1 = nn.Linear(config.dim, config.mlp_dim)
-        self.fc2 = nn.Linear(config.mlp_dim, config.dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))  # (B, T, F) inside
-
-
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
     def __init__(self, config: Config):
         super().__init__()
         self.attn_norm = nn.LayerNorm(config.dim, eps=config.norm_eps)
-        self.attn = Attention(config)
+        self.attn = MultiHeadAttention(config.dim, config.n_heads)
         self.mlp_norm = nn.LayerNorm(config.dim, eps=config.norm_eps)
-        self.mlp = Mlp(config)
+        self.mlp = Mlp(config.dim, config.mlp_dim)
         self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, T, D)
