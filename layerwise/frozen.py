@@ -19,6 +19,7 @@ from layerwise.runtime import Runtime
 from layerwise.tasks.words import over_windows
 
 NEIGHBOURS = 5
+ASKED = 1024  # rows whose neighbours are looked for at once: 20,000 known ones take 330 MB
 ENOUGH = 20_000  # rows that neighbours and probes are given: more move a linear layer little
 WORDS = 30_000  # words that a probe is given: most have the one usual tag
 TIMED = 64  # rows by which the time of features is judged
@@ -105,12 +106,12 @@ def affordable_rows(
 def neighbours(known: np.ndarray, targets: np.ndarray, asked: np.ndarray, n_classes: int):
     """Log votes of the nearest neighbours by cosine: (n, C)."""
     unit = lambda x: x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-9)  # noqa: E731
-    near = unit(asked) @ unit(known).T  # (n, n_known)
-    k = min(NEIGHBOURS, near.shape[1])
-    nearest = np.argpartition(-near, k - 1, axis=1)[:, :k]
+    known, asked, k = unit(known), unit(asked), min(NEIGHBOURS, len(known))
     votes = np.full((len(asked), n_classes), 1e-3)
-    for j in range(k):
-        votes[np.arange(len(asked)), targets[nearest[:, j]]] += 1
+    for i in range(0, len(asked), ASKED):
+        near = asked[i : i + ASKED] @ known.T  # (ASKED, n_known)
+        nearest = np.argpartition(-near, k - 1, axis=1)[:, :k]
+        np.add.at(votes[i : i + ASKED], (np.arange(len(near))[:, None], targets[nearest]), 1)
     return np.log(votes)
 
 

@@ -133,8 +133,7 @@ def climb_rows(job: Job, base: Model, rungs: list[Rung]) -> nn.Module:
     """Both on one vector for each row; the base with the probe as its head."""
     started = time.monotonic()
     seed = job.settings.seed
-    most = job.most_features
-    some = job.features or some_features(base, job.train, job.machine, seed, most)
+    some = job.features or some_features(base, job.train, job.machine, seed, job.most_features)
     known, targets = some.values, np.asarray(job.train.targets)[some.rows]
     asked = features_of(base, job.val, job.machine)
     if job.task.name == "classify":
