@@ -205,7 +205,7 @@ def child(who: str, seconds: float) -> None:
     import torch
 
     sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
-    from layerwise.tasks.scores import spearman
+    from layerwise.tasks.metrics import spearman
 
     texts, rows = sentences(), sts()
     with torch.inference_mode():

@@ -34,7 +34,7 @@ from layerwise.errors import StorageError, WeightsError, unknown
 from layerwise.generate import greedy
 from layerwise.tasks import FORMS, reader_of_head, task_from_dict, task_of_head
 from layerwise.tasks.calibration import conformal_quantile
-from layerwise.tasks.scores import sigmoid, softmax
+from layerwise.tasks.metrics import sigmoid, softmax
 from layerwise.train.checkpoint import storage_error
 from layerwise.train.run import predict_rows
 from layerwise.weights import config_encoders, files, names, published

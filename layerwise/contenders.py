@@ -8,6 +8,7 @@ of the validation rows.
 Legend: n rows.
 """
 
+import math
 import pathlib
 import time
 from collections.abc import Callable
@@ -168,7 +169,8 @@ def step_seconds(contender: Contender) -> float:
 
 
 def best_of(job: Job, contenders: list[Contender]) -> Contender:
-    return (max if job.task.higher_is_better else min)(contenders, key=score_of)
+    defined = [c for c in contenders if not math.isnan(score_of(c))] or contenders
+    return (max if job.task.higher_is_better else min)(defined, key=score_of)
 
 
 def score_of(contender: Contender) -> float:

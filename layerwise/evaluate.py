@@ -13,13 +13,14 @@ from layerwise.bundle import Model, Prediction, load
 from layerwise.data.corpus import tokenise
 from layerwise.data.examples import Examples
 from layerwise.data.open import TARGET_KINDS, open_data
+from layerwise.data.splits import place_of, split, val_share
 from layerwise.data.text_documents import texts_of
 from layerwise.data.text_matches import matches
 from layerwise.errors import DataError
-from layerwise.language import windows_of
+from layerwise.language import in_stretches, windows_of
 from layerwise.tasks import FORMS, intervals
 from layerwise.tasks.calibration import ece
-from layerwise.tasks.scores import softmax
+from layerwise.tasks.metrics import softmax
 
 WORST = 24  # mistakes that are shown
 
@@ -52,12 +53,17 @@ def predict(model: Any, data: Any, confidence: float = 0.0, top: int = 3) -> lis
 
 
 def rows_to_score(model: Model, data: Any, target: str, which: str) -> tuple[Examples, str]:
-    """Rows with answers, their classes in the model's order. `which`: a split, "all" or "auto".
+    """Rows with answers, their classes in the model's order. `which`: a split or another word.
 
-    "auto" takes the test split where the data gives one, else all rows.
+    "all" takes every row, "unseen" those outside the training split, "auto" the test split. A split
+    is what the data gives or, for the data the model was fitted on, what `fit` made of it; where
+    there is none, these take every row.
     """
     rows = data if isinstance(data, Examples) else open_rows(model, data, target)
     rows = matches(rows) if model.task.name == "embed" else rows
+    here = "" if isinstance(data, Examples) else place_of(data)
+    if which != "all" and here in model.card.get("split", {}):
+        rows = as_fitted(rows, *model.card["split"][here])
     if rows.targets is None and model.task.target_kind != "none":
         raise DataError(
             f"{rows.source} has no labels to score against: name their column with --target, or "
@@ -66,12 +72,24 @@ def rows_to_score(model: Model, data: Any, target: str, which: str) -> tuple[Exa
     given = {str(s) for s in np.unique(rows.given)}
     if which == "auto":
         which = next((s for s in ("test", "val") if s in given), "all")
-    if which != "all":
+    if which == "unseen" and (unseen := rows.given != "train").any():
+        rows = rows.subset(unseen)
+    elif which not in ("all", "unseen"):
         if which not in given:
             raise DataError(f"{rows.source} has no split '{which}'; it has {sorted(given - {''})}")
         rows = rows.subset(rows.given == which)
     rows = in_order_of(model, rows)
     return (in_windows(model, rows) if model.task.name in FORMS["plain"] else rows), which
+
+
+def as_fitted(rows: Examples, seed: int, val: float, test: float) -> Examples:
+    """The rows with the split into which `fit` with these settings divides them."""
+    if rows.form == "plain":
+        rows = in_stretches(rows, val, test)
+    given = np.full(len(rows), "", "U5")
+    for name, some in split(rows, seed, val_share(len(rows), val), test).items():
+        given[some] = name
+    return replace(rows, given=given)
 
 
 def in_windows(model: Model, rows: Examples) -> Examples:
@@ -208,9 +226,13 @@ def compare(
             "these models cut text into other tokens, so there are no pairs of scores to test; "
             "`layerwise evaluate` each: bits per byte compare"
         )
+    if other := set(model_a.labels) ^ set(model_b.labels):
+        raise DataError(
+            f"only one of the models knows {', '.join(sorted(other)[:8])}, so their scores make no "
+            "pairs; `layerwise evaluate` each"
+        )
     task, out_a, out_b = model_a.task, model_a.outputs(rows), model_b.outputs(rows)
     if model_a.labels != model_b.labels:
-        in_order_of(model_b, rows)  # an error where their classes differ
         place = [model_b.labels.index(name) for name in model_a.labels]
         if task.name == "words":
             said = out_b[..., 0].astype(int)

@@ -22,7 +22,7 @@ from layerwise.cure import apply_cure, diagnoses, some_rows
 from layerwise.data.audit import AuditReport, audit, audit_labels
 from layerwise.data.examples import Examples
 from layerwise.data.open import open_data
-from layerwise.data.splits import split
+from layerwise.data.splits import place_of, split, val_share
 from layerwise.data.text_matches import matches
 from layerwise.data.text_processor import TextProcessor
 from layerwise.errors import DataError, OptionError
@@ -39,7 +39,6 @@ from layerwise.weights import published
 GOLDEN = 16  # rows on which a merged network is proved
 MERGED = 1e-4  # and by how much it may differ, relative to the largest output: fp32 adds up so
 TRAINING_SHARE = 0.85  # of the budget; the rest is for scoring, probing and the report
-FEW_FOR_VALIDATION = 100  # rows below which a tenth is too few to choose by
 
 
 def fit(
@@ -130,7 +129,7 @@ def understand(data: str, chosen: Settings, console: Console) -> Examples:
     """
     examples = open_chosen(data, chosen)
     if examples.form == "plain":
-        examples = language.in_stretches(examples, chosen)
+        examples = language.in_stretches(examples, chosen.val, chosen.test)
     if examples.form and task_name(examples, chosen.task) == "embed":
         examples = matches(examples)
     console.say(examples.understood)
@@ -246,7 +245,7 @@ def prepare_rows(
             "the images of each class in a folder of its own, or add metadata.csv with the columns "
             "file_name and label; to use a trained model on them, `layerwise predict MODEL DATA`"
         )
-    parts = split(examples, chosen.seed, val_share(len(examples), chosen), chosen.test)
+    parts = split(examples, chosen.seed, val_share(len(examples), chosen.val), chosen.test)
     examples.findings += [f for f in parts.findings if f.kind != "leak"]  # the audit tells of those
     for finding in examples.findings:
         say_finding(finding, console)
@@ -289,11 +288,6 @@ def judge_labels(
     suspects = audit_labels(examples, found, rows, values, seed)
     found.findings += [suspects] if suspects else []
     return features
-
-
-def val_share(n: int, chosen: Settings) -> float:
-    """The validation share: more of little data, so that there is something to choose by."""
-    return max(chosen.val, min(0.25, FEW_FOR_VALIDATION / max(1, n)))
 
 
 def say_finding(finding: Any, console: Console) -> None:
@@ -378,7 +372,8 @@ def note_plan(plan: Plan, way: str, console: Console) -> None:
 def as_model(winner: Contender, job: Job, base: Model | None, data: str, target: str = "") -> Model:
     """The winner as it will travel."""
     network, choice = winner.network.to("cpu").eval(), winner.choice
-    card = {"trained_on": str(data), "why": winner.choice.why, "way": winner.way}
+    card: dict[str, Any] = {"trained_on": str(data), "why": winner.choice.why, "way": winner.way}
+    card["split"] = {place_of(data): [job.settings.seed, job.settings.val, job.settings.test]}
     card["dtype"] = "fp32" if job.machine.dtype == torch.float32 else "auto"
     if target:
         card["target"] = target

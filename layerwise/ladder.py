@@ -142,7 +142,8 @@ def climb_rows(job: Job, base: Model, rungs: list[Rung]) -> nn.Module:
     started = time.monotonic()
     weight, bias = linear_probe(known, targets, job.task, seed)
     rungs.append(score_rung(job, "probe", asked @ weight.T + bias, started))
-    return with_head(base.network, job.task, weight, bias)
+    mean, std = getattr(job.task, "mean", 0.0), getattr(job.task, "std", 1.0)  # `predict` adds them
+    return with_head(base.network, job.task, weight / std, (bias - mean) / std)
 
 
 def climb_words(job: Job, base: Model, rungs: list[Rung]) -> nn.Module:

@@ -37,15 +37,15 @@ LENGTHS = (128, 256, 512)  # windows, for a corpus from small to large
 EFFICIENCY = 0.3  # of the rate of large products that small networks reach, validation included
 
 
-def in_stretches(examples: Examples, chosen: Settings) -> Examples:
+def in_stretches(examples: Examples, val: float, test: float) -> Examples:
     """A few long documents as stretches for training, choosing and scoring, the last ones held out.
 
     Unchanged where the data brings splits of its own, or documents enough to divide.
     """
     if len(examples) >= FEW_DOCUMENTS or any(examples.given):
         return examples
-    test = min(chosen.test, 0.1)
-    shares = {"train": 1 - chosen.val - test, "val": chosen.val, "test": test}
+    test = min(test, 0.1)
+    shares = {"train": 1 - val - test, "val": val, "test": test}
     rows, names, given = [], [], []
     for name, text in zip(examples.names, texts_of(examples), strict=True):
         start = 0

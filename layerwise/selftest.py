@@ -14,14 +14,15 @@ from layerwise.bundle import Model, load, read_json
 from layerwise.data.corpus import tokenise
 from layerwise.data.examples import Examples
 from layerwise.data.loader import in_order
-from layerwise.data.splits import split
 from layerwise.data.text_documents import texts_of
+from layerwise.data.text_matches import matches
 from layerwise.errors import DataError, OptionError
-from layerwise.evaluate import in_order_of
+from layerwise.evaluate import as_fitted, in_order_of
 from layerwise.fit import machine_for, open_chosen
 from layerwise.settings import Settings, settings
 from layerwise.train.ways import PARTS, Pair, compare
 
+ROW_BY_ROW = ("packed or padded", "two ranks or one")  # only for rows that are learned each alone
 CHARACTERS = 20_000  # of each text that is looked at for a window of tokens
 
 
@@ -64,9 +65,11 @@ def selftest(
     some = rows_of(model, values["data"], chosen, rows)
     whole = next(in_order(some, model.processor, rows, cached=False))
     padded = some.kind == "text"
-    alone = list(in_order(some, model.processor, 1, cached=False)) if padded else []
+    joint = getattr(model.task, "joint", False)
+    alone = list(in_order(some, model.processor, 1, cached=False)) if padded and not joint else []
     skip = {} if compiled else {"compiled or eager": "ask for it with --compiled: it takes minutes"}
     skip |= {} if ranks else {"two ranks or one": "as asked"}
+    skip |= dict.fromkeys(ROW_BY_ROW, "its rows are learned together") if joint else {}
     pairs = compare(model.network, model.task, whole, machine, alone, skip)
     return SelfTest(str(folder), len(some), str(machine.dtype).removeprefix("torch."), pairs)
 
@@ -74,9 +77,9 @@ def selftest(
 def rows_of(model: Model, data: str, chosen: Settings, n: int) -> Examples:
     """Training rows of the run as its model was given them; windows of tokens for plain text."""
     examples = open_chosen(data, chosen)
-    if examples.form == "plain":
-        examples = language.in_stretches(examples, chosen)
-    train = split(examples, chosen.seed, chosen.val, chosen.test)["train"]
+    examples = matches(examples) if model.task.name == "embed" else examples
+    examples = as_fitted(examples, chosen.seed, chosen.val, chosen.test)
+    train = np.flatnonzero(examples.given == "train")
     rng = np.random.default_rng(chosen.seed)
     if examples.form == "plain":
         some = examples.subset(np.sort(rng.permutation(train)[: 4 * n]))

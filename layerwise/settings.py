@@ -101,20 +101,22 @@ class Settings:
 
 
 POSITIVE = {"grad_accum_steps", "lora_rank", "loader_threads", "keep"}
-SHARES = {"val", "test", "ema", "lora_dropout"}
-FREE = {"seed", "weight_decay", "warmup_steps", "label_smoothing"}
+SHARES = {"val", "test", "ema", "lora_dropout", "label_smoothing"}
+CHOSEN = {"weight_decay", "warmup_steps", "label_smoothing"}  # where they are -1
 
 
 def check_number(name: str, value: Any) -> None:
     """Errors: a number outside its range, with the range."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return
+    if name == "seed" or (name in CHOSEN and value == -1):
+        return
     flag = "--" + name.replace("_", "-")
     if name in POSITIVE and value < 1:
         raise OptionError(f"{flag} must be 1 or more; {value} was given")
     if name in SHARES and not 0 <= value < 1:
         raise OptionError(f"{flag} must be at least 0 and below 1; {value} was given")
-    if name not in FREE and value < 0:
+    if value < 0:
         raise OptionError(f"{flag} must not be negative; {value} was given")
 
 

@@ -218,7 +218,7 @@ def inspect(model: Any, data: Any, rows: int = 1500, seed: int = 0, base: Any = 
 
     runtime.start()
     loaded = as_model(model)
-    held, _ = rows_to_score(loaded, data, "", "auto")
+    held, _ = rows_to_score(loaded, data, "", "unseen")
     some = held.subset(np.linspace(0, len(held) - 1, min(rows, len(held))).astype(int))
     if loaded.kind == "text":
         from layerwise.report.inside import read_text

@@ -33,7 +33,7 @@ from layerwise.data.open import open_data
 from layerwise.errors import DataError
 from layerwise.models import airbench
 from layerwise.tasks.classify import Classify
-from layerwise.tasks.scores import accuracy
+from layerwise.tasks.metrics import accuracy
 from layerwise.train.checkpoint import State
 from layerwise.train.loop import Course, Hooks, train
 from layerwise.train.optim import build_optimizer

@@ -244,13 +244,14 @@ def test_13_texts_with_a_label_under_any_names(tmp_path):
     }
     runs = {name: fit(f, tmp_path / name, base="none", steps=2) for name, f in files.items()}
     first = runs["label"]
-    want = layerwise.evaluate(first.folder, files["label"])
+    want = layerwise.evaluate(first.folder, files["label"], split="all")
     assert first.model.labels == ("0", "1")
     for name, run in runs.items():
         assert f"the label '{name}'" in page(run)["understood"]
         assert (page(run)["rows"], run.model.labels) == (page(first)["rows"], first.model.labels)
         assert torch.equal(blocks(run.model), blocks(first.model)), name
-        assert layerwise.evaluate(first.folder, files[name], target=name).metrics == want.metrics
+        found = layerwise.evaluate(first.folder, files[name], target=name, split="all")
+        assert found.metrics == want.metrics
     with pytest.raises(DataError, match="name their column with --target"):
         layerwise.evaluate(first.folder, files["category"])
 

@@ -232,6 +232,17 @@ def test_labelled_pairs_are_learned_from_as_matches_when_asked(tmp_path: Path):
     result = fitted(tmp_path / "nli.tsv", tmp_path / "run", base="none", task="embed", steps=5)
     assert result.score_name == "recall_at_1"
     assert "triple_accuracy" in result.metrics
+    pairs = {p.name: p for p in layerwise.selftest(tmp_path / "run").pairs}
+    assert pairs["accumulated or one batch"].verdict == "same"
+    assert pairs["two ranks or one"].why == "its rows are learned together"
+
+
+def test_a_yardstick_that_is_not_defined_costs_no_run(tmp_path: Path):
+    lines = [f"{i % 5}.0\tthe red apple {i} falls\tder rote apfel {i}a faellt" for i in range(120)]
+    text = "\n".join(["score\tsentence1\tsentence2", *lines]) + "\n"
+    (tmp_path / "pairs.tsv").write_text(text)
+    result = fitted(tmp_path / "pairs.tsv", tmp_path / "run", base="none", task="embed", steps=5)
+    assert Path(result.folder, "model", "layerwise.json").exists()
 
 
 def test_data_that_no_vectors_can_be_learned_from(tmp_path: Path):
@@ -240,6 +251,8 @@ def test_data_that_no_vectors_can_be_learned_from(tmp_path: Path):
         fitted(tmp_path / "one.csv", tmp_path / "run", task="embed")
     with pytest.raises(OptionError, match="sizes from 1 up"):
         fitted(scored(tmp_path), tmp_path / "run2", base="none", dims="big")
+    with pytest.raises(OptionError, match="below the vectors' own, which is"):
+        fitted(scored(tmp_path), tmp_path / "run4", base="none", dims="4096", steps=5)
     with pytest.raises(OptionError, match="--dims is for vectors"):
         fitted(scored(tmp_path), tmp_path / "run3", base="none", dims="8", task="regress")
 

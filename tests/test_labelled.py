@@ -18,6 +18,7 @@ from layerwise.data.sources import Texts, batch_of
 from layerwise.data.text_processor import TextProcessor
 from layerwise.data.train_tokenizer import train_wordpiece
 from layerwise.errors import DataError, OptionError, WeightsError
+from layerwise.evaluate import rows_to_score
 from layerwise.labelled import read_by
 from layerwise.models import bert
 from layerwise.runtime import start
@@ -113,9 +114,11 @@ def test_the_saved_model_says_the_same(fitted, reviews: pathlib.Path):
     a, b = (m.predict(reviews, confidence=0.9) for m in (fitted.model, again))
     assert [p.to_dict() for p in a] == [p.to_dict() for p in b]
     assert again.labels == ("bad", "good", "mixed")
-    found = layerwise.evaluate(fitted.folder, reviews)
-    assert found.n == 360
-    assert found.score > 0.9
+    found = layerwise.evaluate(fitted.folder, reviews)  # of its own data what it never saw
+    assert (found.split, found.n, found.score) == ("test", 72, fitted.score)
+    assert layerwise.evaluate(fitted.folder, reviews, split="all").n == 360
+    held = rows_to_score(again, str(reviews), "", "val")[0]
+    assert len(held) == round(0.25 * 360)  # few rows: more of them to choose by
 
 
 def test_unlabelled_texts_of_any_kind(fitted, tmp_path: pathlib.Path):
@@ -290,7 +293,27 @@ def test_numbers_and_several_labels_too(base, tmp_path: pathlib.Path):
         path, base=str(base), method="probe", output=str(tmp_path / "run"), target="rating", **FAST
     )
     assert result.score_name == "rmse"
+    assert result.score < 2 * result.ladder[0]["score"]  # the head says what the probe said
     assert result.model.predict(["the film drags and bores"])[0].value is not None
+
+
+def test_columns_of_labels_are_scored_as_they_were_learned(tmp_path: pathlib.Path):
+    rows = [(t, *(str(int(k in label)) for k in "gb")) for t, label in rows_of(200, 6)]
+    path = write(tmp_path / "several.tsv", rows, "text\twith g\twith b")
+    result = layerwise.fit(path, base="none", output=str(tmp_path / "run"), steps=5, **FAST)
+    found = layerwise.evaluate(tmp_path / "run", path)
+    assert (found.score_name, found.score) == (result.score_name, pytest.approx(result.score))
+    with pytest.raises(OptionError, match=r"below 1; 2\.0 was given"):
+        layerwise.fit(path, label_smoothing=2.0)
+
+
+def test_models_of_other_classes_are_not_paired(fitted, reviews, tmp_path: pathlib.Path):
+    rows = [*rows_of(90, 3), *(("no such film", "unknown"),) * 10]
+    path = write(tmp_path / "more.tsv", rows)
+    other = layerwise.fit(path, base="none", output=str(tmp_path / "run"), steps=5, **FAST)
+    for a, b in ((fitted.model, other.model), (other.model, fitted.model)):
+        with pytest.raises(DataError, match="only one of the models knows unknown"):
+            layerwise.compare(a, b, reviews)
 
 
 # ---- order and lengths ---------------------------------------------------------------------------

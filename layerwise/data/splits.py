@@ -23,6 +23,7 @@ from layerwise.errors import OptionError
 from layerwise.storage import DIGEST, content_hash
 
 PARTS = ("train", "val", "test")
+FEW_FOR_VALIDATION = 100  # rows below which a tenth is too few to choose by
 
 
 class Splits(dict[str, np.ndarray]):
@@ -101,6 +102,17 @@ def split(examples: Examples, seed: int = 0, val: float = 0.1, test: float = 0.2
         findings.append(_note(f"{len(carved['val']):,} validation rows were taken out of train"))
     rows = {"train": train, **{part: np.union1d(given[part], carved[part]) for part in PARTS[1:]}}
     return Splits({part: r.astype(np.int64) for part, r in rows.items()}, findings)
+
+
+def val_share(n: int, val: float) -> float:
+    """The share of n rows to validate on: more of little data, to have something to choose by."""
+    return max(val, min(0.25, FEW_FOR_VALIDATION / max(1, n)))
+
+
+def place_of(data: str | Path) -> str:
+    """Where data lies, as a model may tell strangers: a digest of its whole path."""
+    path = str(Path(data).expanduser().resolve())
+    return hashlib.blake2b(path.encode(), digest_size=8).hexdigest()
 
 
 class _Groups:

@@ -148,7 +148,8 @@ def _layout(raw: RawTable, reading: Reading, asked: bool) -> tuple[Layout | None
     columns = list(dict.fromkeys(name for row in sample for name in row))
     names = [c for c in columns if c != asked_for and c.lower() not in SPLIT_NAMES]
     target = reading.target if reading.learn or reading.target in columns else None
-    layout = recognise(sample, names, raw.header, target, asked, reading.learn)
+    learn = reading.learn or reading.target_kind == "classes"
+    layout = recognise(sample, names, raw.header, target, asked, learn)
     if layout is None:
         return None, given
     if reading.learn and reading.target is not None and reading.target not in columns:

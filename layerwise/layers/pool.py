@@ -15,11 +15,12 @@ POOLINGS = ("mean", "cls")
 def pool(
     x: Tensor, mask: Tensor | None = None, how: str = "mean", normalise: bool = True
 ) -> Tensor:
-    """(B, T, D) to (B, D) in fp32: the mean of the tokens ("mean") or the first ("cls").
+    """(B, T, D) to (B, D), fp32 at least: the mean of the tokens ("mean") or the first ("cls").
 
     mask: (B, T) bool, True for tokens, False for padding. normalise: to length 1.
     """
-    pooled = x[:, 0].float() if how == "cls" else mean_over(x.float(), mask)
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    pooled = x[:, 0] if how == "cls" else mean_over(x, mask)
     return F.normalize(pooled, dim=-1) if normalise else pooled
 
 

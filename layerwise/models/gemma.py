@@ -15,6 +15,7 @@ F mlp width, V vocabulary.
 
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -156,19 +157,9 @@ class Gemma(nn.Module):
             if parameter.ndim == 2:
                 nn.init.normal_(parameter, std=0.02)
 
-    def forward(
-        self,
-        tokens: Tensor,
-        positions: Tensor | None = None,
-        mask: Tensor | None = None,
-        cache: Cache | None = None,
-        documents: Tensor | None = None,
-    ) -> Tensor:
-        """tokens: (B, T). positions: (T,) or (B, T), where they are not the next ones. mask: bool,
-        broadcast to (B, 1, T, S), besides causality. cache: from `make_cache`, grows by T.
-        documents: (B, T), equal where two tokens of a packed row belong together.
-        """
-        return self.head(self.features(tokens, positions, mask, cache, documents))
+    def forward(self, tokens: Tensor, **given: Any) -> Tensor:
+        """Scores of what follows each token: (B, T, V). Arguments as for `features`."""
+        return self.head(self.features(tokens, **given))
 
     def features(
         self,
@@ -178,7 +169,12 @@ class Gemma(nn.Module):
         cache: Cache | None = None,
         documents: Tensor | None = None,
     ) -> Tensor:
-        """What the head sees, normalised: (B, T, D). Arguments as for `forward`."""
+        """What the head sees, normalised: (B, T, D).
+
+        tokens: (B, T). positions: (T,) or (B, T), where they are not the next ones. mask: bool,
+        broadcast to (B, 1, T, S), besides causality. cache: from `make_cache`, grows by T.
+        documents: (B, T), equal where two tokens of a packed row belong together.
+        """
         c = self.config
         if positions is None:
             positions = positions_of(tokens, documents, cache)

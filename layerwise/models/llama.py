@@ -14,6 +14,7 @@ F mlp width, V vocabulary.
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -146,19 +147,9 @@ class Llama(nn.Module):
         self.head: nn.Linear = untied or TiedHead(self.token_embed)
         init_weights(self)
 
-    def forward(
-        self,
-        tokens: Tensor,
-        positions: Tensor | None = None,
-        mask: Tensor | None = None,
-        cache: Cache | None = None,
-        documents: Tensor | None = None,
-    ) -> Tensor:
-        """tokens: (B, T). positions: (T,) or (B, T), where they are not the next ones. mask: bool,
-        broadcast to (B, 1, T, S), besides causality. cache: from `make_cache`, grows by T.
-        documents: (B, T), equal where two tokens of a packed row belong together.
-        """
-        return self.head(self.features(tokens, positions, mask, cache, documents))
+    def forward(self, tokens: Tensor, **given: Any) -> Tensor:
+        """Scores of what follows each token: (B, T, V). Arguments as for `features`."""
+        return self.head(self.features(tokens, **given))
 
     def features(
         self,
@@ -168,7 +159,12 @@ class Llama(nn.Module):
         cache: Cache | None = None,
         documents: Tensor | None = None,
     ) -> Tensor:
-        """What the head sees, normalised: (B, T, D). Arguments as for `forward`."""
+        """What the head sees, normalised: (B, T, D).
+
+        tokens: (B, T). positions: (T,) or (B, T), where they are not the next ones. mask: bool,
+        broadcast to (B, 1, T, S), besides causality. cache: from `make_cache`, grows by T.
+        documents: (B, T), equal where two tokens of a packed row belong together.
+        """
         if positions is None:
             positions = positions_of(tokens, documents, cache)
         turn = self.rope(positions)

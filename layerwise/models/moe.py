@@ -13,6 +13,7 @@ Shapes: B batch, T positions, S keys, N = B * T tokens, D width, E experts, n ch
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +42,7 @@ class Config:
     n_experts: int = 8
     n_active: int = 2  # experts per token
     norm_active: bool = True  # their weights sum to 1
-    balance_weight: float = 0.02  # of `balance_loss` in training
+    balance_weight: float = 0.02  # of `balance_loss`, beside the mean loss per token
     norm_eps: float = 1e-5
     rope_theta: float = 1e6
     rope_scaling: str = ""  # "", "linear", "llama3" or "yarn": see layers/rope.py
@@ -116,14 +117,21 @@ def shares(chosen: Tensor, n_experts: int) -> list[int]:
 def balance_loss(routed: list[Tensor], n_active: int, keep: Tensor | None = None) -> Tensor:
     """How unevenly the experts are used: n_active when evenly, n_experts when always the same.
 
-    routed: the routers' scores (N, E) of each layer, as `forward` collects them. keep: (N,) bool,
-    False for padding. Add `config.balance_weight` times this to the mean loss per token.
+    routed: the routers' scores (N, E) of each layer, as `forward` collects them. keep: (N,), what
+    each token counts, such as 0 for padding.
     """
-    scores = torch.cat([s if keep is None else s[keep] for s in routed])  # (layers * N, E)
+    scores = torch.cat(routed)  # (layers * N, E)
+    counts = torch.ones_like(scores[:, 0]) if keep is None else keep.float().repeat(len(routed))
     share = scores.softmax(-1)
-    n_experts = scores.shape[-1]
-    chosen = share.topk(n_active).indices.flatten().bincount(minlength=n_experts)
-    return n_experts * (chosen / len(scores) * share.mean(0)).sum()
+    chosen = share.topk(n_active).indices  # (layers * N, n)
+    used = torch.zeros_like(scores[0]).scatter_add(
+        0, chosen.flatten(), counts.repeat_interleave(n_active)
+    )
+    return (
+        scores.shape[-1]
+        * (used * (counts[:, None] * share).sum(0)).sum()
+        / counts.sum().clamp(min=1) ** 2
+    )
 
 
 class Block(nn.Module):
@@ -167,21 +175,9 @@ class MoeDecoder(nn.Module):
             if parameter.ndim == 2:
                 nn.init.normal_(parameter, std=0.02)
 
-    def forward(
-        self,
-        tokens: Tensor,
-        positions: Tensor | None = None,
-        mask: Tensor | None = None,
-        cache: Cache | None = None,
-        documents: Tensor | None = None,
-        routed: list[Tensor] | None = None,
-    ) -> Tensor:
-        """tokens: (B, T). positions: (T,) or (B, T), where they are not the next ones. mask: bool,
-        broadcast to (B, 1, T, S), besides causality. cache: from `make_cache`, grows by T.
-        documents: (B, T), equal where two tokens of a packed row belong together. routed: an empty
-        list that collects each layer's router scores, for `balance_loss`.
-        """
-        return self.head(self.features(tokens, positions, mask, cache, documents, routed))
+    def forward(self, tokens: Tensor, **given: Any) -> Tensor:
+        """Scores of what follows each token: (B, T, V). Arguments as for `features`."""
+        return self.head(self.features(tokens, **given))
 
     def features(
         self,
@@ -192,7 +188,13 @@ class MoeDecoder(nn.Module):
         documents: Tensor | None = None,
         routed: list[Tensor] | None = None,
     ) -> Tensor:
-        """What the head sees, normalised: (B, T, D). Arguments as for `forward`."""
+        """What the head sees, normalised: (B, T, D).
+
+        tokens: (B, T). positions: (T,) or (B, T), where they are not the next ones. mask: bool,
+        broadcast to (B, 1, T, S), besides causality. cache: from `make_cache`, grows by T.
+        documents: (B, T), equal where two tokens of a packed row belong together. routed: an empty
+        list that collects each layer's router scores, for `balance_loss`.
+        """
         if positions is None:
             positions = positions_of(tokens, documents, cache)
         turn = self.rope(positions)
@@ -202,6 +204,10 @@ class MoeDecoder(nn.Module):
         for i, block in enumerate(self.blocks):
             x = block(x, turn, seen, None if cache is None else cache[i], routed)
         return self.norm(x)
+
+    def balance(self, routed: list[Tensor], keep: Tensor) -> Tensor:
+        """What training adds to the mean loss of its tokens; see `balance_loss`."""
+        return self.config.balance_weight * balance_loss(routed, self.config.n_active, keep)
 
     def make_cache(self, batch: int, length: int) -> Cache:
         """For `length` tokens, prompt and continuation together, of `batch` rows."""

@@ -27,7 +27,7 @@ from layerwise.report.thumbnails import picture
 from layerwise.result import Result, Rows
 from layerwise.tasks import intervals
 from layerwise.tasks.calibration import calibrate, conformal_quantile
-from layerwise.tasks.scores import confusion, softmax
+from layerwise.tasks.metrics import confusion, softmax
 from layerwise.train.run import predict_rows
 
 SHOWN = 400  # characters of a text

@@ -65,9 +65,16 @@ class Causal:
         return n
 
     def loss(self, network: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        hidden = network.features(batch["inputs"], **batch.context)  # type: ignore[operator]
+        """Where experts are routed to, their balance within this batch counts, too."""
+        balance = getattr(network, "balance", None) if network.training else None
+        routed: dict[str, list[Tensor]] = {"routed": []} if balance else {}
+        hidden = network.features(batch["inputs"], **batch.context, **routed)  # type: ignore[operator]
         total = token_loss(hidden, network.head, batch["targets"])  # type: ignore[arg-type]
-        return total, {"cross_entropy": total.detach()}
+        parts = {"cross_entropy": total.detach()}
+        if balance:
+            keep = (batch["targets"] != NO_LOSS).flatten()
+            total = total + keep.sum() * balance(routed["routed"], keep)
+        return total, parts
 
     def predict(self, network: nn.Module, batch: Batch) -> Tensor:
         """(B, 3): loss in nats, tokens with loss, bytes."""

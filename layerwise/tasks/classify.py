@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from layerwise.data.examples import Batch, Examples
 from layerwise.errors import DataError
-from layerwise.tasks import scores
+from layerwise.tasks import metrics
 from layerwise.tasks.labels import Labels
 
 
@@ -21,7 +21,7 @@ class Classify(Labels):
 
     name = "classify"
     score = "accuracy"
-    metric = staticmethod(scores.accuracy)
+    metric = staticmethod(metrics.accuracy)
     target_kind = "class"
     head_kind = "class"
 
@@ -51,12 +51,12 @@ class Classify(Labels):
 
     def metrics(self, outputs: np.ndarray, targets: np.ndarray) -> dict[str, float]:
         """outputs: logits (n, C); targets: (n,)."""
-        probabilities = scores.softmax(outputs)
+        probabilities = metrics.softmax(outputs)
         return {
-            "accuracy": scores.accuracy(outputs, targets),
-            "balanced_accuracy": scores.balanced_accuracy(outputs, targets),
-            "macro_f1": scores.macro_f1(outputs, targets),
-            "log_loss": scores.log_loss(probabilities, targets),
+            "accuracy": metrics.accuracy(outputs, targets),
+            "balanced_accuracy": metrics.balanced_accuracy(outputs, targets),
+            "macro_f1": metrics.macro_f1(outputs, targets),
+            "log_loss": metrics.log_loss(probabilities, targets),
         }
 
     def lens(self, batch: Batch) -> list[str]:

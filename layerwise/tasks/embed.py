@@ -96,6 +96,8 @@ class Embed:
         vectors = self.vectors(network, batch)  # (B, K, D)
         D = vectors.shape[-1]
         sizes = (D, *(d for d in self.dims if d < D))
+        if self.dims and len(sizes) == 1:
+            raise OptionError(f"--dims takes sizes below the vectors' own, which is {D}")
         total = torch.stack([self.loss_of(vectors[..., :d], batch) for d in sizes]).mean()
         return total, {"info_nce" if self.joint else "squared_error": total.detach()}
 
@@ -201,7 +203,10 @@ def unpacked(outputs: np.ndarray) -> tuple[int, np.ndarray, np.ndarray]:
 
 
 def found_at(outputs: np.ndarray) -> np.ndarray:
-    """The rank of each row's own second text among those of BLOCK rows, (n,) from 1 up."""
+    """The rank of each row's own second text among those of BLOCK rows, (n,) from 1 up.
+
+    Behind all that are as near: vectors that are all alike find nothing.
+    """
     _, texts, unit = unpacked(outputs)
     found = np.empty(len(outputs))
     for start in range(0, len(outputs), BLOCK):
@@ -210,6 +215,6 @@ def found_at(outputs: np.ndarray) -> np.ndarray:
         numbers = torch.from_numpy(np.ascontiguousarray(texts[part]))
         candidates = near_by[:, 1:].transpose(0, 1).flatten(0, 1)
         own = (near_by[:, 0] * near_by[:, 1]).sum(-1, keepdim=True)
-        closer = (near_by[:, 0] @ candidates.T > own + 1e-6) & ~not_wrong(numbers)
-        found[part] = 1 + closer.sum(1).numpy()
+        closer = (near_by[:, 0] @ candidates.T > own - 1e-6) & ~not_wrong(numbers)
+        found[part] = 1 + closer.fill_diagonal_(False).sum(1).numpy()
     return found

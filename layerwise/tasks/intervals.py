@@ -21,6 +21,9 @@ from layerwise.errors import DataError
 from layerwise.tasks import metrics
 
 CELLS = 1 << 22  # weights held at once: 32 MiB
+ALL_OR_NOTHING = {  # 1 where every row is right, 0 where none is
+    "accuracy", "top_k", "balanced_accuracy", "macro_f1", "recall_at_1", "entity_f1", "answer_f1"
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ def interval(
     value = metric(outputs, targets)
     draws = np.concatenate([metric(outputs, targets, w) for w in counts(n, resamples, seed)])
     if np.ptp(draws) == 0:
-        if plain(metric) in (metrics.accuracy, metrics.top_k) and value in (0, 1):
+        if plain(metric).__name__ in ALL_OR_NOTHING and value in (0, 1):
             low, high = exact_share(round(value * n), n, level)
             return Interval(value, low, high, level, n, "Clopper-Pearson")
         return Interval(value, value, value, level, n, "BCa bootstrap")
@@ -109,6 +112,8 @@ def bca(draws: ndarray, value: float, jackknife: ndarray, level: float) -> tuple
     """Ends of the interval: percentiles of `draws` moved for bias and skewness."""
     normal = NormalDist()
     draws = draws[~np.isnan(draws)]
+    if not len(draws):
+        return math.nan, math.nan
     share = (np.mean(draws < value) + np.mean(draws <= value)) / 2  # ties count half
     edge = 0.5 / max(1, len(draws))
     bias = normal.inv_cdf(float(np.clip(share, edge, 1 - edge)))
@@ -190,7 +195,7 @@ def compare(
         test = "paired permutation test"
     ahead = "B" if (b > a) == higher_is_better else "A"
     better = ahead if p < 1 - level and a != b else ""
-    spread = float(np.nanstd(draws))
+    spread = float(np.std(draws[~np.isnan(draws)] if b == b and a == a else 0.0))
     sentence = say(metric, (a, b), (low, high), level, p, n, test, better, spread)
     return Comparison(a, b, b - a, low, high, p, n, test, better, sentence)
 
@@ -221,7 +226,7 @@ def permutation_p(
         swap = rng.integers(2, size=(min(step, resamples - start), n)).astype(np.float64)
         a = metric(both, twice, np.concatenate([1 - swap, swap], 1))
         b = metric(both, twice, np.concatenate([swap, 1 - swap], 1))
-        extreme += int((np.abs(b - a) >= abs(difference) * (1 - 1e-9)).sum())
+        extreme += int((~(np.abs(b - a) < abs(difference) * (1 - 1e-9))).sum())
     return (extreme + 1) / (resamples + 1)
 
 
@@ -250,6 +255,8 @@ def say(
     )
     if better:
         return f"{better} is better: {evidence}."
+    if math.isnan(d):
+        return f"One of the scores is not defined: {evidence}."
     if d == 0 or spread == 0:
         return f"A and B score the same: {evidence}."
     # 2.8 = 1.96 + 0.84: 95% confidence, and 80% power to see a difference of this size

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from layerwise.data.examples import Batch, Examples
 from layerwise.data.sources import batch_of
 from layerwise.errors import DataError
-from layerwise.tasks import scores
+from layerwise.tasks import metrics
 
 
 class Regress:
@@ -19,7 +19,7 @@ class Regress:
 
     name = "regress"
     score = "rmse"
-    metric = staticmethod(scores.rmse)
+    metric = staticmethod(metrics.rmse)
     higher_is_better = False
     labels: tuple[str, ...] = ()
     n_outputs = 1
@@ -64,9 +64,9 @@ class Regress:
 
     def metrics(self, outputs: np.ndarray, targets: np.ndarray) -> dict[str, float]:
         return {
-            "rmse": scores.rmse(outputs[:, 0], targets),
-            "mae": scores.mae(outputs[:, 0], targets),
-            "r2": scores.r2(outputs[:, 0], targets),
+            "rmse": metrics.rmse(outputs[:, 0], targets),
+            "mae": metrics.mae(outputs[:, 0], targets),
+            "r2": metrics.r2(outputs[:, 0], targets),
         }
 
     def lens(self, batch: Batch) -> list[str]:

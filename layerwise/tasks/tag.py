@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from layerwise.data.examples import Batch
 from layerwise.errors import DataError
-from layerwise.tasks import scores
+from layerwise.tasks import metrics
 from layerwise.tasks.labels import Labels
 
 
@@ -18,7 +18,7 @@ class Tag(Labels):
 
     name = "tag"
     score = "mean_average_precision"
-    metric = staticmethod(scores.mean_average_precision)
+    metric = staticmethod(metrics.mean_average_precision)
     target_kind = "classes"
     head_kind = "class"
 
@@ -37,7 +37,7 @@ class Tag(Labels):
         chosen = outputs > 0
         hits = (chosen & (targets > 0)).sum()
         return {
-            "mean_average_precision": scores.mean_average_precision(outputs, targets),
+            "mean_average_precision": metrics.mean_average_precision(outputs, targets),
             "micro_f1": float(2 * hits / max(1, chosen.sum() + (targets > 0).sum())),
             "exact_match": float((chosen == (targets > 0)).all(1).mean()),
         }

@@ -4,6 +4,7 @@ Everything random in step s follows from (seed, s): the batch, its augmentation,
 resumes from one integer, and the same seed gives the same weights to the bit on the same CPU.
 """
 
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -122,7 +123,8 @@ def train(
                 note_best(state, score, hooks.higher_is_better)
                 network.train()
             state.finished = last
-            if last or stop or due(state.step, course.checkpoint_every):
+            best = state.best_step == state.step
+            if last or stop or best or due(state.step, course.checkpoint_every):
                 hooks.save(state)
     return state
 
@@ -161,7 +163,7 @@ def due(step: int, period: int) -> bool:
 
 
 def note_best(state: State, score: float | None, higher_is_better: bool) -> None:
-    if score is None:
+    if score is None or math.isnan(score):
         return
     best = state.best_score
     if best is None or (score > best if higher_is_better else score < best):

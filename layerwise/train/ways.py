@@ -137,7 +137,8 @@ def reordered(trial: Trial) -> tuple[Gradients, Gradients]:
 
 
 def in_parts(trial: Trial) -> tuple[Gradients, Gradients]:
-    return trial.gradients(trial.batch.split(PARTS)), trial.base
+    joint = getattr(trial.task, "joint", False)
+    return trial.gradients(trial.batch.split(PARTS, joint)), trial.base
 
 
 def recomputed(trial: Trial) -> tuple[Gradients, Gradients]:

@@ -7,15 +7,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from layerwise.data.examples import Batch
 from layerwise.errors import DataError, OptionError, WeightsError
 from layerwise.generate.greedy import generate
 from layerwise.models import build, config_from_dict, family, replace_fields, resolve
 from layerwise.models.moe import Moe, balance_loss
+from layerwise.plan.step import checkpoint_layers
+from layerwise.tasks.causal import Causal
 from layerwise.weights.config_text import read_config, write_config
 from layerwise.weights.files import load_into, read_tensors, save_tensors
 from layerwise.weights.names import publish, rename
@@ -163,12 +167,12 @@ def test_padding_on_the_left_equals_no_padding(case: Case):
     padded = F.pad(tokens, (n, 0))
     positions = (torch.arange(18 + n) - n).clamp(min=0)[None]
     mask = (torch.arange(18 + n) >= n)[None, None, None]
-    assert close(network(padded, positions, mask)[:, n:], expected)
+    assert close(network(padded, positions=positions, mask=mask)[:, n:], expected)
     cache = network.make_cache(1, 18 + n)
     parts = []
     for start, end in ((0, 11), (11, 12), (12, 16), (16, 17), (17, 21)):
-        seen = positions[:, start:end], mask[..., :end]
-        parts.append(network(padded[:, start:end], *seen, cache=cache))
+        seen = {"positions": positions[:, start:end], "mask": mask[..., :end]}
+        parts.append(network(padded[:, start:end], **seen, cache=cache))
     assert close(torch.cat(parts, dim=1)[:, n:], expected)
 
 
@@ -448,6 +452,7 @@ def test_balance_is_best_when_all_experts_are_used_alike():
     assert abs(balance_loss([even], 1) - 1) < 1e-4
     assert abs(balance_loss([same], 1) - 4) < 1e-4
     keep = torch.arange(32) % 4 < 2
+    assert abs(balance_loss([even, even], 1, keep) - 2) < 1e-4
     assert abs(balance_loss([even], 1, keep) - 2) < 1e-4
 
 
@@ -575,3 +580,31 @@ def test_balance_is_as_in_transformers():
     assert len(routed) == 3
     expected = load_balancing_loss_func(tuple(routed), num_experts=8, top_k=3)
     assert abs(balance_loss(routed, 3) / expected - 1) < 1e-6
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_training_balances_experts_as_in_transformers(recomputed: bool, tmp_path: Path):
+    transformers = oracles.import_transformers()
+    case = next(c for c in CASES if c.name == "mixtral")
+    case = replace(case, fields={**case.fields, "balance_weight": 0.3})
+    network, weights = ours_with(case)
+    save_tensors(tmp_path / "model.safetensors", weights)
+    (tmp_path / "config.json").write_text(json.dumps(write_config(case.family, case.config())))
+    theirs = transformers.MixtralForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).train()
+    tokens = some_tokens(B, 41)
+    inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+    said = theirs(inputs, output_router_logits=True)
+    expected = F.cross_entropy(said.logits.flatten(0, 1), targets.flatten()) + 0.3 * said.aux_loss
+    expected.backward()
+    if recomputed:
+        checkpoint_layers({n: m for n, m in network.layers().items() if n.startswith("blocks")})
+    batch = Batch({"inputs": inputs, "targets": targets}, np.arange(B))
+    loss = Causal().loss(network.train(), batch)[0] / targets.numel()
+    loss.backward()
+    assert close(loss.detach(), expected.detach())
+    gates = [
+        (b.moe.router, t.mlp.gate) for b, t in zip(network.blocks, theirs.model.layers, strict=True)
+    ]
+    assert all(close(ours.weight.grad, t.weight.grad) for ours, t in gates)
+    assert Causal().loss(network.eval(), batch)[0] / targets.numel() < loss - 0.3

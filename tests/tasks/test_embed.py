@@ -9,7 +9,7 @@ from layerwise.data.examples import Batch
 from layerwise.errors import DataError, OptionError
 from layerwise.models import bert
 from layerwise.runtime import Runtime
-from layerwise.tasks import embed, metrics, scores
+from layerwise.tasks import embed, metrics
 from layerwise.tasks.embed import Embed
 from layerwise.tasks.intervals import compare, interval
 from layerwise.train.checkpoint import State
@@ -195,7 +195,7 @@ def test_a_row_of_weight_two_is_a_row_twice(metric):
 def test_the_interval_of_spearman_holds_its_value():
     rng = np.random.default_rng(2)
     a = rng.normal(size=300)
-    found = interval(scores.spearman, a + rng.normal(size=300), a)
+    found = interval(metrics.spearman, a + rng.normal(size=300), a)
     assert found.low < found.value < found.high
     assert 0.1 < found.high - found.low < 0.3
 
@@ -230,6 +230,16 @@ def test_ranks_are_as_counted_one_by_one(monkeypatch: pytest.MonkeyPatch):
     del rng
 
 
+def test_vectors_that_are_all_alike_find_nothing():
+    network, batch = given(20, 2)
+    network.table.data[:] = network.table.data[0, 0]
+    with torch.no_grad():
+        said = Embed("matches").metrics(
+            Embed("matches").predict(network, batch).numpy(), np.ones(20)
+        )
+    assert (said["recall_at_1"], said["mrr"]) == (0.0, pytest.approx(1 / 20))
+
+
 def test_a_task_comes_back_from_what_it_saves():
     task = Embed("matches", scale=15.0, dims=(64, 128))
     again = Embed(**{k: v for k, v in task.to_dict().items() if k != "name"})
@@ -254,6 +264,6 @@ def test_the_scores_of_two_models_compare_whatever_the_spread_of_their_cosines()
     b = 0.2 + 0.01 * (targets + 0.4 * rng.normal(size=300))[:, None]  # all of them alike
     task = Embed("scores")
     found = compare(task.metric, task.scored(a), task.scored(b), targets)
-    assert found.a == pytest.approx(scores.spearman(a[:, 0], targets))
+    assert found.a == pytest.approx(metrics.spearman(a[:, 0], targets))
     assert found.high < 0
     assert found.p < 0.05

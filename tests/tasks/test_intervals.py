@@ -1,6 +1,7 @@
 """Intervals cover what they claim; tests find what is there and nothing else."""
 
 import functools
+import math
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from scipy import stats
 
 from layerwise.errors import DataError
 from layerwise.tasks import intervals, metrics
+from layerwise.tasks.embed import recall_at_1
 
 
 def right_and_wrong(rng, n, share):
@@ -64,6 +66,19 @@ def test_a_perfect_score_is_not_certain():
     assert (got.low, got.high) == pytest.approx((0.025 ** (1 / 20), 1.0))
     top2 = functools.partial(metrics.top_k, k=2)
     assert intervals.interval(top2, outputs, targets).low == pytest.approx(0.025 ** (1 / 20))
+    found = intervals.interval(recall_at_1, np.ones(16), np.zeros(16))
+    assert (found.low, found.high) == pytest.approx((0.025 ** (1 / 16), 1.0))
+    assert intervals.interval(recall_at_1, np.full(60, 2), np.zeros(60)).high > 0.05
+
+
+def test_a_score_that_is_not_defined_is_no_error():
+    constant, varied = np.zeros(30), np.arange(30.0)
+    found = intervals.interval(metrics.spearman, constant, varied)
+    assert math.isnan(found.value)
+    assert math.isnan(found.low)
+    both = intervals.compare(metrics.spearman, constant, varied, varied)
+    assert both.p == 1.0
+    assert not both.better
 
 
 def test_intervals_follow_from_the_seed_alone():

@@ -125,6 +125,14 @@ def test_the_loop_learns_so_and_gradients_are_those_of_all_rows():
         torch.testing.assert_close(p.grad, w)
 
 
+def test_the_best_weights_are_kept_whatever_the_periods():
+    scores, saved = iter((0.2, float("nan"), 0.9, 0.5, 0.6)), []
+    hooks = Hooks(evaluate=lambda net: next(scores), save=lambda s: saved.append(s.step))
+    state = run(network(), Course(14, 0.01, evaluate_every=3, checkpoint_every=5), hooks=hooks)
+    assert (state.best_step, state.best_score) == (9, 0.9)
+    assert saved == [0, 3, 5, 9, 10, 14]
+
+
 def test_clipping_bounds_the_norm_and_keeps_the_direction():
     free, cut = [], []
     for limit, out in ((0.0, free), (0.01, cut)):
