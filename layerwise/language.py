@@ -51,7 +51,8 @@ def in_stretches(examples: Examples, val: float, test: float) -> Examples:
         start = 0
         for i, (split, share) in enumerate(shares.items()):
             end = len(text) if i == len(shares) - 1 else start + round(share * len(text))
-            end = text.rfind("\n", start, end) + 1 or end  # behind a line, where there is one
+            if i < len(shares) - 1:  # behind a line, where there is one not far above
+                end = text.rfind("\n", (start + end) // 2, end) + 1 or end
             rows.append({"text": text[start:end]})
             names.append(f"{name} ({split})")
             given.append(split)

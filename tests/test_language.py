@@ -18,6 +18,7 @@ import layerwise
 from layerwise import language
 from layerwise.console import Console
 from layerwise.data.corpus import NO_LOSS, Windows, tokenise
+from layerwise.data.open import open_data
 from layerwise.data.text_processor import TextProcessor
 from layerwise.data.train_tokenizer import train_bpe
 from layerwise.errors import DataError, LayerwiseError, WeightsError
@@ -275,3 +276,19 @@ def test_the_recipe_runs(book: pathlib.Path):
     (score,) = recipe.main([str(book), *options])
     assert score.nats == min(score.nats, score.last)
     assert 0.3 < score.nats < 2.5  # 13 words at random: 0.56 nats per character
+
+
+def test_a_text_is_held_out_in_stretches_whatever_its_lines(tmp_path: pathlib.Path):
+    texts = {
+        "title.txt": "A title\n" + "many words " * 5000,
+        "open.txt": sentences(300, 0).rstrip(),
+    }
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    rows = language.in_stretches(open_data(tmp_path), 0.1, 0.1)
+    for name, text in texts.items():
+        parts = [
+            row["text"] for row, own in zip(rows.inputs, rows.names, strict=True) if name in own
+        ]
+        assert "".join(parts) == text
+        assert [round(len(part) / len(text), 1) for part in parts] == [0.8, 0.1, 0.1]

@@ -17,13 +17,17 @@ import numpy as np
 from layerwise.data.duplicates import first_alike, groups_of
 from layerwise.data.examples import Examples, Finding, Severity
 from layerwise.data.text_documents import texts_of
+from layerwise.data.text_files import MARKS
 from layerwise.data.words import about
 
 RUN, EVALUATION_RUN = 3, 8  # words
 SHORT = 8  # words; what has fewer is compared as a whole
 BANDS, ROWS = 16, 4
 ALIKE, CONTAINED = 0.7, 0.5
-WORD = re.compile("[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\\W\u3040-\u30ff\u3400-\u9fff]+")
+WORD = re.compile(
+    "[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\u2600-\u27bf\U0001f000-\U0001faff]"  # emoji, too
+    f"|(?:[^\\W\u3040-\u30ff\u3400-\u9fff]|[{MARKS}])+"
+)
 
 # UTF-8 read as Windows-1252: e-acute becomes A-tilde and (c), an apostrophe a-circumflex ...
 _HIGH = "\u0080-\u00bf\u0152\u0153\u0160\u0161\u0178\u017d\u017e\u0192\u02c6\u02dc\u2013-\u2122"
@@ -50,7 +54,7 @@ SECRETS = {
     "password": r"(?i)\b(?:password|passwd|pwd|secret|api_?key)\s*[=:]\s*['\"][^'\"\s]{6,}['\"]",
 }
 PERSONAL = {
-    "email address": r"[\w.+-]+@[\w-]+(?:\.[\w-]+)*\.[A-Za-z]{2,}",
+    "email address": r"(?<![\w.+-])[\w.+-]+@[\w-]+(?:\.[\w-]+)*\.[A-Za-z]{2,}",
     "card number": r"(?<![\d.-])[3-6]\d{3}(?:[ -]?\d){9,15}(?![\d-])",
     "social security number": r"(?<![\d-])(?!000|666|9)\d{3}-(?!00)\d\d-(?!0000)\d{4}(?![\d-])",
     "phone number": r"(?<![\w.,-])(?:\+\d{1,3}[ .-]?(?:\(?\d{1,4}\)?[ .-]?){2,5}\d{2,4}"

@@ -82,8 +82,8 @@ def read_delimited(path: Path) -> RawTable:
     """
     file = shown(path.name)
     text, findings = _decoded(read_bytes(path), file)
-    while text[:1] in ("#", "|"):  # a comment above, as in the UCI repository's adult.test
-        text = text.partition("\n")[2]
+    text = _below_comments(text)
+    csv.field_size_limit(1 << 30)  # characters of a cell
     if not text.strip():
         raise DataError(f"'{file}' has no rows; expected a table with one row per example")
     delimiter, text = _delimiter(text, path)
@@ -129,6 +129,22 @@ def _decoded(content: bytes, file: str) -> tuple[str, list[Finding]]:
     return text, [Finding("encoding", "note", said, (file,))] if said else []
 
 
+def _below_comments(text: str) -> str:
+    """Without lines in front that begin with # or |, as in the UCI repository's adult.test.
+
+    A line with as many cells as the first that does not begin so is a row; one that begins with
+    "# " only where these are parted by tabs.
+    """
+    row = next((line for line in text.splitlines() if line.strip() and line[0] not in "#|"), "")
+    while row and text[:1] in ("#", "|"):
+        line, _, rest = text.partition("\n")
+        alike = {mark for mark in DELIMITERS if line.count(mark) == row.count(mark) > 0}
+        if "\t" in alike or (alike and not line.startswith("# ")):
+            break
+        text = rest
+    return text
+
+
 def _first_lines(text: str, most: int = 60) -> list[str]:
     """Enough of a long text to tell its form; the last line is left out as it may be cut."""
     end = len(text) if len(text) <= SAMPLE else text.rfind("\n", 0, SAMPLE) + 1 or SAMPLE
@@ -152,7 +168,7 @@ def _delimiter(text: str, path: Path) -> tuple[str, str]:
         best = "\t"
     elif most == 0.5 and '"' not in text and len(lines[0].split()) > 1:
         return "\t", "\n".join("\t".join(line.split()) for line in text.splitlines())
-    if re.search(re.escape(best) + ' +"', text[:SAMPLE]):
+    if best != "\t" and re.search(re.escape(best) + ' +"', text[:SAMPLE]):
         out = io.StringIO()
         rows = csv.reader(io.StringIO(text), delimiter=best, skipinitialspace=True)
         csv.writer(out, delimiter=best, lineterminator="\n").writerows(rows)

@@ -14,6 +14,7 @@ encoded bytes; class names come from the schema's own metadata (ClassLabel).
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +156,7 @@ def image_column(raw: RawTable) -> str:
     """The column of encoded images; '' where there is none."""
     if not isinstance(raw.held, pa.Table):
         return ""
-    features = _features(raw.data.schema)
+    features = hub_features(raw.data.schema)
     for field in raw.data.schema:
         struct = pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0
         if struct or features.get(field.name, {}).get("_type") == "Image":
@@ -166,13 +167,37 @@ def image_column(raw: RawTable) -> str:
     return ""
 
 
-def _features(schema: pa.Schema) -> dict[str, Any]:
+def hub_features(schema: pa.Schema) -> dict[str, Any]:
     """What Hugging Face wrote about the columns: {"label": {"_type": "ClassLabel", "names"}}."""
     try:
         written = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
         return dict(written["info"]["features"])
     except (ValueError, KeyError, TypeError):
         return {}
+
+
+def class_names(feature: Any) -> tuple[str, ...]:
+    """Of a column of classes, or of lists of them; () for another."""
+    inner = feature[0] if isinstance(feature, list) else feature.get("feature", feature)
+    return tuple(inner.get("names") or ()) if isinstance(inner, dict) else ()
+
+
+def with_class_names(raw: RawTable) -> RawTable:
+    """Rows with the names of classes in place of their numbers; nothing where these are below 0."""
+
+    def named(cell: Any) -> Any:
+        if isinstance(cell, list):
+            return [named(one) for one in cell]
+        return names[cell] if isinstance(cell, int) and 0 <= cell < len(names) else None
+
+    if not isinstance(raw.held, pa.Table):
+        return raw
+    held = raw.held
+    for column, feature in hub_features(held.schema).items():
+        if column in held.column_names and (names := class_names(feature)):
+            cells = pa.array(list(map(named, held.column(column).to_pylist())))
+            held = held.set_column(held.column_names.index(column), column, cells)
+    return replace(raw, held=held)
 
 
 def open_image_parquet(
@@ -237,10 +262,9 @@ def _labelled(
 def _targets(records: Records, column: str, reading: Reading) -> Any:
     """Class numbers with the names the schema gives them; else as any column of labels."""
     what = f"column '{column}' of {records.files}"
-    feature: Any = _features(records.data.schema).get(column, {})
+    feature: Any = hub_features(records.data.schema).get(column, {})
     several = isinstance(feature, list) or feature.get("_type") in ("Sequence", "List")
-    inner = feature[0] if isinstance(feature, list) else feature.get("feature", feature)
-    classes = tuple(inner.get("names") or ())
+    classes = class_names(feature)
     cells, values = flat(records.data.column(column)), records.cells(column)
     if classes and pa.types.is_integer(cells.type):
         return numbered_targets(pc.fill_null(cells, -1).to_numpy().astype(np.int64), classes, what)

@@ -76,6 +76,8 @@ def read_targets(
         "they are set aside: label them, or remove them",
     )  # fmt: skip
     filled = [cell for cell in cells if cell is not None]
+    if strange := [cell for cell in filled if isinstance(cell, dict)]:
+        raise DataError(f"{what} holds objects, no labels: {strange[0]!r:.60}; name its field")
     separator = _separator(filled, what)
     kind = kind or _kind(filled, separator, table)
     if kind == "number":

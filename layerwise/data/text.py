@@ -16,6 +16,7 @@ import numpy as np
 from layerwise.data.delimited import RawTable, Row
 from layerwise.data.examples import Examples
 from layerwise.data.folders import splits_said
+from layerwise.data.image_tables import with_class_names
 from layerwise.data.listing import Listing, Parts, is_image, natural, split_named, split_of
 from layerwise.data.records import SPLIT_NAMES, TARGET_CURE, Reading, no_column, read_splits
 from layerwise.data.targets import check_few_classes, class_targets, read_targets, with_targets
@@ -31,13 +32,16 @@ from layerwise.data.text_documents import (
     text_examples,
     with_others,
 )
-from layerwise.data.text_files import CODE, read_text, sniff
+from layerwise.data.text_files import CODE, PROSE, read_text, sniff
 from layerwise.data.text_forms import recognise, tagged_row
 from layerwise.data.words import shown, some
 from layerwise.errors import DataError
 
 SAMPLE = 1000  # rows that are looked at to tell their form
 BESIDE = re.compile(r"(readme|licen[cs]e|copying|notice|changelog|citation|authors?)\b", re.I)
+ABOUT = re.compile(
+    r"(dataset_(infos?|dict)|state|config|metadata|package|tokenizer\w*)\.json$", re.I
+)
 SAYS = {
     "labelled": "texts with a target",
     "tagged": "sentences with a tag for each word",
@@ -73,9 +77,13 @@ def open_text_folder(listing: Listing, reading: Reading, asked: bool = False) ->
     kinds = {parts: sniff(listing.path(parts)) for parts in readable}
     documents = [parts for parts, kind in kinds.items() if kind == "document"]
     rows = [parts for parts, kind in kinds.items() if kind not in ("document", "binary")]
+    rows = [parts for parts in rows if not ABOUT.match(parts[-1])] or rows
+    few = rows if sum(suffix_of(p) in CODE for p in documents) > len(rows) else []
+    few = few or [p for p in rows if suffix_of(p) in PROSE]
+    if len(few) < len(documents):  # they only look like rows
+        documents = sorted(documents + few, key=lambda p: [natural(x) for x in p])
+        rows = [p for p in rows if p not in few]
     prose = [p for p in documents if not BESIDE.match(p[-1])]
-    if sum(suffix_of(p) in CODE for p in documents) > len(rows):
-        documents, rows = sorted(documents + rows, key=lambda p: [natural(x) for x in p]), []
     opened = _rows_of_folder(listing, rows, reading, asked) if rows else None
     if rows and opened is None and not (prose and asked):
         return None
@@ -124,10 +132,12 @@ def open_rows(
     """Files of rows of one form as Examples; None where they are tables, not text."""
     read: list[tuple[RawTable, Layout, list[str]]] = []
     for path, split in sorted(files, key=lambda file: file[1] not in ("train", "")):
-        raw = reading.table(path)
+        raw = with_class_names(reading.table(path))
         layout, given = _layout(raw, reading, asked)
         if layout is None:
             continue
+        if read and set(raw.sample(1)[0]) == set(read[0][0].sample(1)[0]):
+            layout = read[0][1]  # where a file without a label looks otherwise
         if any(f.kind == "encoding" and "UTF-8" in f.message for f in raw.findings):
             read_text(path)  # a table may be of another encoding; of a text it is an error
         read.append((raw, layout, [own or split * (len(files) > 1) for own in given]))

@@ -61,7 +61,9 @@ def messages_of(value: Any) -> Messages:
     return [_message(message) for message in (value if isinstance(value, list) else [value])]
 
 
-def _message(message: Row) -> Row:
+def _message(message: Any) -> Row:
+    if not isinstance(message, dict):
+        raise Aside("role", f"a message is {str(message)[:40]!r}, without a role")
     said = next((message[k] for k in ROLE_KEYS if isinstance(message.get(k), str)), "")
     role = ROLES.get(said.strip().lower())
     content = next((message[k] for k in CONTENT_KEYS if message.get(k) is not None), "")
@@ -124,7 +126,10 @@ def alpaca_row(raw: Row) -> Row:
     if not system and not history:
         return {"prompt": prompt, "completion": completion}
     before = [{"role": "system", "content": system}] if system else []
-    for asked, said in history:
+    for turn in history:
+        if not isinstance(turn, list) or len(turn) != 2:
+            raise Aside("empty", f"a turn of its history is no question and answer: {turn!r:.60}")
+        asked, said = turn
         before += [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
     return {
         "prompt": [*before, {"role": "user", "content": prompt}],
@@ -133,7 +138,7 @@ def alpaca_row(raw: Row) -> Row:
 
 
 def instruction(raw: Row) -> str:
-    parts = [str(raw.get(k) or "") for k in ("instruction", "input")]
+    parts = [str(raw.get(k) or "") for k in ("instruction", "context", "input")]
     return "\n".join(part for part in parts if part.strip())
 
 
@@ -141,7 +146,10 @@ def completion_row(raw: Row, prompt: str, completion: str) -> Row:
     asked, said = raw.get(prompt), raw.get(completion)
     if not asked or not said or not str(asked).strip() or not str(said).strip():
         raise Aside("empty", f"no {prompt if not asked else completion}")
-    asked, said = (messages_of(v) if is_conversation(v) else v for v in (asked, said))
+    asked, said = (
+        messages_of(v) if is_conversation(v) else v if isinstance(v, list) else str(v)
+        for v in (asked, said)
+    )
     return {"prompt": asked, "completion": said, **_besides(raw)}
 
 

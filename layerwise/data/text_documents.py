@@ -45,7 +45,8 @@ def open_documents(files: Sequence[tuple[Path, str, str]]) -> Examples:
         raise DataError(
             f"{some(name for name, _ in empty)} holds no text, only blanks; was it copied whole?"
         )
-    given = given if len(set(given)) > 1 else [""] * len(given)
+    named = sum(map(bool, given)) > len(given) / 2  # else it is what these few files are called
+    given = given if named and len(set(given)) > 1 else [""] * len(given)
     out = text_examples("plain", [{"text": t} for t in texts], names, given)
     out.understood = plain_said(out)
     out.findings = aside_findings(empty, len(files))
@@ -91,7 +92,7 @@ def labelled_files(listing: Listing, files: list[Parts], depth: int) -> Examples
     kept = [p for p in files if p[depth - 1].lower() not in UNLABELLED]
     read = open_documents([(listing.path(p), shown(p), "") for p in kept])
     of = {shown(p): p for p in kept}
-    places = [of[name.split(" document ")[0]] for name in read.names]
+    places = [of.get(name) or of[name.rpartition(" document ")[0]] for name in read.names]
     labels = [label_text(shown(p[depth - 1])) for p in places]
     read.targets, read.labels = class_targets(labels)
     read.given = np.array([split_named(p[0]) if depth == 2 else "" for p in places], "U5")
@@ -114,10 +115,17 @@ def text_examples(
     """Rows of plain fields in Arrow, others as they are."""
     inputs: Sequence[Any] = rows
     if set(FIELDS[form]) <= {"text", "text_a", "text_b", "anchor", "positive", "negative"}:
-        columns = {f: pa.array([row[f] for row in rows], pa.large_string()) for f in FIELDS[form]}
-        inputs = Table(pa.table(columns))
+        inputs = Table(pa.table({f: arrow_texts([row[f] for row in rows]) for f in FIELDS[form]}))
     marks = np.array(given, "U5")
     return Examples("text", inputs, None, "none", (), names, marks, "", form=form)
+
+
+def arrow_texts(texts: list[str]) -> pa.Array:
+    """Half a character, as JSON may hold where a text was cut, becomes a question mark."""
+    try:
+        return pa.array(texts, pa.large_string())
+    except UnicodeEncodeError:
+        return arrow_texts([t.encode("utf-8", "replace").decode() for t in texts])
 
 
 ASIDE = {  # kinds of rows that cannot be used: what to call it, what they are, what to do

@@ -160,6 +160,11 @@ _OTHERS = """.pdf .doc .docx .odt .rtf .xls .xlsx .ods .ppt .pptx .epub .mobi .z
 .onnx .gguf .safetensors .h5 .wav .flac .mp3 .ogg .m4a .mp4 .avi .mov .mkv .webm .svg .psd .woff
 .woff2 .ttf .otf .lock .sum .map"""
 OTHERS = frozenset(_OTHERS.split())  # that are no text, or none that anybody wants to learn
+MARKS = (  # that belong to the letter before them, and are no letters to `re`
+    "\u0300-\u036f\u0591-\u05bd\u064b-\u065f\u0670\u0900-\u0903\u093a-\u094f\u0981-\u0983"
+    "\u09bc-\u09cd\u0a01-\u0a4d\u0a81-\u0acd\u0b01-\u0b57\u0b82-\u0bcd\u0c00-\u0c56\u0c81-\u0cd6"
+    "\u0d00-\u0d4d\u0e31-\u0e4e\u200c\u200d"
+)
 TAG = re.compile(r"O|[BIESLUM]-\S+")
 
 
@@ -185,6 +190,8 @@ def sniff(path: Path) -> str:
     some = text.split("\n")[: 400 if len(start) < 1 << 18 else -1][:400]
     if suffix in TAGGED or looks_tagged(some):
         return "tagged"
+    if suffix in PROSE:
+        some = [x.replace(", ", " ") for x in some]  # of sentences
     return "table" if looks_like_columns(some) else "document"
 
 
@@ -208,4 +215,4 @@ def looks_like_columns(some: list[str]) -> bool:
     words = [line.split() for line in rows]
     if len(rows) < 3 or len(words[0]) < 3 or len({len(row) for row in words}) > 1:
         return False
-    return any(re.fullmatch(r"[-+.\d]+", cell) for cell in words[-1])
+    return 2 * sum(bool(re.fullmatch(r"[-+.\d]+", c)) for c in words[-1]) > len(words[-1])

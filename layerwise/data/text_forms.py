@@ -15,12 +15,13 @@ A form says what each row becomes:
     preference         prompt, chosen, rejected
 """
 
+import ast
 import re
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from layerwise.data.delimited import Row
+from layerwise.data.delimited import NUMBER, Row
 from layerwise.data.text_columns import Layout, Look, answering, flat_layout, look, texts_layout
 from layerwise.data.text_dialogue import (
     Aside,
@@ -35,6 +36,7 @@ from layerwise.data.text_dialogue import (
 _ANSWERS = """prompt:completion prompt:response question:answer query:response query:answer
 input:output instruction:response source:target problem:solution question:response prompt:answer
 instruction:completion"""
+STARTS = ("answer_start", "start")
 NEAR = 20  # characters that an answer may stand beside where it is said to
 _TRIPLES = "anchor:positive:negative query:pos:neg sent0:sent1:hard_neg query:positive:negative"
 
@@ -103,35 +105,64 @@ def _spans(looks: list[Look]) -> Layout | None:
     return None
 
 
+def _quoted(context: Look, answers: Look) -> bool:
+    """Whether answers stand in their contexts, most of the time; lists and objects say where."""
+    both = list(zip(map(str, context.values), map(str, answers.values), strict=False))
+    found = sum(a in c or a[:1] in ("{", "[") for c, a in both)
+    return answers.kind in ("list", "dict") or 2 * found > len(both)
+
+
 def spans_row(raw: Row, context: str, question: str, answers: str) -> Row:
     """Answers where they stand in the context: as said, else the nearest place close by."""
-    text, given = raw.get(context) or "", raw.get(answers) or []
-    if not text.strip() or not (raw.get(question) or "").strip():
+    text, given = str(raw.get(context) or ""), answers_of(raw, answers)
+    if not text.strip() or not str(raw.get(question) or "").strip():
         raise Aside("empty", "no context, or no question")
-    if isinstance(given, dict) and isinstance(given["text"], list):  # columns, as in `datasets`
-        given = [
-            dict(zip(given, cells, strict=True)) for cells in zip(*given.values(), strict=False)
-        ]
-    given = [given] if isinstance(given, dict) else given
-    given = [a for a in given if a["text"].strip()]
     said: list[tuple[str, Any]] = [
-        (a["text"], a.get("start", a.get("answer_start"))) for a in given
+        (str(a["text"]), _start(a.get("start", a.get("answer_start")))) for a in given
     ]
     spans = [{"text": answer, "start": _place(text, answer, at)} for answer, at in said]
-    row = {"context": text, "question": raw[question], "answers": spans}
+    row = {"context": text, "question": str(raw[question]), "answers": spans}
     for span, (answer, at) in zip(spans, said, strict=True):
-        if span["start"] < 0 or span["start"] != at:
-            inside = isinstance(at, int) and 0 <= at < len(text)
+        if span["start"] < 0 or at not in (None, span["start"]):
+            at = -1 if at is None else at
+            where = "in" if at < 0 else f"at character {at} of"
+            inside = 0 <= at < len(text)
             there = f": there stands {text[at : at + len(answer)]!r}" if inside else ""
-            reason = f"the answer {answer!r} is not at character {at} of its context{there}"
+            reason = f"the answer {answer!r} is not {where} its context{there}"
             raise Aside("span", reason, row if all(s["start"] >= 0 for s in spans) else None)
     return row
 
 
+def answers_of(raw: Row, column: str) -> list[Row]:
+    """Each answer with its text and, where the row has it, its start. Errors: Aside."""
+    given = raw.get(column) or []
+    if isinstance(given, str) and given.lstrip()[:1] in ("{", "["):  # as Python prints it
+        try:
+            given = ast.literal_eval(given)
+        except (ValueError, SyntaxError) as e:
+            raise Aside("span", f"the answers are not readable: {given[:60]!r}") from e
+    if isinstance(given, dict) and isinstance(given["text"], list):  # columns, as in `datasets`
+        given = [
+            dict(zip(given, cells, strict=True)) for cells in zip(*given.values(), strict=False)
+        ]
+    beside = {} if isinstance(given, list) else {k: raw[k] for k in STARTS if k in raw}
+    given = given if isinstance(given, list) else [given]
+    given = [a if isinstance(a, dict) else {"text": a, **beside} for a in given]
+    return [a for a in given if str(a["text"] or "").strip()]
+
+
+def _start(at: Any) -> int | None:
+    """Where an answer is said to start; a number that is nowhere for what is no number."""
+    return None if at is None else int(float(at)) if NUMBER.fullmatch(str(at)) else -(1 << 30)
+
+
 def _place(text: str, answer: str, at: Any) -> int:
-    """Where the answer stands nearest to `at`, at most NEAR characters away; -1 for nowhere."""
-    if not isinstance(at, int):
-        return -1
+    """Where the answer stands nearest to `at`, at most NEAR characters away; -1 for nowhere.
+
+    The first place in the text where nothing says at which.
+    """
+    if at is None:
+        return text.find(answer)
     low = max(0, at - NEAR)
     around = text[low : max(0, at + NEAR + len(answer))]
     found = [low + m.start() for m in re.finditer(f"(?={re.escape(answer)})", around)]
@@ -140,7 +171,8 @@ def _place(text: str, answer: str, at: Any) -> int:
 
 def _tagged(looks: list[Look]) -> Layout | None:
     """Two fields of lists: words, and a tag for each."""
-    lists = [x for x in looks if x.kind == "list" and not isinstance(x.values[0][0], list | dict)]
+    lists = [x for x in looks if x.kind == "list" and all(isinstance(v, list) for v in x.values)]
+    lists = [x for x in lists if not isinstance(x.values[0][0], list | dict)]
     words = [x for x in lists if all(isinstance(w, str) for v in x.values[:50] for w in v)]
     if len(lists) < 2 or not words:
         return None
@@ -177,12 +209,14 @@ def _by_names(looks: list[Look], lower: dict[str, str]) -> Layout | None:
             return texts_layout("triples", [lower[n] for n in names.split(":")])
     if "label" in lower and named[lower["label"]].kind != "bool":
         return None  # a judgement on pairs; good or bad is one on answers
+    if {"context", "question"} <= lower.keys():  # to be answered, in words of the context
+        answers = next((lower[n] for n in ("answers", "answer", "answer_text") if n in lower), "")
+        names = {"context": lower["context"], "question": lower["question"], "answers": answers}
+        if not answers or _quoted(*(named[names[n]] for n in ("context", "answers"))):
+            return Layout("spans", partial(spans_row, **names), "'context' and 'question'")
     for names in _ANSWERS.split():
         found = [named[lower[n]] for n in names.split(":") if n in lower]
         written = len(found) == 2 and all(x.kind in ("text", "word") for x in found)
         if written and any(x.is_text for x in found):
             return answering(found[0].name, found[1].name)
-    if {"context", "question"} <= lower.keys():  # to be answered
-        names = {"context": lower["context"], "question": lower["question"], "answers": ""}
-        return Layout("spans", partial(spans_row, **names), "'context' and 'question'")
     return None

@@ -59,6 +59,7 @@ def matches(examples: Examples) -> Examples:
 def by_label(examples: Examples) -> tuple[Found, Found]:
     """The second texts of each first one that match, and those that do not."""
     says = [label.lower().replace(" ", "_") for label in examples.labels]
+    says = says if len(says) < 3 else ["" if s in ("0", "1") else s for s in says]  # mere numbers
     if not set(says) & set(LIKE):
         raise DataError(
             f"{examples.source}: vectors are learned from pairs that match, and no label says that "

@@ -42,7 +42,7 @@ def _json_lines(path: Path) -> RawTable:
     for number, line in lines(path):
         try:
             row = json.loads(line) if line.strip() else {}
-        except ValueError:
+        except (ValueError, RecursionError):
             row = None
         row = {"text": row} if isinstance(row, str) else row
         if not isinstance(row, dict):
@@ -120,8 +120,9 @@ def read_tagged(path: Path) -> RawTable:
         if not line.strip() or line.startswith("-DOCSTART-"):
             sentence = {}
             continue
-        cells = line.split("\t") if "\t" in line else line.split(" ")
-        if line.startswith("# ") and len(cells) != width:
+        cells = line.split("\t") if "\t" in line else line.rstrip(" ").split(" ")
+        comment = line.startswith("# ") and not TAG.fullmatch(cells[-1])
+        if not sentence and (comment or (line[0] == "#" and len(cells) == 1)):
             continue
         width = width or len(cells)
         universal = len(cells) == 10 and not TAG.fullmatch(cells[-1])

@@ -16,11 +16,13 @@ import numpy as np
 import tokenizers
 from torch import Tensor
 
+from layerwise.data.text_files import MARKS
 from layerwise.data.text_processor import TextProcessor
 from layerwise.data.windows import mask_of, owners, stack
 from layerwise.errors import DataError, OptionError
 
-WORD = re.compile(r"https?://\S+|[@#]\w+|\w+(?:[-.,]\w+)*|['’]\w+|[^\w\s]")
+W = rf"[\w{MARKS}]"
+WORD = re.compile(rf"https?://\S+|[@#]{W}+|{W}+(?:[-.,]{W}+)*|['’]{W}+|[^\w\s]")
 Row = dict[str, list[np.ndarray]]
 
 

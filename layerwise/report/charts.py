@@ -150,7 +150,7 @@ def scatter(points: list[list[float]]) -> str:
     return svg(body, label="predicted against true")
 
 
-def interval_bars(rows: list[dict], best_is_high: bool) -> str:
+def interval_bars(rows: list[dict]) -> str:
     """One line per rung: its score as a dot, its interval as a bar."""
     height = 30 * len(rows) + 34
     low, high = min(r["low"] for r in rows), max(r["high"] for r in rows)

@@ -26,7 +26,7 @@ from layerwise.report.inside import look_inside
 from layerwise.report.thumbnails import picture
 from layerwise.result import Result, Rows
 from layerwise.tasks import intervals
-from layerwise.tasks.calibration import calibrate, conformal_quantile
+from layerwise.tasks.calibration import conformal_quantile, fit_temperature
 from layerwise.tasks.metrics import confusion, softmax
 from layerwise.train.run import predict_rows
 
@@ -174,8 +174,7 @@ def score_model(job: Job, rows: Rows, model: Model) -> dict[str, Any]:
     out: dict[str, Any] = {}
     val_targets = np.asarray(rows.val.targets)
     if job.task.name == "classify":
-        found = calibrate(raw_val, val_targets)
-        model.temperature = found.temperature
+        model.temperature = fit_temperature(raw_val, val_targets)
         shares = softmax(raw_val / model.temperature)
         own = 1 - shares[np.arange(len(shares)), val_targets]
         model.conformal = tuple(np.sort(own).round(6).tolist())

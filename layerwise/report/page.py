@@ -67,7 +67,7 @@ def pictures(page: dict[str, Any]) -> dict[str, str]:
         "val": charts.lines({key: val}, "step", f"validation {score['name']}"),
     }
     if page["ladder"]:
-        out["ladder"] = charts.interval_bars(page["ladder"], True)
+        out["ladder"] = charts.interval_bars(page["ladder"])
     if page.get("calibration"):
         out["reliability"] = charts.reliability(page["calibration"]["bins"])
     if page.get("confusion") and len(page["confusion"]["labels"]) <= SHOWN_CLASSES:

@@ -52,11 +52,13 @@ class Classify(Labels):
     def metrics(self, outputs: np.ndarray, targets: np.ndarray) -> dict[str, float]:
         """outputs: logits (n, C); targets: (n,)."""
         probabilities = metrics.softmax(outputs)
+        two = len(self.labels) == 2
         return {
             "accuracy": metrics.accuracy(outputs, targets),
             "balanced_accuracy": metrics.balanced_accuracy(outputs, targets),
             "macro_f1": metrics.macro_f1(outputs, targets),
             "log_loss": metrics.log_loss(probabilities, targets),
+            **({"auc": metrics.auc(outputs, targets)} if two else {}),
         }
 
     def lens(self, batch: Batch) -> list[str]:

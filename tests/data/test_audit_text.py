@@ -199,3 +199,15 @@ def test_real_text(shared_data):
     leaked = overlap([asked[i] for i in np.flatnonzero(train)], held, [str(i) for i in test])
     assert leaked is None or len(leaked.names) < 30
     assert texts_of(maths)[0].startswith(asked[0])
+
+
+def test_marks_and_emoji_tell_texts_apart():
+    days = [f"यह एक {word} है" for word in ("दिन", "दान", "दीन", "देन")]
+    assert group(days) == [0, 1, 2, 3]
+    assert group(["I like the 😀", "I like the 😡", "i like the 😀!"]) == [0, 1, 0]
+
+
+def test_long_runs_of_characters_are_searched_in_time():
+    started = time.monotonic()
+    assert not said(["a" * 400_000 + "@"], "email")
+    assert time.monotonic() - started < 20  # by squares it would be hours

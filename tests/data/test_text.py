@@ -16,6 +16,7 @@ from layerwise.data.examples import Examples
 from layerwise.data.open import open_data
 from layerwise.data.splits import content_hashes, split
 from layerwise.data.text_documents import texts_of
+from layerwise.data.text_matches import matches
 from layerwise.data.text_processor import TextProcessor
 from layerwise.data.train_tokenizer import train_wordpiece
 from layerwise.errors import DataError
@@ -305,7 +306,7 @@ def test_an_answer_beside_its_place_is_found_close_by(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("start", "text"), [(0, "1888"), (23, "1889"), (400, "1888"), (-1, "1888"), ("23", "1888")]
+    ("start", "text"), [(0, "1888"), (23, "1889"), (400, "1888"), (-1, "1888"), ("there", "1888")]
 )
 def test_an_answer_that_is_not_there_is_set_aside(tmp_path, start, text):
     opened = opened_as(write(tmp_path / "a.json", json.dumps(squad(start, text))), "spans")
@@ -564,3 +565,155 @@ def test_real_tables_stay_tables(shared_data):
             assert open_data(path).kind == "table", path
     refused(shared_data / "text-classification", "holds 2 folders of rows")
     refused(shared_data / "instruction-llamafactory", "6 files of different forms")
+
+
+# ---- what looks like something else --------------------------------------------------------------
+def test_sentences_with_a_comma_each_are_no_table(tmp_path):
+    lines = [
+        "Slow service, cold soup",
+        "Nice view, bad wine",
+        "Good, cheap",
+        "Loud, dark",
+        "So, so",
+    ]
+    opened = opened_as(write(tmp_path / "a.txt", "\n".join(lines)), "plain", learn=False)
+    assert texts_of(opened)[0].splitlines() == lines
+    opened_as(
+        write(tmp_path / "b.txt", "I would be back\nwe have waited long\nit cost just 20\n"),
+        "plain",
+    )
+    numbers = "\n".join(f"{i}.5, {i + 1}, {'ab'[i % 2]}" for i in range(30))
+    assert open_data(write(tmp_path / "c.txt", numbers)).kind == "table"
+
+
+def test_a_text_like_a_table_among_many_is_one_of_them(tmp_path):
+    for i, text in enumerate(many(lambda i, text: text)):
+        write(tmp_path / ["bad", "good"][i % 2] / f"{i}.txt", text)
+    write(tmp_path / "good" / "menu.txt", "\n".join(f"dish {i}, {i} euros" for i in range(9)))
+    opened = opened_as(tmp_path, "labelled")
+    assert (len(opened), opened.labels) == (25, ("bad", "good"))
+
+
+def test_names_of_few_files_make_no_split(tmp_path):
+    for name in ("train", "test_a", "model", "loader", "layers"):
+        write(tmp_path / f"{name}.py", f"# {PROSE[0]}\nx = '{name}'\n")
+    assert not any(opened_as(tmp_path, "plain").given)
+
+
+def test_rows_that_begin_with_a_hash_or_a_bar_are_rows(tmp_path):
+    rows = [
+        f"{'#sad, ' * (i < 4)}{text}\t{'ab'[i % 2]}" for i, text in enumerate(many(lambda i, t: t))
+    ]
+    assert len(opened_as(write(tmp_path / "a.tsv", "\n".join(rows)), "labelled")) == 24
+    head = opened_as(write(tmp_path / "b.tsv", "\n".join(["#text\tlabel", *rows[4:]])), "labelled")
+    assert (head.target_name, len(head)) == ("label", 20)
+    rows = [f"{text};{'ab'[i % 2]}" for i, text in enumerate(many(lambda i, t: t.replace(";", "")))]
+    said = write(tmp_path / "c.csv", "\n".join(["# made in May", "# of two", "text;label", *rows]))
+    assert len(opened_as(said, "labelled")) == 24
+
+
+def test_a_blank_before_a_quote_in_tabs_swallows_nothing(tmp_path):
+    rows = [
+        f"{'ab'[i % 2]}\t{' ' + chr(34) * (i % 9 == 3)}{t}"
+        for i, t in enumerate(many(lambda i, t: t))
+    ]
+    assert (
+        len(opened_as(write(tmp_path / "a.tsv", "\n".join(["label\ttext", *rows])), "labelled"))
+        == 24
+    )
+
+
+def test_comments_of_conll_are_no_words(tmp_path):
+    block = "red O\nJane B-PER\nran O\n\n"
+    for head in ("# s1\n", "#s1\n", "# text = red Jane ran\n"):
+        opened = opened_as(write(tmp_path / "a.conll", 20 * (head + block)), "tagged")
+        assert opened.labels == ("B-PER", "O")
+    trailing = write(tmp_path / "b.conll", "red O \nJane B-PER\n\n" + 20 * block)
+    assert len(opened_as(trailing, "tagged")) == 21
+
+
+# ---- as the hub has it ---------------------------------------------------------------------------
+def hub(path: Path, columns: dict, features: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    info = json.dumps({"info": {"features": features}})
+    parquet.write_table(pa.table(columns).replace_schema_metadata({"huggingface": info}), path)
+
+
+def test_numbers_of_classes_have_the_names_of_the_schema(tmp_path):
+    names = {"label": {"_type": "ClassLabel", "names": ["neg", "pos"]}}
+    for split_name, labels in (("train", [0, 1]), ("test", [1, 0]), ("unsupervised", [-1, -1])):
+        texts = many(lambda i, text, s=split_name: f"{text} {s}")
+        columns = {"text": texts, "label": [labels[i % 2] for i in range(24)]}
+        hub(tmp_path / "data" / f"{split_name}-00000.parquet", columns, names)
+    write(tmp_path / "dataset_infos.json", json.dumps({"default": {"features": names}}))
+    opened = opened_as(tmp_path, "labelled")
+    assert (opened.labels, len(opened)) == (("neg", "pos"), 48)
+    assert "24 of 72 rows have no target" in found(opened, "unlabelled")
+    kinds = {"_type": "ClassLabel", "names": ["O", "B-PER"]}
+    words, tags = [[f"red{i}", "Jane"] for i in range(24)], [[0, 1]] * 24
+    hub(
+        tmp_path / "n.parquet",
+        {"tokens": words, "ner_tags": tags},
+        {"ner_tags": {"feature": kinds}},
+    )
+    assert opened_as(tmp_path / "n.parquet", "tagged").labels == ("B-PER", "O")
+
+
+def test_mere_numbers_do_not_say_what_matches(tmp_path):
+    rows = many(lambda i, t: {"premise": t, "hypothesis": f"{t} So it was.", "label": i % 3})
+    opened = opened_as(as_lines(tmp_path / "a.jsonl", rows), "pairs")
+    with pytest.raises(DataError, match="no label says that two do"):
+        matches(opened)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"answer": "1888"},
+        {"answer_text": "1888", "answer_start": 24},
+        {"answers": ["1888"]},
+        {"answers": "{'text': ['1888'], 'answer_start': [24]}"},
+        {"answers": {"text": ["1888"], "answer_start": ["24"]}},
+    ],
+)
+def test_answers_of_any_shape_are_kept(tmp_path, answer):
+    said = "The mill was built in A 1888"
+    rows = [
+        {"context": f"{said}, as number {i}.", "question": f"When was {i}?", **answer}
+        for i in range(24)
+    ]
+    opened = opened_as(as_lines(tmp_path / "a.jsonl", rows), "spans")
+    assert opened.target_kind == "answers"
+    assert opened.inputs[0]["answers"] == [{"text": "1888", "start": 24}]
+
+
+def test_answers_in_words_of_their_own_are_completions(tmp_path):
+    rows = many(
+        lambda i, t: {"context": t, "question": f"Why {i}?", "answer": f"Nobody knows {i}."}
+    )
+    opened_as(as_lines(tmp_path / "a.jsonl", rows), "prompt_completion")
+
+
+def test_cells_that_are_no_text_break_nothing(tmp_path):
+    half = many(lambda i, t: {"text": f"{t} \ud83d", "label": "ab"[i % 2]})
+    assert texts_of(opened_as(as_lines(tmp_path / "a.jsonl", half), "labelled"))[0].endswith(" ?")
+    long = "\n".join(["text,label", *(f"{'word ' * 40_000}{i},{'ab'[i % 2]}" for i in range(12))])
+    assert len(opened_as(write(tmp_path / "b.csv", long), "labelled")) == 12
+    objects = many(lambda i, t: {"text": t, "label": {"name": "ab"[i % 2]}})
+    refused(as_lines(tmp_path / "c.jsonl", objects), "holds objects, no labels", target="label")
+    counted = many(
+        lambda i, t: {"question": f"{t} How many?", "answer": i if i % 2 else "none of them"}
+    )
+    opened_as(as_lines(tmp_path / "d.jsonl", counted), "prompt_completion")
+    said = {
+        "messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]
+    }
+    opened = opened_as(
+        as_lines(tmp_path / "e.jsonl", [said] * 9 + [{"messages": ["hi"]}]), "messages"
+    )
+    assert "without a role" in found(opened, "role")
+    write(tmp_path / "f" / "pos" / "my document 3.txt", PROSE[0])
+    for i, text in enumerate(PROSE):
+        write(tmp_path / "f" / ["pos", "neg"][i % 2] / f"{i}.txt", text)
+    assert len(opened_as(tmp_path / "f", "labelled")) == 7
+    refused(write(tmp_path / "g.jsonl", "[" * 5000 + "\n"), "line 1 is no JSON object")

@@ -116,3 +116,8 @@ def test_what_it_cannot_read(wordpiece: Tokenizer):
     with pytest.raises(OptionError, match="max_seq_len 3: no room for words"):
         WordProcessor(wordpiece, max_seq_len=3)([{"tokens": SENTENCE}])
     assert WordProcessor(wordpiece).to_dict()["max_seq_len"] == 512
+
+
+def test_marks_belong_to_their_letters():
+    for text in ("हिन्दी", "café", "كِتَاب", "ที่"):
+        assert words_of(text)[1] == [(0, len(text))]
