@@ -17,16 +17,17 @@ import numpy as np
 import sidebyside
 from torch import Tensor, nn
 
-from layerwise import language, models, runtime
+from layerwise import models, runtime
 from layerwise.adapt.groups import parameter_groups
-from layerwise.data.corpus import tokenise
 from layerwise.data.examples import Examples
 from layerwise.data.loader import Batches
-from layerwise.data.open import open_data
-from layerwise.data.text_documents import texts_of
-from layerwise.data.text_processor import TextProcessor
-from layerwise.data.train_tokenizer import train_bpe
+from layerwise.kinds.opening import open_data
+from layerwise.kinds.text import language
+from layerwise.kinds.text.corpus import tokenise
+from layerwise.kinds.text.documents import texts_of
+from layerwise.kinds.text.processor import TextProcessor
 from layerwise.tasks.causal import Causal
+from layerwise.tokens.training import train_bpe
 from layerwise.train.checkpoint import State
 from layerwise.train.loop import Course, Hooks, train
 from layerwise.train.optim import build_optimizer

@@ -73,7 +73,7 @@ def embedder(who: str):
     torch.set_num_threads(2)
     name, _, precision = who.partition(" ")
     if name == "ours":
-        from layerwise.embed import Embedder
+        from layerwise.verbs.embed import Embedder
 
         return Embedder(minilm(), dtype=precision, threads=2)
     if name == "sentence-transformers":
@@ -205,7 +205,7 @@ def child(who: str, seconds: float) -> None:
     import torch
 
     sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
-    from layerwise.tasks.metrics import spearman
+    from layerwise.tasks.scores.metrics import spearman
 
     texts, rows = sentences(), sts()
     with torch.inference_mode():

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from layerwise import models, runtime
 from layerwise.data.examples import Batch
 from layerwise.errors import DataError, TrainingStopped
-from layerwise.inspect.diagnosis import Diagnosis, diagnose, split_cure
-from layerwise.inspect.watch import Watch
+from layerwise.inspection.diagnosis import Diagnosis, diagnose, split_cure
+from layerwise.inspection.watch import Watch
 from layerwise.tasks.causal import Causal
 from layerwise.tasks.classify import Classify
 from layerwise.train.checkpoint import State

@@ -31,7 +31,7 @@ def images(n: int):
     """Real photographs as ImageNet networks take them, or noise where there are none."""
     import torch
 
-    from layerwise.data.image import ImageProcessor
+    from layerwise.kinds.image.processor import ImageProcessor
 
     files = sorted((DATA / "imagenet-1k-samples").rglob("*.jp*g"))[:n]
     if len(files) < n:

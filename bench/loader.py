@@ -159,10 +159,10 @@ def ours(
     """As `peer`; and what the first pass took where this call made it."""
     import numpy as np
 
-    from layerwise.data.augment import Augment
     from layerwise.data.examples import Examples
-    from layerwise.data.image import ImageProcessor
     from layerwise.data.loader import Batches, Prefetch
+    from layerwise.kinds.image.augment import Augment
+    from layerwise.kinds.image.processor import ImageProcessor
 
     paths, labels, targets = listing(folder)
     names, given = [p.name for p in paths], np.full(len(paths), "")

@@ -40,7 +40,7 @@ def child(case: Case, keep: str) -> dict[str, Any]:
     import torch
 
     from layerwise import runtime
-    from layerwise.plan import make_plan
+    from layerwise.planning import make_plan
 
     runtime.tune_allocator()
     torch.set_num_threads(THREADS)
@@ -80,7 +80,7 @@ def child(case: Case, keep: str) -> dict[str, Any]:
 
 
 def roofline(plan: Any, steps: int) -> float:
-    from layerwise.plan import timing
+    from layerwise.planning import timing
 
     return timing.from_roofline(plan.trace, plan.request.hardware, steps).value
 
@@ -89,8 +89,8 @@ def run(network: Any, example: Any, task: Any, setting: Any, steps: int) -> list
     """Seconds of each step of a real training on random rows."""
     import torch
 
-    from layerwise.plan.optimizers import make_optimizer
-    from layerwise.plan.step import prepare, stretched, train_step
+    from layerwise.planning.optimizers import make_optimizer
+    from layerwise.planning.step import prepare, stretched, train_step
 
     torch.manual_seed(0)
     prepare(network, setting)
@@ -130,7 +130,7 @@ class Load(NamedTuple):
 
 def forget_peak() -> int:
     """Set the kernel's high-water mark of this process to what is resident now; returns that."""
-    from layerwise.plan.machine import resident
+    from layerwise.planning.machine import resident
 
     base = resident()
     pathlib.Path("/proc/self/clear_refs").write_text("5")
@@ -234,7 +234,7 @@ def say(what: str, errors: list[float], median: float = 0.0, tail: float = 0.0) 
 
 def calibrate() -> None:
     """Run the plain networks and show how the error moves with each constant of plan/memory.py."""
-    from layerwise.plan import memory
+    from layerwise.planning import memory
 
     with tempfile.TemporaryDirectory() as folder:
         runs = []

@@ -22,9 +22,10 @@ import layerwise
 from layerwise import runtime
 from layerwise.console import Console
 from layerwise.data.examples import Examples
-from layerwise.fit import prepare_rows
+from layerwise.fitting.run import prepare_rows
 from layerwise.settings import settings
-from layerwise.tasks import intervals, task_for
+from layerwise.tasks import task_for
+from layerwise.tasks.scores import intervals
 
 HERE = pathlib.Path(__file__).resolve().parent
 DATA = pathlib.Path(os.environ.get("LAYERWISE_DATA", HERE.parent / "../shared/data"))
@@ -104,7 +105,7 @@ def beside(name: str, files: tuple[str, ...], target: str, folder: pathlib.Path)
     path = source if len(files) > 1 else source / files[0][:-3]
     options = {"target": target} if target else {}
     result = layerwise.fit(path, console=quiet, output=str(folder / "run"), depth=False, **options)
-    from layerwise.data.open import open_data
+    from layerwise.kinds.opening import open_data
 
     examples = open_data(path, target=target or None)
     rows = prepare_rows(examples, settings(**options), quiet, None, runtime.start())

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layerwise import models, runtime
-from layerwise.data.corpus import NO_LOSS
 from layerwise.data.examples import Batch
-from layerwise.data.train_tokenizer import train_bpe
+from layerwise.kinds.text.corpus import NO_LOSS
+from layerwise.tokens.training import train_bpe
 
 T, ROWS = 32, 4000
 LETTERS, WORDS, TOPICS = 128, 2048, 4

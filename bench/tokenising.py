@@ -45,8 +45,8 @@ def books(characters: int) -> list[str]:
 
 
 def tokenizer_of(name: str) -> Any:
-    from layerwise.data.tokens import Tokenizer
-    from layerwise.weights.gguf import read_metadata
+    from layerwise.tokens.tokenizer import Tokenizer
+    from layerwise.weights.gguf.read import read_metadata
 
     with tempfile.NamedTemporaryFile(suffix=".gguf") as file:
         file.write(gzip.decompress((DATA / f"tokenizers/ggml-vocab-{name}.gguf.gz").read_bytes()))
@@ -60,7 +60,7 @@ def paragraphs(texts: list[str]) -> list[str]:
 
 
 def child(who: str, vocabulary: str, characters: int) -> None:
-    from layerwise.data.corpus import tokenise
+    from layerwise.kinds.text.corpus import tokenise
 
     texts, tokenizer = books(characters), tokenizer_of(VOCABULARIES[vocabulary])
     n_bytes = sum(len(t.encode()) for t in texts)

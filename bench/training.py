@@ -39,7 +39,7 @@ def ours(name: str, seconds: float) -> dict:
     from layerwise import models, runtime
     from layerwise.adapt.groups import parameter_groups
     from layerwise.data.examples import Batch
-    from layerwise.plan import forward_flops
+    from layerwise.planning import forward_flops
     from layerwise.tasks.classify import Classify
     from layerwise.train.checkpoint import State
     from layerwise.train.loop import Course, Hooks, train

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layerwise import models, runtime
-from layerwise.inspect.watch import Watch
+from layerwise.inspection.watch import Watch
 from layerwise.train.optim import build_optimizer
 
 BLOCK = 25  # steps, one look in each

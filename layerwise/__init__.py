@@ -16,28 +16,26 @@ Importing this does no work: PyTorch is loaded when a verb is called.
 """
 
 import importlib
-import sys
-import types
 from typing import Any
 
 __version__ = "0.1.0"
 
 _VERBS = {
-    "fit": "layerwise.fit",
-    "load": "layerwise.bundle",
-    "predict": "layerwise.evaluate",
-    "evaluate": "layerwise.evaluate",
-    "compare": "layerwise.evaluate",
-    "embed": "layerwise.embed",
-    "search": "layerwise.embed",
-    "Embedder": "layerwise.embed",
-    "Index": "layerwise.embed",
-    "plan": "layerwise.verbs",
-    "inspect": "layerwise.verbs",
-    "audit": "layerwise.verbs",
-    "demo": "layerwise.verbs",
-    "export": "layerwise.export",
-    "selftest": "layerwise.selftest",
+    "fit": "layerwise.fitting.run",
+    "load": "layerwise.model.model",
+    "predict": "layerwise.model.evaluation",
+    "evaluate": "layerwise.model.evaluation",
+    "compare": "layerwise.model.evaluation",
+    "embed": "layerwise.verbs.embed",
+    "search": "layerwise.verbs.embed",
+    "Embedder": "layerwise.verbs.embed",
+    "Index": "layerwise.verbs.embed",
+    "plan": "layerwise.verbs.verbs",
+    "inspect": "layerwise.verbs.verbs",
+    "audit": "layerwise.verbs.verbs",
+    "demo": "layerwise.verbs.verbs",
+    "export": "layerwise.verbs.export",
+    "selftest": "layerwise.verbs.selftest",
 }
 
 
@@ -49,14 +47,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*_VERBS, "__version__"])
-
-
-class _Package(types.ModuleType):
-    """Keeps `layerwise.plan` the verb when the folder of the same name is imported."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _VERBS and isinstance(value, types.ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -14,13 +14,13 @@ from layerwise.errors import OptionError
 
 
 def fit(console: Console, data: str = "", resume: str = "", **options: Any) -> dict[str, Any]:
-    from layerwise.fit import fit
+    from layerwise.fitting.run import fit
 
     return fit(data, resume=resume, console=console, **options).to_dict()
 
 
 def demo(console: Console, output: str = "") -> dict[str, Any]:
-    from layerwise.verbs import demo
+    from layerwise.verbs.verbs import demo
 
     return demo(console=console, output=output)
 
@@ -28,7 +28,7 @@ def demo(console: Console, output: str = "") -> dict[str, Any]:
 def predict(
     console: Console, model: str, data: list[str], top: int, confidence: float
 ) -> list[dict[str, Any]]:
-    from layerwise.evaluate import as_model
+    from layerwise.model.evaluation import as_model
 
     loaded = as_model(model)
     out = []
@@ -58,7 +58,7 @@ def prediction_line(p: Any) -> str:
 
 
 def evaluate(console: Console, model: list[str], target: str, split: str) -> dict[str, Any]:
-    from layerwise.evaluate import compare, evaluate
+    from layerwise.model.evaluation import compare, evaluate
 
     if not 2 <= len(model) <= 3:
         raise OptionError("`layerwise evaluate MODEL DATA`, or `evaluate MODEL_A MODEL_B DATA`")
@@ -83,7 +83,7 @@ def evaluate(console: Console, model: list[str], target: str, split: str) -> dic
 def embed(
     console: Console, model: str, data: str, output: str, normalise: bool | None, dims: int
 ) -> dict[str, Any]:
-    from layerwise.embed import Embedder, Index, checked
+    from layerwise.verbs.embed import Embedder, Index, checked
 
     if output:
         checked(output)  # before the work
@@ -104,7 +104,7 @@ def embed(
 def search(
     console: Console, index: str, query: list[str], top: int, model: str
 ) -> list[dict[str, Any]]:
-    from layerwise.embed import search
+    from layerwise.verbs.embed import search
 
     out = []
     for asked, hits in zip(query, search(index, query, top, model), strict=True):
@@ -117,7 +117,7 @@ def search(
 
 
 def plan(console: Console, model: str, **options: Any) -> dict[str, Any]:
-    from layerwise.verbs import plan
+    from layerwise.verbs.verbs import plan
 
     found = plan(model, **options)
     for line in found.lines():
@@ -128,7 +128,7 @@ def plan(console: Console, model: str, **options: Any) -> dict[str, Any]:
 def inspect(
     console: Console, model: str, data: str, rows: int, base: str, output: str
 ) -> dict[str, Any]:
-    from layerwise.verbs import inspect
+    from layerwise.verbs.verbs import inspect
 
     report = inspect(model, data, rows=rows, base=base)
     for sentence in report.sentences():
@@ -140,8 +140,8 @@ def inspect(
 
 
 def audit(console: Console, data: str, **options: Any) -> dict[str, Any]:
-    from layerwise.fit import say_finding
-    from layerwise.verbs import audit
+    from layerwise.fitting.run import say_finding
+    from layerwise.verbs.verbs import audit
 
     examples, report = audit(data, **options)
     console.say(examples.understood)
@@ -157,7 +157,7 @@ def audit(console: Console, data: str, **options: Any) -> dict[str, Any]:
 
 
 def generate(console: Console, model: str, prompt: str, tokens: int) -> dict[str, Any]:
-    from layerwise.evaluate import as_model
+    from layerwise.model.evaluation import as_model
 
     text = as_model(model).generate(prompt, tokens)
     console.say(prompt + text)
@@ -165,7 +165,7 @@ def generate(console: Console, model: str, prompt: str, tokens: int) -> dict[str
 
 
 def export(console: Console, model: str, **options: Any) -> dict[str, Any]:
-    from layerwise.export import export
+    from layerwise.verbs.export import export
 
     done = export(model, **options)
     console.say(
@@ -176,7 +176,7 @@ def export(console: Console, model: str, **options: Any) -> dict[str, Any]:
 
 
 def selftest(console: Console, run: str, **options: Any) -> dict[str, Any]:
-    from layerwise.selftest import selftest
+    from layerwise.verbs.selftest import selftest
 
     found = selftest(run, **options)
     console.say(f"gradients of {found.rows} training rows, in {found.arithmetic} and in float64")
@@ -192,7 +192,7 @@ def selftest(console: Console, run: str, **options: Any) -> dict[str, Any]:
 
 
 def models(console: Console, family: str = "") -> list[dict[str, Any]]:
-    from layerwise.verbs import list_models
+    from layerwise.verbs.verbs import list_models
 
     rows = list_models(family)
     console.table(
@@ -208,7 +208,7 @@ def models(console: Console, family: str = "") -> list[dict[str, Any]]:
 
 def doctor(console: Console) -> dict[str, Any]:
     from layerwise import runtime
-    from layerwise.plan.hardware import available_memory
+    from layerwise.planning.hardware import available_memory
 
     machine = runtime.start()
     facts: dict[str, Any] = runtime.environment() | {

@@ -25,15 +25,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layerwise import runtime
-from layerwise.data.augment import Augment
 from layerwise.data.examples import Batch, Examples
-from layerwise.data.image import ImageProcessor
 from layerwise.data.loader import Batches, Prefetch
-from layerwise.data.open import open_data
 from layerwise.errors import DataError
+from layerwise.kinds.image.augment import Augment
+from layerwise.kinds.image.processor import ImageProcessor
+from layerwise.kinds.opening import open_data
 from layerwise.models import airbench
 from layerwise.tasks.classify import Classify
-from layerwise.tasks.metrics import accuracy
+from layerwise.tasks.scores.metrics import accuracy
 from layerwise.train.checkpoint import State
 from layerwise.train.loop import Course, Hooks, train
 from layerwise.train.optim import build_optimizer

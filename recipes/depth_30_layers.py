@@ -27,8 +27,8 @@ from torch import Tensor
 
 from layerwise import runtime
 from layerwise.data.examples import Batch
-from layerwise.inspect.diagnosis import diagnose
-from layerwise.inspect.watch import Watch
+from layerwise.inspection.diagnosis import diagnose
+from layerwise.inspection.watch import Watch
 from layerwise.models import mlp
 from layerwise.tasks.classify import Classify
 from layerwise.train.checkpoint import State

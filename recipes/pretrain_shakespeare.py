@@ -30,19 +30,20 @@ import tokenizers
 import torch
 from torch import nn
 
-from layerwise import language, runtime
+from layerwise import runtime
 from layerwise.adapt.groups import parameter_groups
-from layerwise.data.corpus import Corpus, tokenise
 from layerwise.data.examples import Examples
 from layerwise.data.loader import Batches, Prefetch
-from layerwise.data.open import open_data
-from layerwise.data.text_documents import texts_of
-from layerwise.data.text_processor import TextProcessor
-from layerwise.data.tokens import Tokenizer
-from layerwise.data.train_tokenizer import train_bpe
+from layerwise.kinds.opening import open_data
+from layerwise.kinds.text import language
+from layerwise.kinds.text.corpus import Corpus, tokenise
+from layerwise.kinds.text.documents import texts_of
+from layerwise.kinds.text.processor import TextProcessor
 from layerwise.layers.dropout import dropout
 from layerwise.models import llama
 from layerwise.tasks.causal import Causal
+from layerwise.tokens.tokenizer import Tokenizer
+from layerwise.tokens.training import train_bpe
 from layerwise.train.checkpoint import State
 from layerwise.train.loop import Course, Hooks, train
 from layerwise.train.optim import build_optimizer

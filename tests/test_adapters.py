@@ -10,12 +10,12 @@ import torch
 import layerwise
 from layerwise.adapt import lora, peft
 from layerwise.adapt.quantize import quantize
-from layerwise.data.tokens import Tokenizer
-from layerwise.data.train_tokenizer import train_wordpiece
 from layerwise.errors import OptionError, WeightsError
-from layerwise.ladder import reset_head
+from layerwise.fitting.ladder import reset_head
 from layerwise.runtime import start
 from layerwise.settings import settings
+from layerwise.tokens.tokenizer import Tokenizer
+from layerwise.tokens.training import train_wordpiece
 from tests import test_labelled
 from tests.test_labelled import FAST, rows_of
 

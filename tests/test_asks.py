@@ -21,9 +21,9 @@ from sklearn.metrics import accuracy_score, f1_score, log_loss
 from torch import Tensor
 
 import layerwise
-from layerwise.data.train_tokenizer import train_bpe
 from layerwise.errors import DataError, WeightsError
 from layerwise.runtime import start
+from layerwise.tokens.training import train_bpe
 from layerwise.train import loop
 from tests import oracles, test_labelled
 from tests.parity import relative_error

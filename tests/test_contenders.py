@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from layerwise import contenders
-from layerwise.choose import Choice
 from layerwise.console import Console
-from layerwise.contenders import FIRST, Contender, Job, Rung, compete, room
+from layerwise.fitting import contenders
+from layerwise.fitting.choose import Choice
+from layerwise.fitting.contenders import FIRST, Contender, Job, Rung, compete, room
 from layerwise.runtime import Runtime
 from layerwise.settings import settings
 from layerwise.train.run import Recipe

@@ -12,16 +12,16 @@ import torch
 
 import layerwise
 from layerwise import cli
-from layerwise.bundle import Model, load
 from layerwise.console import Console
-from layerwise.data.each_processor import EachProcessor
-from layerwise.data.text_processor import TextProcessor
-from layerwise.data.train_tokenizer import train_bpe, train_wordpiece
-from layerwise.embed import Embedder, Index, embed, search
 from layerwise.errors import DataError, OptionError
-from layerwise.fit import fit
+from layerwise.fitting.run import fit
+from layerwise.kinds.text.each import EachProcessor
+from layerwise.kinds.text.processor import TextProcessor
+from layerwise.model.model import Model, load
 from layerwise.models import bert, build, resolve
 from layerwise.tasks.embed import Embed
+from layerwise.tokens.training import train_bpe, train_wordpiece
+from layerwise.verbs.embed import Embedder, Index, embed, search
 from tests import oracles
 from tests.models.test_bert import minilm
 
@@ -101,7 +101,7 @@ def test_decoders_and_images_have_vectors_too(tmp_path: Path):
         want = torch.cat([decoder.network.features(row).mean(1) for row in rows])  # type: ignore[operator]
     np.testing.assert_allclose(found, want.numpy(), atol=1e-5)
 
-    from layerwise.data.image import ImageProcessor
+    from layerwise.kinds.image.processor import ImageProcessor
     from layerwise.tasks.classify import Classify
 
     family, small = resolve("resnet20", n_classes=2)

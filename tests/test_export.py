@@ -10,17 +10,17 @@ import torch
 
 import layerwise
 from layerwise import cli
-from layerwise.bundle import Model
-from layerwise.data.image import ImageProcessor
-from layerwise.data.text_processor import TextProcessor
-from layerwise.data.tokens import Tokenizer
-from layerwise.data.train_tokenizer import train_bpe
 from layerwise.errors import OptionError, WeightsError
-from layerwise.export import LIMITS
+from layerwise.kinds.image.processor import ImageProcessor
+from layerwise.kinds.text.processor import TextProcessor
+from layerwise.model.model import Model
 from layerwise.models import family, resolve
 from layerwise.tasks.causal import Causal
 from layerwise.tasks.classify import Classify
-from layerwise.weights.gguf_models import load_gguf
+from layerwise.tokens.tokenizer import Tokenizer
+from layerwise.tokens.training import train_bpe
+from layerwise.verbs.export import LIMITS
+from layerwise.weights.gguf.models import load_gguf
 from layerwise.weights.published import load_published
 
 TEXT = ["the cat sat on a mat while one dog ran over the hill", "and one ran far"]
@@ -128,7 +128,9 @@ def test_a_file_that_says_something_else_is_not_handed_over(
 ):
     other = continuing(tokenizer, rope_theta=5.0).network
     monkeypatch.setattr(
-        importlib.import_module("layerwise.export"), "load_gguf", lambda *a: (other, "llama", {})
+        importlib.import_module("layerwise.verbs.export"),
+        "load_gguf",
+        lambda *a: (other, "llama", {}),
     )
     with pytest.raises(WeightsError, match=r"opened again, its outputs were .* off"):
         layerwise.export(model, str(tmp_path / "a.gguf"), quantize="f32")

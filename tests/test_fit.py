@@ -206,7 +206,7 @@ def test_no_permission_is_said(bars: pathlib.Path, tmp_path: pathlib.Path, monke
 def test_what_does_not_fit_is_refused_with_what_would(bars, tmp_path, monkeypatch):
     import importlib
 
-    hardware = importlib.import_module("layerwise.plan.hardware")
+    hardware = importlib.import_module("layerwise.planning.hardware")
     monkeypatch.setattr(hardware, "available_memory", lambda: 60_000_000)
     with pytest.raises(DoesNotFit, match=r"memory"):
         layerwise.fit(bars, console=QUIET, output=str(tmp_path / "r"), base="none", **FAST)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from layerwise import frozen
+from layerwise.fitting import probes as frozen
 
 
 @pytest.mark.parametrize("n_known", [3, 40])

@@ -11,19 +11,18 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "layerwise"
 FLOORS = {
-    "errors": 0, "settings": 0, "console": 0, "runtime": 0, "precision": 0, "storage": 0,
-    "optimizers": 0,
-    "layers": 1, "data": 1, "muon": 1,
-    "models": 2,
-    "weights": 3, "plan": 3,
-    "adapt": 4, "generate": 4, "inspect": 4,
-    "tasks": 5,
-    "train": 6, "bundle": 6.5, "frozen": 6.55, "result": 6.6,
-    "choose": 7, "language": 7, "labelled": 7, "proxies": 7, "lens": 7, "contenders": 7,
-    "ladder": 7, "cure": 7, "fit": 7, "evaluate": 7, "embed": 7, "export": 7, "report": 7,
-    "selftest": 7,
-    "verbs": 7.5,
-    "serve": 8, "commands": 8, "cli": 8,
+    "errors": 0, "settings": 0, "console": 0, "storage": 0,
+    "runtime": 1,
+    "layers": 2, "data": 2, "tokens": 2, "optim": 2,
+    "models": 3,
+    "kinds": 4, "weights": 4, "planning": 4,
+    "adapt": 5, "generation": 5, "inspection": 5,
+    "tasks": 6,
+    "train": 7,
+    "model": 8,
+    "fitting": 9, "report": 9,
+    "verbs": 10,
+    "serve": 11, "commands": 11, "cli": 12,
 }  # fmt: skip
 TORCH_FREE = ("errors", "settings", "console", "cli", "__init__")
 DRAWERS = {"utils", "util", "common", "helpers", "misc"}

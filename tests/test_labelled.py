@@ -10,22 +10,23 @@ import pytest
 import torch
 
 import layerwise
-from layerwise import labelled, ladder
-from layerwise.choose import recipe_for
 from layerwise.console import Console
-from layerwise.data.open import open_data
-from layerwise.data.sources import Texts, batch_of
-from layerwise.data.text_processor import TextProcessor
-from layerwise.data.train_tokenizer import train_wordpiece
 from layerwise.errors import DataError, OptionError, WeightsError
-from layerwise.evaluate import rows_to_score
-from layerwise.labelled import read_by
+from layerwise.fitting import ladder
+from layerwise.fitting.choose import recipe_for
+from layerwise.kinds.opening import open_data
+from layerwise.kinds.sources import Texts, batch_of
+from layerwise.kinds.text import encoders as labelled
+from layerwise.kinds.text.encoders import read_by
+from layerwise.kinds.text.processor import TextProcessor
+from layerwise.model.evaluation import rows_to_score
 from layerwise.models import bert
 from layerwise.runtime import start
 from layerwise.settings import settings
 from layerwise.tasks import task_for
+from layerwise.tokens.training import train_wordpiece
 from layerwise.train.run import predict_rows
-from layerwise.weights.config_encoders import encoder_json, sentence_json
+from layerwise.weights.configs.encoders import encoder_json, sentence_json
 from layerwise.weights.files import save_tensors
 from layerwise.weights.names import publish
 from tests.oracles import import_transformers
@@ -219,7 +220,7 @@ def test_memory_is_planned_and_saved_by_the_longest_texts(tmp_path, monkeypatch)
 
 
 def test_features_do_not_see_padding(reviews, base):
-    from layerwise.frozen import features_of
+    from layerwise.fitting.probes import features_of
 
     rows = open_data(reviews)
     model = read_by(layerwise.load(base), rows, task_for(rows), settings())

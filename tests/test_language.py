@@ -15,13 +15,13 @@ import torch
 from pyarrow import parquet
 
 import layerwise
-from layerwise import language
 from layerwise.console import Console
-from layerwise.data.corpus import NO_LOSS, Windows, tokenise
-from layerwise.data.open import open_data
-from layerwise.data.text_processor import TextProcessor
-from layerwise.data.train_tokenizer import train_bpe
 from layerwise.errors import DataError, LayerwiseError, WeightsError
+from layerwise.kinds.opening import open_data
+from layerwise.kinds.text import language
+from layerwise.kinds.text.corpus import NO_LOSS, Windows, tokenise
+from layerwise.kinds.text.processor import TextProcessor
+from layerwise.tokens.training import train_bpe
 from tests.oracles import LlamaCpp, import_transformers
 
 QUIET = Console(quiet=True)

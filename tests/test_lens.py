@@ -10,14 +10,14 @@ import torch
 
 import layerwise
 from layerwise.console import Console
-from layerwise.data.corpus import Windows, tokenise
 from layerwise.data.examples import Batch, Examples
-from layerwise.data.text_processor import TextProcessor
-from layerwise.data.train_tokenizer import train_bpe
 from layerwise.errors import DataError
-from layerwise.language import windows_of
-from layerwise.lens import look, show
+from layerwise.fitting.lens import look, show
+from layerwise.kinds.text.corpus import Windows, tokenise
+from layerwise.kinds.text.language import windows_of
+from layerwise.kinds.text.processor import TextProcessor
 from layerwise.tasks.causal import Causal
+from layerwise.tokens.training import train_bpe
 from tests.test_language import sentences
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from layerwise import precision as linear
+from layerwise.runtime import precision as linear
 
 
 @pytest.fixture(autouse=True)

@@ -8,14 +8,16 @@ import pytest
 import torch
 
 import layerwise
-from layerwise import language, proxies, runtime
-from layerwise.choose import recipe_for
+from layerwise import runtime
 from layerwise.cli import main
 from layerwise.console import Console
-from layerwise.contenders import Job
 from layerwise.data.loader import Batches
 from layerwise.errors import DataError, OptionError
-from layerwise.fit import prepare_rows, understand
+from layerwise.fitting import scaling as proxies
+from layerwise.fitting.choose import recipe_for
+from layerwise.fitting.contenders import Job
+from layerwise.fitting.run import prepare_rows, understand
+from layerwise.kinds.text import language
 from layerwise.settings import settings
 from layerwise.tasks.causal import Causal
 from layerwise.train.checkpoint import State

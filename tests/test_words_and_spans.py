@@ -11,20 +11,20 @@ import pytest
 import torch
 
 import layerwise
-from layerwise.bundle import Model
 from layerwise.cli import parser
 from layerwise.commands import prediction_line
 from layerwise.console import Console
-from layerwise.data.open import open_data
-from layerwise.data.span_processor import SpanProcessor
-from layerwise.data.tokens import Tokenizer
-from layerwise.data.train_tokenizer import train_wordpiece
-from layerwise.data.word_processor import WordProcessor
 from layerwise.errors import DataError, OptionError
-from layerwise.evaluate import compare
+from layerwise.kinds.opening import open_data
+from layerwise.kinds.text.spans import SpanProcessor
+from layerwise.kinds.text.tagged import WordProcessor
+from layerwise.model.evaluation import compare
+from layerwise.model.model import Model
 from layerwise.models.bert import Bert, Config
 from layerwise.tasks.span import Span
 from layerwise.tasks.words import Words
+from layerwise.tokens.tokenizer import Tokenizer
+from layerwise.tokens.training import train_wordpiece
 from tests.oracles import import_transformers
 
 QUIET = Console(quiet=True)
@@ -257,7 +257,7 @@ def test_spans_can_be_learned():
 
 
 def rows_as_examples(rows: list[dict]):
-    from layerwise.data.text_documents import text_examples
+    from layerwise.kinds.text.documents import text_examples
 
     out = text_examples("spans", rows, [str(i) for i in range(len(rows))], [""] * len(rows))
     out.targets, out.target_kind = np.array(rows, object), "answers"

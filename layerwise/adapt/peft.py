@@ -25,7 +25,7 @@ from layerwise.adapt.lora import LowRank, Update
 from layerwise.errors import WeightsError
 from layerwise.layers.head import TiedHead
 from layerwise.storage import replacing
-from layerwise.weights.config_json import read_json
+from layerwise.weights.configs.json import read_json
 from layerwise.weights.files import read_tensors, save_tensors
 from layerwise.weights.names import Rules, dropped, locate, mismatch, publish, rename, respelled
 

@@ -22,7 +22,7 @@ from layerwise.data.delimited import read_bytes
 from layerwise.data.examples import Examples, Finding, TargetKind
 from layerwise.data.folders import splits_said
 from layerwise.data.listing import split_within
-from layerwise.data.table import Table
+from layerwise.data.naming import about, reason, shown
 from layerwise.data.targets import (
     Targets,
     enough_names,
@@ -31,8 +31,8 @@ from layerwise.data.targets import (
     read_targets,
     with_targets,
 )
-from layerwise.data.words import about, reason, shown
 from layerwise.errors import DataError
+from layerwise.kinds.table.processor import Table
 
 CHANNELS = (1, 3, 4)
 CLASS_FILES = ("classes.txt", "class_names.txt", "labels.txt", "label_names.txt")

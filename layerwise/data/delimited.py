@@ -18,8 +18,8 @@ from pyarrow import csv as arrow_csv
 
 from layerwise.data.cells import as_array
 from layerwise.data.examples import Finding
+from layerwise.data.naming import reason, shown
 from layerwise.data.text_files import blocks
-from layerwise.data.words import reason, shown
 from layerwise.errors import DataError
 
 NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*")

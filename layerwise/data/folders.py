@@ -14,8 +14,8 @@ import numpy as np
 
 from layerwise.data.examples import Examples, Finding
 from layerwise.data.listing import Listing, Parts, split_named
+from layerwise.data.naming import about, shown, some
 from layerwise.data.targets import class_targets, label_text
-from layerwise.data.words import about, shown, some
 from layerwise.errors import DataError
 
 

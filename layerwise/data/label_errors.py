@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from layerwise.data.duplicates import halved, principal
 from layerwise.data.examples import Finding
 from layerwise.data.splits import stratified_folds
 from layerwise.errors import DataError
-from layerwise.optimizers import LBFGS
+from layerwise.kinds.image.duplicates import halved, principal
+from layerwise.optim.eager import LBFGS
 
 PENALTIES = (1e-3, 1e-4, 1e-5)  # of the squared weights, beside the mean loss; the best is kept
 STEPS = 30  # of L-BFGS per penalty

@@ -3,7 +3,7 @@
 import numpy as np
 
 from layerwise.data.examples import Examples
-from layerwise.data.words import about, some
+from layerwise.data.naming import about, some
 from layerwise.errors import DataError
 
 

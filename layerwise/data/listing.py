@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from layerwise.data.examples import Finding
+from layerwise.data.naming import about, shown
 from layerwise.data.text_files import bare
-from layerwise.data.words import about, shown
 
 _SUFFIXES = """.jpg .jpeg .jpe .jfif .png .gif .bmp .dib .tif .tiff .webp .avif .ppm .pgm .pbm .pnm
 .tga .jp2 .ico"""

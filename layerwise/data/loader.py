@@ -20,11 +20,11 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from layerwise.data.augment import Augment, augment_named
 from layerwise.data.examples import Batch, Examples
-from layerwise.data.sources import Draw, Source, source_of
 from layerwise.data.threads import single_threaded_pool
 from layerwise.errors import DataError, OptionError
+from layerwise.kinds.image.augment import Augment, augment_named
+from layerwise.kinds.sources import Draw, Source, source_of
 
 
 class Indexed(Protocol):

@@ -17,9 +17,9 @@ from pyarrow import parquet
 from layerwise.data.delimited import RawTable, read_delimited
 from layerwise.data.examples import Finding, TargetKind
 from layerwise.data.listing import split_named, split_within
+from layerwise.data.naming import reason, shown, some
+from layerwise.data.rows import read_json, read_tagged
 from layerwise.data.text_files import bare, blocks, sniff
-from layerwise.data.text_rows import read_json, read_tagged
-from layerwise.data.words import reason, shown, some
 from layerwise.errors import DataError, nearest
 
 _SUFFIXES = ".csv .tsv .tab .data .test .txt .parquet .pq .jsonl .ndjson"

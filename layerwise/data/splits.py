@@ -17,9 +17,9 @@ import numpy as np
 import pyarrow as pa
 
 from layerwise.data.examples import Examples, Finding
-from layerwise.data.table import Table
 from layerwise.data.threads import parallel
 from layerwise.errors import OptionError
+from layerwise.kinds.table.processor import Table
 from layerwise.storage import DIGEST, content_hash
 
 PARTS = ("train", "val", "test")

@@ -19,7 +19,7 @@ import numpy as np
 
 from layerwise.data.examples import Examples, Finding, TargetKind, take
 from layerwise.data.listing import natural
-from layerwise.data.words import about, some
+from layerwise.data.naming import about, some
 from layerwise.errors import DataError
 
 UNLABELLED = frozenset({"", "?", "nan", "na", "n/a", "#n/a", "null"})  # "none" may be a class

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from layerwise.data.words import reason, shown
+from layerwise.data.naming import reason, shown
 from layerwise.errors import DataError
 
 BLOCK = 1 << 20

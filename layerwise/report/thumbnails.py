@@ -7,8 +7,8 @@ import numpy as np
 from PIL import Image
 
 from layerwise.data.examples import Examples
-from layerwise.data.image import decode
 from layerwise.errors import DataError
+from layerwise.kinds.image.processor import decode
 
 THUMBNAIL = 96
 

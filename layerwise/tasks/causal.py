@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from layerwise.data.corpus import NO_LOSS
 from layerwise.data.examples import Batch, Examples
-from layerwise.data.sources import batch_of
 from layerwise.errors import DataError
+from layerwise.kinds.sources import batch_of
+from layerwise.kinds.text.corpus import NO_LOSS
 from layerwise.layers.loss import n_with_loss, token_loss, token_losses
-from layerwise.tasks.metrics import scalar
+from layerwise.tasks.scores.metrics import scalar
 
 
 def bits_per_byte(

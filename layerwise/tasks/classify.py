@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from layerwise.data.examples import Batch, Examples
 from layerwise.errors import DataError
-from layerwise.tasks import metrics
 from layerwise.tasks.labels import Labels
+from layerwise.tasks.scores import metrics
 
 
 class Classify(Labels):

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from layerwise.data.examples import Batch, Examples
-from layerwise.data.sources import batch_of
 from layerwise.errors import DataError, OptionError
-from layerwise.tasks import metrics
+from layerwise.kinds.sources import batch_of
+from layerwise.tasks.scores import metrics
 
 BLOCK = 20_000  # rows among whose texts the right one is looked for
 SHORT = 1 << 24  # fp32 tells whole numbers apart up to here

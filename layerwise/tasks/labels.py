@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from layerwise.data.examples import Batch, Examples
-from layerwise.data.sources import batch_of
+from layerwise.kinds.sources import batch_of
 
 
 class Labels:

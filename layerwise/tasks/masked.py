@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from layerwise.data.corpus import NO_LOSS
 from layerwise.data.examples import Batch
-from layerwise.data.masked_windows import LEARNED
+from layerwise.kinds.text.corpus import NO_LOSS
+from layerwise.kinds.text.masked import LEARNED
 from layerwise.layers.loss import chunks, token_loss
 from layerwise.tasks.causal import Causal, bits
 

@@ -9,9 +9,9 @@ import numpy as np
 from torch import Tensor, nn
 
 from layerwise.data.examples import Batch, Examples
-from layerwise.data.sources import batch_of
 from layerwise.errors import DataError
-from layerwise.tasks import metrics
+from layerwise.kinds.sources import batch_of
+from layerwise.tasks.scores import metrics
 
 
 class Regress:

@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layerwise.data.examples import Batch, Examples
-from layerwise.data.sources import batch_of
 from layerwise.errors import DataError
-from layerwise.tasks.metrics import average
+from layerwise.kinds.sources import batch_of
+from layerwise.tasks.scores.metrics import average
 from layerwise.tasks.words import over_windows
 
 LONGEST = 30  # tokens between the start of an answer and its end

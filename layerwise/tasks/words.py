@@ -18,13 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from layerwise.data.corpus import NO_LOSS
 from layerwise.data.examples import Batch, Examples
-from layerwise.data.word_processor import words_of
 from layerwise.errors import DataError
+from layerwise.kinds.text.corpus import NO_LOSS
+from layerwise.kinds.text.tagged import words_of
 from layerwise.layers.loss import n_with_loss
 from layerwise.tasks.labels import Labels
-from layerwise.tasks.metrics import divide, scalar
+from layerwise.tasks.scores.metrics import divide, scalar
 
 MARKED = re.compile(r"O|[BIESLUM]-.+")
 SAME = {"L": "E", "U": "S", "M": "I"}  # marks of other schemes

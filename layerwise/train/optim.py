@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.errors import WeightsError, unknown
-from layerwise.optimizers import SGD, AdamW
+from layerwise.optim.eager import SGD, AdamW
 
 BETAS = (0.9, 0.95)
 
@@ -25,7 +25,7 @@ def build_optimizer(
     if name == "sgd":
         return SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0, fused=True)
     if name == "muon":
-        from layerwise.muon import Muon
+        from layerwise.optim.muon import Muon
 
         return Muon(groups, lr=lr)
     raise unknown("optimizer", name, ("adamw", "sgd", "muon"))

@@ -19,10 +19,10 @@ from layerwise import runtime, storage
 from layerwise.adapt.freeze import Freezing
 from layerwise.adapt.groups import parameter_groups
 from layerwise.adapt.packed import at_once, without_padding
-from layerwise.data.augment import Augment
 from layerwise.data.examples import Batch, Examples
 from layerwise.data.loader import Batches, Prefetch, in_order
-from layerwise.plan.step import checkpoint_layers
+from layerwise.kinds.image.augment import Augment
+from layerwise.planning.step import checkpoint_layers
 from layerwise.runtime import Runtime
 from layerwise.train import checkpoint
 from layerwise.train.checkpoint import State
@@ -134,7 +134,7 @@ class Training:
         log = MetricsLog(self.folder, state.step)
         feed = Prefetch(self.batches, state.step, stop=self.recipe.steps)
         if self.recipe.watch_every:
-            from layerwise.inspect.watch import Watch
+            from layerwise.inspection.watch import Watch
 
             self.watch = Watch(self.network.layers(), self.optimizer, self.recipe.watch_every)  # type: ignore[operator]
             kept = json.loads(self.looks.read_text()) if state.step and self.looks.exists() else []

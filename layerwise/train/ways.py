@@ -29,9 +29,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from layerwise import runtime
 from layerwise.adapt.freeze import parameters_by_layer
-from layerwise.data.corpus import NO_LOSS
 from layerwise.data.examples import Batch
-from layerwise.plan.step import checkpoint_layers, layers_of
+from layerwise.kinds.text.corpus import NO_LOSS
+from layerwise.planning.step import checkpoint_layers, layers_of
 from layerwise.runtime import Runtime
 from layerwise.train.loop import accumulate
 

@@ -14,7 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from layerwise.data.image import IMAGENET_MEAN, IMAGENET_STD, ImageProcessor
+from layerwise.kinds.image.processor import IMAGENET_MEAN, IMAGENET_STD, ImageProcessor
 
 HALF = (0.5, 0.5, 0.5)  # mean and std that bring pixels to -1..1
 CIFAR10 = (

@@ -11,19 +11,19 @@ from typing import Any
 
 from torch import nn
 
-from layerwise.data.image import ImageProcessor
-from layerwise.data.tokenizer_files import IN_A_FOLDER as TOKENIZERS
-from layerwise.data.tokens import Tokenizer
 from layerwise.errors import WeightsError, nearest, unknown
+from layerwise.kinds.image.processor import ImageProcessor
 from layerwise.models import config_from_dict, resolve
 from layerwise.models import family as family_module
+from layerwise.tokens.files import IN_A_FOLDER as TOKENIZERS
+from layerwise.tokens.tokenizer import Tokenizer
 from layerwise.weights import hub
 from layerwise.weights.cards import CARDS, Card, card_for_file, labels_of
-from layerwise.weights.config_json import card_of_folder, labels_for, read_json
-from layerwise.weights.config_text import decoder_card
+from layerwise.weights.configs.json import card_of_folder, labels_for, read_json
+from layerwise.weights.configs.text import decoder_card
 from layerwise.weights.files import IN_A_FOLDER, filled, read_tensors, weights_file
-from layerwise.weights.gguf import read_metadata
-from layerwise.weights.gguf_models import load_gguf
+from layerwise.weights.gguf.models import load_gguf
+from layerwise.weights.gguf.read import read_metadata
 from layerwise.weights.llama2c import (
     is_llama2c,
     read_llama2c,

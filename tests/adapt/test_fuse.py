@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from layerwise import bundle, models, runtime
+from layerwise import models, runtime
 from layerwise.adapt.fuse import fused
 from layerwise.data.examples import Examples
-from layerwise.data.image import ImageProcessor
+from layerwise.kinds.image.processor import ImageProcessor
+from layerwise.model import model as bundle
 from layerwise.tasks.classify import Classify
 
 SMALL = {

@@ -13,8 +13,8 @@ from layerwise.adapt.quantize import NF4, Packed, pack, quantize, unpack
 from layerwise.data.examples import Batch
 from layerwise.errors import OptionError, WeightsError
 from layerwise.models import llama
-from layerwise.plan.rehearsal import rehearse
-from layerwise.plan.step import Setting
+from layerwise.planning.rehearsal import rehearse
+from layerwise.planning.step import Setting
 
 BITS = pytest.mark.parametrize("bits", [8, 4])
 LLAMA = llama.Config(

@@ -4,7 +4,7 @@ import pytest
 import tokenizers
 from tokenizers import models, pre_tokenizers, processors, trainers
 
-from layerwise.data.tokens import Tokenizer
+from layerwise.tokens.tokenizer import Tokenizer
 
 CORPUS = [
     "Anna flew from Rome to Lower Saxony on Monday, said Bob.",

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from layerwise.data import audit_images
-from layerwise.data.audit import audit, audit_labels
 from layerwise.data.examples import Examples
-from layerwise.data.image import decode
-from layerwise.data.open import open_data
 from layerwise.errors import DataError
+from layerwise.kinds.audit import audit, audit_labels
+from layerwise.kinds.image import audit as audit_images
+from layerwise.kinds.image.processor import decode
+from layerwise.kinds.opening import open_data
 
 
 def picture(seed=0, side=64):

@@ -5,11 +5,11 @@ import gzip
 import numpy as np
 import pytest
 
-from layerwise.data.audit import audit
-from layerwise.data.audit_tables import rank_correlation
 from layerwise.data.examples import Examples
-from layerwise.data.open import open_data
-from layerwise.data.table import Table
+from layerwise.kinds.audit import audit
+from layerwise.kinds.opening import open_data
+from layerwise.kinds.table.audit import rank_correlation
+from layerwise.kinds.table.processor import Table
 
 
 def table_examples(columns, targets, kind="class", given=None, labels=("no", "yes")):

@@ -5,11 +5,11 @@ import time
 import numpy as np
 import pytest
 
-from layerwise.data.audit import audit
-from layerwise.data.audit_text import copies, damage, luhn, overlap, private
-from layerwise.data.duplicates import first_alike
-from layerwise.data.open import open_data
-from layerwise.data.text_documents import text_examples, texts_of
+from layerwise.kinds.audit import audit
+from layerwise.kinds.image.duplicates import first_alike
+from layerwise.kinds.opening import open_data
+from layerwise.kinds.text.audit import copies, damage, luhn, overlap, private
+from layerwise.kinds.text.documents import text_examples, texts_of
 
 RNG = np.random.default_rng(0)
 STARTS = ("ka", "lo", "mi", "ne", "su", "ta", "ri", "vo")

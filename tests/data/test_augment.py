@@ -5,8 +5,9 @@ import pytest
 import torch
 from oracles import import_torchvision
 
-from layerwise.data.augment import AUGMENTS, THUMBNAIL, Augment, augment_named, parity
-from layerwise.data.distort import (
+from layerwise.errors import OptionError
+from layerwise.kinds.image.augment import AUGMENTS, THUMBNAIL, Augment, augment_named, parity
+from layerwise.kinds.image.distort import (
     colour,
     crop_boxes,
     cutmix,
@@ -16,7 +17,6 @@ from layerwise.data.distort import (
     pad_crop,
     resized_crops,
 )
-from layerwise.errors import OptionError
 
 
 def batch(n: int = 6, h: int = 32, w: int = 32) -> torch.Tensor:

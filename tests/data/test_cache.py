@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from layerwise.data import cache as cache_module
-from layerwise.data.cache import PixelCache
 from layerwise.data.examples import Examples
-from layerwise.data.image import ImageProcessor
 from layerwise.errors import DataError, StorageError
+from layerwise.kinds.image import cache as cache_module
+from layerwise.kinds.image.cache import PixelCache
+from layerwise.kinds.image.processor import ImageProcessor
 from layerwise.storage import cache_folder
 
 PROCESSOR = ImageProcessor((24, 24), 28)
@@ -59,7 +59,7 @@ def test_whole_images_keep_their_aspect_and_are_never_enlarged(photos, tmp_path)
 
 def test_a_second_run_decodes_nothing(photos, tmp_path, monkeypatch):
     first = PixelCache(photos, PROCESSOR, tmp_path)
-    monkeypatch.setattr("layerwise.data.cache.write_store", None)
+    monkeypatch.setattr("layerwise.kinds.image.cache.write_store", None)
     again = PixelCache(photos, PROCESSOR, tmp_path)
     assert (first.built, again.built) == (True, False)
     assert np.array_equal(first.gather(np.arange(5)), again.gather(np.arange(5)))

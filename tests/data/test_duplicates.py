@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageFilter
 
-from layerwise.data.audit_images import with_thumbnail
-from layerwise.data.duplicates import groups_of, near_duplicates
+from layerwise.kinds.image.audit import with_thumbnail
+from layerwise.kinds.image.duplicates import groups_of, near_duplicates
 
 
 def photographs(n, seed=0):

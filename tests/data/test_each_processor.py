@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from layerwise.data.each_processor import EachProcessor
 from layerwise.data.examples import Examples
-from layerwise.data.open import open_data
-from layerwise.data.text_matches import matches
-from layerwise.data.train_tokenizer import train_wordpiece
 from layerwise.errors import DataError, OptionError
+from layerwise.kinds.opening import open_data
+from layerwise.kinds.text.each import EachProcessor
+from layerwise.kinds.text.matches import matches
+from layerwise.tokens.training import train_wordpiece
 
 WORDS = ["the cat sat on the mat", "a dog runs in the park", "birds fly south", "it rains"]
 

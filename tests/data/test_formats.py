@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from layerwise.data.examples import Examples
-from layerwise.data.open import open_data
-from layerwise.data.pickles import read_pickle
 from layerwise.errors import DataError
+from layerwise.kinds.image.pickles import read_pickle
+from layerwise.kinds.opening import open_data
 
 RANDOM = np.random.default_rng(0)
 

@@ -9,9 +9,9 @@ import torch
 from oracles import import_timm, import_torchvision, import_transformers
 from PIL import Image
 
-from layerwise.data import image as image_module
-from layerwise.data.image import ImageProcessor, centre_crop, decode
 from layerwise.errors import DataError, OptionError
+from layerwise.kinds.image import processor as image_module
+from layerwise.kinds.image.processor import ImageProcessor, centre_crop, decode
 
 INTERPOLATIONS = ["nearest", "bilinear", "bicubic", "lanczos"]
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
-from layerwise.data.augment import Augment
 from layerwise.data.examples import Batch, Examples
-from layerwise.data.image import ImageProcessor
 from layerwise.data.loader import Batches, Prefetch, in_order
-from layerwise.data.sources import TOKENS, Texts, images_at_once
 from layerwise.errors import DataError, OptionError, StorageError
+from layerwise.kinds.image.augment import Augment
+from layerwise.kinds.image.processor import ImageProcessor
+from layerwise.kinds.sources import TOKENS, Texts, images_at_once
 
 PROCESSOR = ImageProcessor((16, 16), 16)
 LARGE = ImageProcessor((80, 80), 92)  # more than a thumbnail: presets cut and resize

@@ -13,8 +13,8 @@ from PIL import Image
 from pyarrow import parquet
 
 from layerwise.data.examples import Examples
-from layerwise.data.open import open_data
 from layerwise.errors import DataError, OptionError
+from layerwise.kinds.opening import open_data
 
 
 def draw(path: Path, shade: int = 0) -> Path:

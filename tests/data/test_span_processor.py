@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from layerwise.data.span_processor import SpanProcessor
-from layerwise.data.tokens import Tokenizer
-from layerwise.data.train_tokenizer import train_wordpiece
 from layerwise.errors import DataError
+from layerwise.kinds.text.spans import SpanProcessor
+from layerwise.tokens.tokenizer import Tokenizer
+from layerwise.tokens.training import train_wordpiece
 from tests.oracles import import_transformers
 
 CONTEXT = "The tower of Lüneburg was built in 1888 by Anna Méndez, who lived nearby for ten years."

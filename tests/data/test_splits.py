@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from layerwise.data.examples import Examples
-from layerwise.data.open import open_data
 from layerwise.data.splits import content_hashes, split
-from layerwise.data.table import Table
 from layerwise.errors import OptionError
+from layerwise.kinds.opening import open_data
+from layerwise.kinds.table.processor import Table
 
 
 def images(targets, kind="class", given=None, same=None) -> Examples:

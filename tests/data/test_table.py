@@ -12,9 +12,9 @@ import torch
 from pyarrow import parquet
 
 from layerwise.data.examples import Examples
-from layerwise.data.open import open_data
-from layerwise.data.table import Table, TableProcessor
 from layerwise.errors import DataError
+from layerwise.kinds.opening import open_data
+from layerwise.kinds.table.processor import Table, TableProcessor
 
 
 def write(path, text: str):

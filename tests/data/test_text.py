@@ -13,13 +13,13 @@ from pyarrow import parquet
 
 from layerwise.data import text_files
 from layerwise.data.examples import Examples
-from layerwise.data.open import open_data
 from layerwise.data.splits import content_hashes, split
-from layerwise.data.text_documents import texts_of
-from layerwise.data.text_matches import matches
-from layerwise.data.text_processor import TextProcessor
-from layerwise.data.train_tokenizer import train_wordpiece
 from layerwise.errors import DataError
+from layerwise.kinds.opening import open_data
+from layerwise.kinds.text.documents import texts_of
+from layerwise.kinds.text.matches import matches
+from layerwise.kinds.text.processor import TextProcessor
+from layerwise.tokens.training import train_wordpiece
 
 PROSE = [
     "The river ran slowly past the old mill that morning, and nobody said a word.",

@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 import torch
 
-from layerwise.data import sentencepieces, vocabularies
-from layerwise.data.tokens import Tokenizer
-from layerwise.data.train_tokenizer import train_bpe, train_wordpiece
-from layerwise.data.windows import padded_length
 from layerwise.errors import DataError, OptionError, WeightsError
-from layerwise.weights.gguf import read_metadata
+from layerwise.kinds.text.windows import padded_length
+from layerwise.tokens import sentencepieces, vocabularies
+from layerwise.tokens.tokenizer import Tokenizer
+from layerwise.tokens.training import train_bpe, train_wordpiece
+from layerwise.weights.gguf.read import read_metadata
 from tests import oracles
 
 TEXTS = [

@@ -8,11 +8,11 @@ import tokenizers
 import torch
 from tokenizers import pre_tokenizers
 
-from layerwise.data.tokens import Tokenizer
-from layerwise.data.train_tokenizer import train_wordpiece
-from layerwise.data.windows import owners
-from layerwise.data.word_processor import WordProcessor, words_of
 from layerwise.errors import DataError, OptionError
+from layerwise.kinds.text.tagged import WordProcessor, words_of
+from layerwise.kinds.text.windows import owners
+from layerwise.tokens.tokenizer import Tokenizer
+from layerwise.tokens.training import train_wordpiece
 from tests.data.conftest import CORPUS
 from tests.oracles import import_transformers
 

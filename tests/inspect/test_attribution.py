@@ -8,11 +8,7 @@ from torch import Tensor, nn
 
 from layerwise.data.examples import Batch
 from layerwise.errors import DataError
-from layerwise.inspect.attribution import (
-    heat,
-    smooth_grad,
-    top_examples,
-)
+from layerwise.inspection.attribution import heat, smooth_grad, top_examples
 
 SIDE, PATCH = 16, 4
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from layerwise.data.corpus import NO_LOSS
 from layerwise.data.examples import Batch
 from layerwise.errors import DataError
-from layerwise.inspect.depth import depth_report, image_properties, pooled
-from layerwise.inspect.floors import DepthReport
-from layerwise.inspect.texts import thinned
+from layerwise.inspection.depth import depth_report, image_properties, pooled
+from layerwise.inspection.floors import DepthReport
+from layerwise.inspection.texts import thinned
+from layerwise.kinds.text.corpus import NO_LOSS
 
 N, D = 600, 24
 

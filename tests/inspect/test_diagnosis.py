@@ -13,8 +13,8 @@ from sklearn.datasets import load_digits
 
 from layerwise.data.examples import Batch
 from layerwise.errors import LayerwiseError
-from layerwise.inspect.diagnosis import EXPLAINS, RULES, diagnose, split_cure
-from layerwise.inspect.watch import Watch
+from layerwise.inspection.diagnosis import EXPLAINS, RULES, diagnose, split_cure
+from layerwise.inspection.watch import Watch
 from layerwise.models import mlp
 
 SOUND = {"dim": 48, "n_layers": 4}

@@ -10,10 +10,10 @@ from torch import nn
 from layerwise import models
 from layerwise.data.examples import Batch
 from layerwise.errors import DataError
-from layerwise.inspect.case import Case
-from layerwise.inspect.diagnosis import diagnose
-from layerwise.inspect.signal import chance_loss, signal
-from layerwise.inspect.watch import Watch, common_share
+from layerwise.inspection.case import Case
+from layerwise.inspection.diagnosis import diagnose
+from layerwise.inspection.signal import chance_loss, signal
+from layerwise.inspection.watch import Watch, common_share
 from layerwise.tasks.causal import Causal
 
 V, T = 48, 24
@@ -203,8 +203,8 @@ def test_what_frequencies_alone_cost_and_common_share():
 
 
 def test_likeness_of_texts_counts_only_where_their_labels_can_be_told_apart():
-    from layerwise.inspect.signal import Signal
-    from layerwise.inspect.text_rules import embedding_collapse
+    from layerwise.inspection.signal import Signal
+    from layerwise.inspection.text_rules import embedding_collapse
 
     layers = {"embed": {"common": 0.1}, "head": {"common": None}}
     history = [{"step": 0, "layers": layers}]

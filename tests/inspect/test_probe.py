@@ -5,7 +5,7 @@ import pytest
 from sklearn.linear_model import RidgeCV
 
 from layerwise.data.splits import stratified_folds
-from layerwise.inspect.probe import CrossFit, Ridge, cka, effective_rank
+from layerwise.inspection.probe import CrossFit, Ridge, cka, effective_rank
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 
 from layerwise import models
 from layerwise.data.examples import Batch
-from layerwise.inspect.changed import changed_layers
-from layerwise.inspect.heads import attention_modules, head_statistics, heads_seen, measures
-from layerwise.inspect.lens import logit_lens, token_bits
-from layerwise.inspect.reading import hard_share, head_table, reading
+from layerwise.inspection.changed import changed_layers
+from layerwise.inspection.heads import attention_modules, head_statistics, heads_seen, measures
+from layerwise.inspection.lens import logit_lens, token_bits
+from layerwise.inspection.reading import hard_share, head_table, reading
 from layerwise.layers.attention import attention
 from tests.oracles import import_transformers
 

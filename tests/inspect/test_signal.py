@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from layerwise.data.examples import Batch
-from layerwise.inspect.signal import signal
+from layerwise.inspection.signal import signal
 
 
 class Parity(nn.Module):

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layerwise import models
-from layerwise.inspect.structure import structure
+from layerwise.inspection.structure import structure
 
 
 class Chain(nn.Module):

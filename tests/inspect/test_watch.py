@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from layerwise.inspect.taps import saturated_share
-from layerwise.inspect.watch import Watch
+from layerwise.inspection.taps import saturated_share
+from layerwise.inspection.watch import Watch
 
 
 class Stack(nn.Module):

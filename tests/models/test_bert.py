@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from layerwise.errors import DataError, OptionError, WeightsError
 from layerwise.models import bert, config_from_dict, resolve
-from layerwise.weights import config_encoders
+from layerwise.weights.configs import encoders as config_encoders
 from layerwise.weights.files import load_into, read_tensors, save_tensors
 from layerwise.weights.names import publish, rename
 from layerwise.weights.published import load_published
@@ -463,7 +463,7 @@ def spearman(a: np.ndarray, b: np.ndarray) -> float:
 @pytest.mark.data
 @pytest.mark.slow
 def test_minilm_reproduces_its_published_score(shared_data: Path):
-    from layerwise.data.tokens import Tokenizer
+    from layerwise.tokens.tokenizer import Tokenizer
 
     folder = minilm()
     network, card = load_published(folder)

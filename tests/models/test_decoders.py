@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from layerwise.data.examples import Batch
 from layerwise.errors import DataError, OptionError, WeightsError
-from layerwise.generate.greedy import generate
+from layerwise.generation.greedy import generate
 from layerwise.models import build, config_from_dict, family, replace_fields, resolve
 from layerwise.models.moe import Moe, balance_loss
-from layerwise.plan.step import checkpoint_layers
+from layerwise.planning.step import checkpoint_layers
 from layerwise.tasks.causal import Causal
-from layerwise.weights.config_text import read_config, write_config
+from layerwise.weights.configs.text import read_config, write_config
 from layerwise.weights.files import load_into, read_tensors, save_tensors
 from layerwise.weights.names import publish, rename
 from layerwise.weights.published import load_published

@@ -1,6 +1,6 @@
 """The imitated allocators on sequences whose outcome is known."""
 
-from layerwise.plan.allocator import MB, CudaCache, Heap
+from layerwise.planning.allocator import MB, CudaCache, Heap
 
 
 def test_heap_reuses_what_was_freed():

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from layerwise.errors import DoesNotFit, OptionError
-from layerwise.plan import make_plan
+from layerwise.planning import make_plan
 
 MB = 10**6
 

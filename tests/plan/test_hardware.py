@@ -5,10 +5,10 @@ import pathlib
 import pytest
 
 from layerwise.errors import OptionError
-from layerwise.plan import machine
-from layerwise.plan.cost import energy, money
-from layerwise.plan.estimate import Estimate
-from layerwise.plan.hardware import ACCELERATORS, available_memory, hardware
+from layerwise.planning import machine
+from layerwise.planning.cost import energy, money
+from layerwise.planning.estimate import Estimate
+from layerwise.planning.hardware import ACCELERATORS, available_memory, hardware
 
 
 def test_names_are_forgiving_about_case_and_prefix():

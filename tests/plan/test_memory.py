@@ -2,10 +2,10 @@
 
 import pytest
 
-from layerwise.plan import memory
-from layerwise.plan.allocator import MB
-from layerwise.plan.rehearsal import rehearse
-from layerwise.plan.step import Setting
+from layerwise.planning import memory
+from layerwise.planning.allocator import MB
+from layerwise.planning.rehearsal import rehearse
+from layerwise.planning.step import Setting
 from layerwise.runtime import CAPACITY, KERNELS
 
 BASE = 300 * MB

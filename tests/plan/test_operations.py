@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from layerwise.plan.operations import forward_flops, nbytes
-from layerwise.plan.rehearsal import rehearse
-from layerwise.plan.step import Setting
+from layerwise.planning.operations import forward_flops, nbytes
+from layerwise.planning.rehearsal import rehearse
+from layerwise.planning.step import Setting
 
 
 def test_linear_is_two_per_multiply_accumulate():

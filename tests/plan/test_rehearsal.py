@@ -8,9 +8,9 @@ from torch import nn
 from layerwise import models
 from layerwise.data.examples import Batch
 from layerwise.errors import OptionError
-from layerwise.plan import rehearsal
-from layerwise.plan.rehearsal import rehearse
-from layerwise.plan.step import Setting
+from layerwise.planning import rehearsal
+from layerwise.planning.rehearsal import rehearse
+from layerwise.planning.step import Setting
 
 PARAMS = 20 * 30 + 30 + 30 * 30 + 30 + 30 * 10 + 10
 

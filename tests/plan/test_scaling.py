@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from layerwise.errors import DataError
-from layerwise.plan.scaling import Point, fit_law, forecast, predict, worth
+from layerwise.planning.scaling import Point, fit_law, forecast, predict, worth
 
 TRUE = np.array([np.log(1.1), np.log(60.0), 0.33, np.log(90.0), 0.30])
 SIZES, AMOUNTS = (2e5, 6e5, 2e6), (2e6, 6e6, 2e7)

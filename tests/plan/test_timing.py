@@ -4,10 +4,10 @@ import time
 
 import pytest
 
-from layerwise.plan import timing
-from layerwise.plan.hardware import hardware
-from layerwise.plan.rehearsal import rehearse
-from layerwise.plan.step import Setting
+from layerwise.planning import timing
+from layerwise.planning.hardware import hardware
+from layerwise.planning.rehearsal import rehearse
+from layerwise.planning.step import Setting
 
 
 def test_the_first_step_does_not_set_the_pace():

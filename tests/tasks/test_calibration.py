@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from layerwise.errors import DataError, OptionError
-from layerwise.tasks import calibration, metrics
+from layerwise.tasks.scores import calibration, metrics
 
 
 def sample(n, temperature, c=10, seed=0, strength=2.0):

@@ -9,9 +9,10 @@ from layerwise.data.examples import Batch
 from layerwise.errors import DataError, OptionError
 from layerwise.models import bert
 from layerwise.runtime import Runtime
-from layerwise.tasks import embed, metrics
+from layerwise.tasks import embed
 from layerwise.tasks.embed import Embed
-from layerwise.tasks.intervals import compare, interval
+from layerwise.tasks.scores import metrics
+from layerwise.tasks.scores.intervals import compare, interval
 from layerwise.train.checkpoint import State
 from layerwise.train.loop import Course, Hooks, train
 

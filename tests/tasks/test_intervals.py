@@ -8,8 +8,8 @@ import pytest
 from scipy import stats
 
 from layerwise.errors import DataError
-from layerwise.tasks import intervals, metrics
 from layerwise.tasks.embed import recall_at_1
+from layerwise.tasks.scores import intervals, metrics
 
 
 def right_and_wrong(rng, n, share):

@@ -7,13 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from layerwise.data.corpus import NO_LOSS, tokenise
 from layerwise.data.examples import Batch
-from layerwise.data.masked_windows import LEARNED, SCORED, MaskedWindows
-from layerwise.data.train_tokenizer import train_bpe, train_wordpiece
 from layerwise.errors import DataError, OptionError
+from layerwise.kinds.text.corpus import NO_LOSS, tokenise
+from layerwise.kinds.text.masked import LEARNED, SCORED, MaskedWindows
 from layerwise.models.bert import Config, Model
 from layerwise.tasks.masked import Masked
+from layerwise.tokens.training import train_bpe, train_wordpiece
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "while", "one", "dog", "ran", "over", "hill", "and"]
 TINY = {"dim": 32, "n_layers": 2, "n_heads": 2, "mlp_dim": 64, "dropout": 0.0, "attn_dropout": 0.0}

@@ -7,7 +7,7 @@ import pytest
 from sklearn import metrics as sk
 
 from layerwise.errors import DataError
-from layerwise.tasks import metrics
+from layerwise.tasks.scores import metrics
 
 
 @pytest.fixture

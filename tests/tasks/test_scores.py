@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from layerwise.tasks import intervals
 from layerwise.tasks.classify import Classify
 from layerwise.tasks.regress import Regress
+from layerwise.tasks.scores import intervals
 from layerwise.tasks.tag import Tag
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from layerwise.data.examples import Batch
 from layerwise.tasks import task_from_dict
-from layerwise.tasks.intervals import interval
+from layerwise.tasks.scores.intervals import interval
 from layerwise.tasks.span import LONGEST, Span, answer_f1, around, exact_match, f1
 
 

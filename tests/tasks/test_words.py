@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from layerwise.data.corpus import NO_LOSS
 from layerwise.data.examples import Batch
+from layerwise.kinds.text.corpus import NO_LOSS
 from layerwise.models.bert import Bert, Config
 from layerwise.tasks import task_from_dict
-from layerwise.tasks.intervals import interval
+from layerwise.tasks.scores.intervals import interval
 from layerwise.tasks.words import Words, entities, over_windows
 
 

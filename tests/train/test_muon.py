@@ -8,7 +8,7 @@ from torch import nn
 
 from layerwise.adapt.groups import parameter_groups
 from layerwise.errors import OptionError
-from layerwise.muon import Muon, orthogonal
+from layerwise.optim.muon import Muon, orthogonal
 
 
 class Small(nn.Module):

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from layerwise.data.corpus import NO_LOSS
 from layerwise.data.examples import Batch
+from layerwise.kinds.text.corpus import NO_LOSS
 from layerwise.layers.mask import positions_of
 from layerwise.models import bert, llama, mlp, resnet
 from layerwise.runtime import Runtime

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from layerwise.data.image import ImageProcessor
+from layerwise.kinds.image.processor import ImageProcessor
 from layerwise.models import build, family, resolve
 from layerwise.weights.cards import CARDS, Card, card_for_file, imagenet_labels, labels_of
 from layerwise.weights.hub import is_hub_id

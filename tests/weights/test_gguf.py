@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from layerwise.errors import WeightsError
-from layerwise.weights.gguf import read_gguf, read_metadata
-from layerwise.weights.gguf_write import kind_for, write_gguf
+from layerwise.weights.gguf.quants import KINDS, WRITTEN, pack, unpack
+from layerwise.weights.gguf.read import read_gguf, read_metadata
+from layerwise.weights.gguf.write import kind_for, write_gguf
 from layerwise.weights.names import permute_rope, unpermute_rope
-from layerwise.weights.quants import KINDS, WRITTEN, pack, unpack
 
 TOKENIZER = {
     "tokenizer.ggml.model": "gpt2",

@@ -7,10 +7,10 @@ import torch
 
 from layerwise.errors import WeightsError
 from layerwise.models import config_from_dict, family
-from layerwise.weights.gguf import read_gguf, read_metadata
-from layerwise.weights.gguf_models import load_gguf, save_gguf
-from layerwise.weights.gguf_names import ARCHITECTURES
-from layerwise.weights.gguf_write import write_gguf
+from layerwise.weights.gguf.models import load_gguf, save_gguf
+from layerwise.weights.gguf.names import ARCHITECTURES
+from layerwise.weights.gguf.read import read_gguf, read_metadata
+from layerwise.weights.gguf.write import write_gguf
 from tests.oracles import import_transformers
 
 SMALL = {"vocab_size": 96, "max_seq_len": 64, "dim": 64, "n_layers": 2, "n_heads": 4, "mlp_dim": 96}

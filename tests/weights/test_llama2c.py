@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from layerwise.data.tokens import Tokenizer
 from layerwise.errors import WeightsError
+from layerwise.tokens.tokenizer import Tokenizer
 from layerwise.weights.llama2c import BLOCK, read_llama2c, read_llama2c_tokenizer
 
 D, F, L, H, K, V, T = 16, 40, 2, 4, 2, 7, 6

@@ -17,13 +17,13 @@ import pytest
 import torch
 from torch import nn
 
-from layerwise.data.tokens import Tokenizer
-from layerwise.data.train_tokenizer import train_bpe
-from layerwise.generate.greedy import generate
+from layerwise.generation.greedy import generate
 from layerwise.models import config_from_dict, family
-from layerwise.weights import quants
-from layerwise.weights.gguf import read_gguf
-from layerwise.weights.gguf_models import load_gguf, save_gguf
+from layerwise.tokens.tokenizer import Tokenizer
+from layerwise.tokens.training import train_bpe
+from layerwise.weights.gguf import quants
+from layerwise.weights.gguf.models import load_gguf, save_gguf
+from layerwise.weights.gguf.read import read_gguf
 from tests.oracles import LlamaCpp
 
 pytestmark = pytest.mark.oracle

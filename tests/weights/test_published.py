@@ -8,8 +8,8 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from layerwise.data.image import ImageProcessor
 from layerwise.errors import LayerwiseError, WeightsError
+from layerwise.kinds.image.processor import ImageProcessor
 from layerwise.models import build, family, resolve
 from layerwise.weights import hub
 from layerwise.weights.cards import CARDS

@@ -10,15 +10,16 @@ import pytest
 import torch
 
 import layerwise
-from layerwise.bundle import Model
-from layerwise.data.tokens import Tokenizer
-from layerwise.data.train_tokenizer import train_bpe, train_wordpiece
 from layerwise.errors import LayerwiseError, WeightsError
+from layerwise.model.model import Model
 from layerwise.models import bert, family
-from layerwise.weights import config_encoders, hub
-from layerwise.weights.config_text import write_config
+from layerwise.tokens.tokenizer import Tokenizer
+from layerwise.tokens.training import train_bpe, train_wordpiece
+from layerwise.weights import hub
+from layerwise.weights.configs import encoders as config_encoders
+from layerwise.weights.configs.text import write_config
 from layerwise.weights.files import save_tensors
-from layerwise.weights.gguf_models import save_gguf
+from layerwise.weights.gguf.models import save_gguf
 from layerwise.weights.names import publish
 from layerwise.weights.published import load_published
 from tests.models.test_decoders import CASES, Case

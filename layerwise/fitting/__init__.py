@@ -1,0 +1,1 @@
+"""`fit`: from raw rows to a trained, scored and explained model."""

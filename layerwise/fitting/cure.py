@@ -1,0 +1,88 @@
+"""Diagnose a training that went on, and with `--cure` train once more with what cures it."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from layerwise.data.examples import Examples
+from layerwise.fitting.choose import Choice
+from layerwise.fitting.contenders import Contender, Job, Rung, better, compete
+from layerwise.fitting.ladder import start
+from layerwise.inspection.diagnosis import Diagnosis, diagnose, split_cure
+from layerwise.inspection.texts import legible
+from layerwise.models import replace_fields
+from layerwise.train.log import read_metrics
+
+PROBED = 200  # rows of each split that a diagnosis looks at
+WINDOWS = 24  # of running text
+
+
+def some_rows(examples: Examples, most: int) -> Examples:
+    """At most `most` rows, evenly spaced."""
+    n = min(most, len(examples))
+    return examples.subset(np.unique(np.linspace(0, len(examples) - 1, n).astype(int)))
+
+
+def metrics_of(job: Job, contender: Contender) -> list[dict[str, Any]]:
+    """The loss curve of a contender."""
+    return read_metrics(job.folder / "rungs" / contender.way)
+
+
+def diagnoses(job: Job, contender: Contender) -> list[Diagnosis]:
+    """What was wrong with a training, root cause first; each is said."""
+    if contender.outcome is None or not contender.outcome.history:
+        return []
+    processor = contender.choice.processor
+    most = WINDOWS if job.train.kind == "tokens" else PROBED
+    seen, unseen = (
+        legible(job.task.batch(some_rows(r, most), processor), job.task)
+        for r in (job.train, job.val)
+    )
+    found = diagnose(
+        contender.outcome.history,
+        contender.network,
+        [m for m in metrics_of(job, contender) if "loss" in m or "guardian" in m],
+        probe=seen,
+        held_out=unseen,
+        lr=contender.recipe.lr,
+        optimizer=contender.recipe.optimizer,
+        frozen=frozen_layers(contender),
+    )
+    for d in found:
+        job.console.say(f"  diagnosis: {d.fault.replace('_', ' ')} in {d.layer}: {d.evidence}")
+        job.console.say(f"    cure: {d.cure}")
+    return found
+
+
+def frozen_layers(contender: Contender) -> list[str]:
+    """Layers not meant to train: below the head for LoRA, and what a family keeps fixed."""
+    stack = contender.network.layers()  # type: ignore[operator]
+    if contender.way == "lora" or contender.recipe.unfreeze == "head":
+        return list(stack)[:-1]
+    return [n for n, m in stack.items() if not any(p.requires_grad for p in m.parameters())]
+
+
+def apply_cure(job: Job, ill: Contender, found: list[Diagnosis], rungs: list[Rung]) -> Contender:
+    """Train once more with what the first diagnosis advises; the better of both is kept.
+
+    Only a network that is trained from scratch can be given another activation or initialisation;
+    for a base the cure is in the settings alone.
+    """
+    options, fields = split_cure(found[0].cure_options, ill.choice.config)
+    config = replace_fields(ill.choice.config, fields)
+    choice = replace(ill.choice, config=config, why=f"{ill.choice.why}, cured: {found[0].cure}")
+    again = replace(job, settings=replace(job.settings, **options), folder=job.folder / "cured")
+    scratch: Callable[[], Choice] = lambda: choice  # noqa: E731
+    well = start(again, "scratch", None, scratch)
+    job.console.say(f"  cure applied: {options | fields or 'fresh weights'}; training again")
+    well = compete(again, [well], cured_rungs := [])
+    assert well.rung is not None
+    assert ill.rung is not None
+    well.rung.name = "cured"
+    rungs += cured_rungs
+    kept = well if better(job, well.rung, ill.rung) else ill
+    for rung in rungs:
+        rung.chosen = rung is kept.rung
+    return kept

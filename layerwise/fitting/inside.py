@@ -1,0 +1,173 @@
+"""What the report shows of a network's inside: how each layer learned and what it looks for."""
+
+import time
+from typing import Any
+
+import torch
+
+from layerwise import runtime
+from layerwise.data.examples import Examples
+from layerwise.data.loader import in_order
+from layerwise.errors import DataError
+from layerwise.fitting.contenders import Contender, Job
+from layerwise.fitting.cure import some_rows
+from layerwise.fitting.result import Rows
+from layerwise.inspection.attribution import heat, smooth_grad, top_examples
+from layerwise.inspection.depth import depth_report
+from layerwise.inspection.reading import NAMES_TOKENS, Reading, reading
+from layerwise.inspection.texts import legible
+from layerwise.kinds.text.corpus import tokenise
+from layerwise.kinds.text.documents import texts_of
+from layerwise.kinds.text.language import windows_of
+from layerwise.model.model import Model
+from layerwise.report.thumbnails import data_uri, overlay, picture
+
+PROBED, FEW_PROBED = 1500, 200  # rows that the depth report looks at, at most and at least
+TIMED, PASSES = 32, 5  # rows by which its time is judged; times that it sees each row, about
+TOKENS, WINDOWS = 4096, 16  # of running text, and its least number of windows
+LOOKED_THROUGH = 600  # rows among which a unit's favourites are sought
+SHOWN = 6  # rows whose saliency is shown
+UNITS, FAVOURITES = 2, 4  # per layer
+
+
+def look_inside(
+    job: Job, rows: Rows, model: Model, winner: Contender, base: Model | None = None
+) -> dict[str, Any]:
+    """The layers as the report shows them, pictures for images, and how texts are read.
+
+    base: what the winner was fine-tuned from.
+    """
+    history = winner.outcome.history if winner.outcome else []
+    out: dict[str, Any] = {"layers": layer_rows(model, history)}
+    if job.settings.depth and rows.test.kind in ("image", "table"):
+        out |= depth_of(job, rows, model, out["layers"])
+        if rows.test.kind == "image" and job.task.name == "classify":
+            runtime.give_back()
+            show_favourites(rows, model, out["layers"])
+            out["saliency"] = saliency(rows, model)
+    elif job.settings.depth:
+        gradients = {r["name"]: r["grad_norm"] for r in out["layers"] if r.get("grad_norm")}
+        try:
+            most = rows_probed(job, rows.test, model)
+            found = read_text(model, rows.test, base, job.settings.seed, gradients, most)
+        except DataError as e:  # too few held-out rows to probe with
+            return out | {"depth": {"sentences": [str(e)]}}
+        out["reading"] = found.to_dict()
+        out["depth"] = {"sentences": found.sentences()}
+        fill_floors(out["layers"], out["reading"])
+    return out
+
+
+def read_text(
+    model: Model,
+    held: Examples,
+    base: Model | None = None,
+    seed: int = 0,
+    gradients: dict[str, float] | None = None,
+    probed: int = PROBED,
+) -> Reading:
+    """How a model reads texts that it was not trained on; see `inspect.reading`."""
+    words, task = model.processor.tokenizer, getattr(model.task, "name", "")
+    if task in NAMES_TOKENS and held.kind == "text":
+        corpus = tokenise(texts_of(held), words)
+        held = windows_of(held, corpus, model.processor, task == "masked")
+    most = max(WINDOWS, TOKENS // model.processor.max_seq_len)
+    some = some_rows(held, most if task in NAMES_TOKENS else probed)
+    return reading(
+        model.network,
+        [legible(batch, model.task) for batch in in_order(some, model.processor)],
+        task,
+        getattr(model.task, "labels", ()),
+        words.stream,
+        None if base is None else base.network,
+        seed,
+        gradients,
+    )
+
+
+def rows_probed(job: Job, held: Examples, model: Model) -> int:
+    """How many rows the depth report looks at: what is left of the budget pays for."""
+    if job.seconds_left == float("inf"):
+        return PROBED
+    some, spent = some_rows(held, TIMED), []
+    with runtime.evaluating(model.network):
+        for _ in range(2):  # the first warms up
+            started = time.perf_counter()
+            for batch in in_order(some, model.processor, cached=False):
+                job.task.predict(model.network, batch.to(job.machine.device))
+            spent.append(time.perf_counter() - started)
+    paid = max(0.0, job.seconds_left) / PASSES / spent[-1] * len(some)
+    return min(PROBED, max(FEW_PROBED, int(paid)))
+
+
+def fill_floors(layers: list[dict[str, Any]], found: dict[str, Any]) -> None:
+    """The figures of a reading beside the layers they are of."""
+    rows = {row["name"]: row for row in layers}
+    first = layers[0]["name"]
+    for floor in found["lens"]:
+        name = first if floor["name"] == "embeddings" else floor["name"]
+        rows[name] |= {"probe": floor["right"], "bits": floor["bits"]}
+    for row in [*(found["depth"] or {"layers": []})["layers"], *found["changed"]]:
+        rows.get(row["name"], {}).update({k: v for k, v in row.items() if k != "name"})
+
+
+def layer_rows(model: Model, history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    stack = model.network.layers()  # type: ignore[operator]
+    last = history[-1]["layers"] if history else {}
+    return [
+        {"name": name, "params": sum(p.numel() for p in layer.parameters()), **last.get(name, {})}
+        for name, layer in stack.items()
+    ]
+
+
+def depth_of(job: Job, rows: Rows, model: Model, layers: list[dict]) -> dict[str, Any]:
+    """Probe accuracy, rank and similarity by layer, on rows that were not trained on."""
+    held = rows.test if len(rows.test) >= 300 else rows.val
+    held = held if len(held) > len(rows.test) else rows.test
+    gradients = {row["name"]: row["grad_norm"] for row in layers if row.get("grad_norm")}
+    batches = in_order(some_rows(held, rows_probed(job, held, model)), model.processor)
+    try:
+        found = depth_report(
+            model.network, batches, model.labels, seed=job.settings.seed, gradients=gradients
+        )
+    except DataError as e:  # too few held-out rows to probe with
+        return {"depth": {"sentences": [str(e)]}}
+    report = found.to_dict()
+    by_name = {row["name"]: row for row in report["layers"]}
+    for row in layers:
+        row |= {k: v for k, v in by_name.get(row["name"], {}).items() if k != "name"}
+    return {"depth": {"sentences": found.sentences(), "chance": report["chance"]}}
+
+
+def show_favourites(rows: Rows, model: Model, layers: list[dict]) -> None:
+    """Beside each layer: the held-out images that excite its most selective units."""
+    sought = some_rows(rows.test, LOOKED_THROUGH)
+    batches = in_order(sought, model.processor)
+    found = top_examples(model.network, batches, UNITS, FAVOURITES)
+    for row in layers:
+        row["units"] = [
+            {"index": u.index, "images": [{"image": picture(sought, r, 48)} for r in u.rows]}
+            for u in found.get(row["name"], [])
+        ]
+
+
+def saliency(rows: Rows, model: Model) -> list[dict[str, Any]]:
+    """Which pixels the answer hangs on, for a few held-out images."""
+    shown = some_rows(rows.test, SHOWN)
+    inputs = model.processor(shown.inputs)  # (B, 3, h, w)
+    with torch.no_grad():
+        said = model.network.eval()(inputs).argmax(1)
+    maps = heat(smooth_grad(model.network, inputs, said)).numpy()  # (B, h, w)
+    out = []
+    for i, name in enumerate(shown.names):
+        pixels = model.processor.pixels(shown.inputs[i])
+        out.append(
+            {
+                "name": str(name),
+                "truth": model.labels[int(shown.targets[i])],  # type: ignore[index]
+                "predicted": model.labels[int(said[i])],
+                "image": data_uri(pixels),
+                "overlay": overlay(pixels, maps[i]),
+            }
+        )
+    return out

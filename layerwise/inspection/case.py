@@ -1,0 +1,193 @@
+"""What is known of a training, and the measures that the rules of the diagnosis compare.
+
+Legend: "chance" is the loss of the best constant answer; the "fall" is the share of it that
+training has removed; a layer's relative gradient is the norm of its gradient over the norm of its
+weights; "pace" is the median over the layers of update over weights in one step.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from layerwise.inspection.signal import Signal
+from layerwise.inspection.structure import Structure
+
+# Thresholds, set on the development half of bench/diagnosis.py
+POOR_FALL = 0.15  # a training that removed less of the chance loss than this has not learned
+SLOW_FALL = 0.35  # and less than this is slow, where initialisation or depth is the suspect
+DEAD, SATURATED = 0.75, 0.5  # share of a layer's units
+GAIN_LOW, GAIN_HIGH = 0.25, 3.0  # of fresh weights; sound starts lie between 0.5 and 1.5
+FADED, GROWN = 0.02, 30.0  # size of the last hidden activations over that of the inputs
+VANISHED, EXPLODED = 1e-3, 1e3  # relative gradient of the lowest layers over that of the highest
+DEEP, VERY_DEEP = 12, 20  # weight layers without a shortcut
+ALIKE = 0.02  # spread below which a layer hands on nearly the same for every row
+WILD, IDLE = 0.15, 5e-4  # pace that is far too large, far too small
+AIM = {"sgd": 3e-3, "": 8e-3}  # the pace that a corrected learning rate aims at
+ALMOST_ALL = 0.9  # of a token embedding's size that is the same for every token
+PARALLEL = 0.995  # mean cosine between what the network makes of different texts
+STUCK = 0.5  # share of a layer's heads that read one key alone
+EMPTY_ROWS = 0.1  # share of rows without any loss
+UNDERFLOW = 0.3  # share of gradient entries that are zero in fp16, beside those of silent units
+
+
+@dataclass
+class Case:
+    """All that is known of a training, and what follows from it."""
+
+    history: Sequence[dict[str, Any]]
+    curve: Sequence[dict[str, Any]] = ()
+    structure: Structure | None = None
+    signal: Signal | None = None
+    chance: float | None = None
+    carried: np.ndarray | None = None  # (n,) share of each text's tokens that carry loss
+    likeness: float = 0.0  # mean cosine between different texts' features
+    lr: float = 0.0
+    optimizer: str = ""
+    frozen: frozenset[str] = frozenset()
+    stopped: str = ""
+
+    @cached_property
+    def names(self) -> list[str]:
+        return list(self.history[0]["layers"])
+
+    @cached_property
+    def losses(self) -> np.ndarray:
+        """The finite training losses, in order."""
+        rows = self.curve or self.history
+        values = [float(r["loss"]) for r in rows if r.get("loss") is not None]
+        return np.array([v for v in values if math.isfinite(v)])
+
+    @cached_property
+    def broke(self) -> bool:
+        """Whether a loss or gradient was not finite."""
+        marks = any("guardian" in r or not finite(r.get("loss")) for r in self.curve)
+        return bool(self.stopped) or marks
+
+    @cached_property
+    def start(self) -> float:
+        return float(self.chance or (np.median(self.losses[:3]) if len(self.losses) else math.nan))
+
+    @cached_property
+    def end(self) -> float:
+        tail = max(3, len(self.losses) // 8)
+        return float(np.median(self.losses[-tail:])) if len(self.losses) else math.nan
+
+    @cached_property
+    def fall(self) -> float:
+        return (self.start - self.end) / self.start if self.start else 0.0
+
+    @cached_property
+    def poor(self) -> bool:
+        """Whether it has not learned; without any loss that cannot be said, and is not."""
+        return self.broke or bool(len(self.losses) and not self.fall > POOR_FALL)
+
+    @cached_property
+    def slow(self) -> bool:
+        """Whether it has learned little: enough where the cause itself is in sight."""
+        return self.broke or bool(len(self.losses) and not self.fall > SLOW_FALL)
+
+    def loss_sentence(self) -> str:
+        if self.broke:
+            return "loss or gradient stopped being finite"
+        return f"the loss stands at {self.end:.3g}, where guessing gives {self.start:.3g}"
+
+    def values(self, key: str, look: int) -> dict[str, float]:
+        """{layer: value} of one look, layers without a value left out."""
+        layers = self.history[look]["layers"]
+        return {n: s[key] for n, s in layers.items() if s.get(key) is not None and finite(s[key])}
+
+    def hidden(self, key: str, look: int) -> dict[str, float]:
+        """The same without the last layer, whose outputs are the answer."""
+        return {n: v for n, v in self.values(key, look).items() if n != self.names[-1]}
+
+    def flow(self, look: int) -> dict[str, float]:
+        """{layer: relative gradient} of the layers that train and have matrices."""
+        norms, weights = self.values("grad_norm", look), self.values("weight_norm", look)
+        gains = self.values("gain", look)
+        return {n: g / weights[n] for n, g in norms.items() if weights.get(n) and n in gains}
+
+    def tilt(self, look: int) -> float | None:
+        """Relative gradient of the lowest third of the layers over that of the highest third."""
+        flow = [v for v in self.flow(look).values()]
+        if len(flow) < 4:
+            return None
+        third = max(1, len(flow) // 3)
+        low, high = np.median(flow[:third]), np.median(flow[-third:])
+        return float(low / high) if high > 0 else None
+
+    @cached_property
+    def complete(self) -> list[int]:
+        """Looks whose gradients were read."""
+        return [i for i, _ in enumerate(self.history) if self.values("grad_norm", i)]
+
+    def pace(self, look: int) -> float | None:
+        """Median update ratio of the layers that moved."""
+        moved = [v for v in self.values("update_ratio", look).values() if v > 0]
+        return float(np.median(moved)) if moved else None
+
+    @cached_property
+    def paces(self) -> list[float]:
+        return [p for i in range(len(self.history)) if (p := self.pace(i)) is not None]
+
+    @cached_property
+    def fade(self) -> float:
+        """Size of the last hidden activations over that of the inputs, at the first look.
+
+        1 for transformers: a norm stands before every matrix, whatever the stream's own size.
+        """
+        if self.values("entropy", 0):
+            return 1.0
+        sizes = list(self.hidden("act_std", 0).values())
+        inputs = self.history[0].get("inputs", {}).get("std") or 1.0
+        return sizes[-1] / inputs if sizes else 1.0
+
+    @cached_property
+    def alike(self) -> float:
+        """The spread in the highest third of the hidden layers at the first look."""
+        spread = list(self.hidden("spread", 0).values())
+        top = spread[-max(1, len(spread) // 3) :]
+        return float(np.median(top)) if top else 1.0
+
+    @cached_property
+    def tilts(self) -> list[float]:
+        """Relative gradient, bottom over top, in the first looks."""
+        return [t for i in self.complete[:3] if (t := self.tilt(i)) is not None]
+
+    @property
+    def plain_and_deep(self) -> bool:
+        s = self.structure
+        return s is not None and not s.residual and s.shortest >= DEEP
+
+    @property
+    def sound_pace(self) -> bool:
+        return bool(self.paces) and max(self.paces) > IDLE and max(self.paces[:4]) < WILD
+
+    def lost_entries(self, look: int) -> dict[str, float]:
+        """Share of zero gradient entries by layer, beyond what silent units account for."""
+        dead, below, lost = self.values("dead", look), 0.0, {}
+        for name, zeros in self.values("zero_grad", look).items():
+            own = dead.get(name, 0.0)
+            lost[name] = max(0.0, zeros - (1 - (1 - own) * (1 - below)))
+            below = own
+        return lost
+
+    def aimed_lr(self) -> float:
+        """A learning rate whose first updates have a sound size against the weights."""
+        aim = AIM.get(self.optimizer, AIM[""])
+        look = next((i for i in range(len(self.history)) if self.pace(i)), None)
+        if look is None:
+            return self.lr / 10
+        used = self.history[look].get("lr") or self.lr
+        return float(f"{used * aim / (self.pace(look) or aim):.2g}")
+
+
+def finite(value: Any) -> bool:
+    """Whether a value is a finite number; None counts as finite: it was not measured."""
+    try:
+        return value is None or math.isfinite(float(value))
+    except ValueError:
+        return False

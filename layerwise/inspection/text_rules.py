@@ -1,0 +1,99 @@
+"""The rules for networks that read text by attention: one function per fault, as in `rules.py`."""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from layerwise.inspection import rules
+from layerwise.inspection.case import ALMOST_ALL, EMPTY_ROWS, PARALLEL, STUCK, WILD, Case
+from layerwise.inspection.floors import span
+from layerwise.inspection.rules import Diagnosis
+
+
+def masked_labels(case: Case) -> Iterable[Diagnosis]:
+    """Texts in which no token carries loss: nothing is learned from them."""
+    if case.carried is None or not len(case.carried):
+        return
+    empty = float((case.carried == 0).mean())
+    if empty > EMPTY_ROWS:
+        yield Diagnosis(
+            "masked_labels",
+            "",
+            f"in {empty:.0%} of {len(case.carried)} texts no token carries loss, in the others "
+            f"{case.carried[case.carried > 0].mean() if empty < 1 else 0:.0%} of the tokens do",
+            "look at what carries loss before training: usually the answer was cut off by "
+            "max_seq_len, or the part to learn was not found in the text",
+        )
+
+
+def embedding_collapse(case: Case) -> Iterable[Diagnosis]:
+    """All tokens, or all texts, nearly the same to the network: it cannot tell them apart."""
+    if not case.slow or max(case.paces[:4], default=0) > WILD:
+        return
+    common = rules.worst_layers(case.values("common", 0), ALMOST_ALL)
+    cure = "start from fresh embeddings of mean zero (normal of 0.02)"
+    if common:
+        share = max(common.values())
+        yield Diagnosis(
+            "embedding_collapse",
+            span(list(common)),
+            f"{share:.0%} of the size of the token embeddings is the same for every token; "
+            + case.loss_sentence(),
+            cure,
+            {"init": "normal"},
+        )
+    elif case.poor and case.likeness > PARALLEL and case.signal and case.signal.present:
+        yield Diagnosis(
+            "embedding_collapse",
+            case.names[-2] if len(case.names) > 1 else "",
+            f"what the network makes of different texts has a mean cosine of {case.likeness:.4f}, "
+            f"though their labels can be told apart: {case.signal.sentence}; "
+            + case.loss_sentence(),
+            cure + ", and a lower learning rate",
+            {"init": "normal", "lr": case.lr / 3},
+        )
+
+
+def saturated_attention(case: Case) -> Iterable[Diagnosis]:
+    """Heads that read one key alone: their softmax passes no gradient to queries and keys."""
+    if not case.slow:
+        return
+    for i in range(len(case.history)):
+        sharp = case.values("sharp", i)
+        worst = rules.worst_layers(sharp, STUCK)
+        wild = i and max(case.paces[:i], default=0) > WILD  # else the rate did it
+        if worst and not wild and len(worst) >= len(sharp) / 2:
+            look = case.history[i]
+            left = np.median([case.values("entropy", i)[n] for n in worst])
+            options = {"qk_norm": True, "init": "normal"}
+            yield Diagnosis(
+                "saturated_attention",
+                span(list(worst)),
+                f"in {span(list(worst))} {max(worst.values()):.0%} of the heads read a single "
+                f"token at step {look['step']} (entropy {left:.2f} of what it could be), so no "
+                f"gradient reaches their queries and keys; {case.loss_sentence()}",
+                "norms of query and key (qk_norm), or smaller fresh weights"
+                + (", with a lower learning rate" if i > 1 else ""),
+                options | ({"lr": case.lr / 3} if i > 1 else {}),
+            )
+            return
+
+
+def dead_heads(case: Case) -> Iterable[Diagnosis]:
+    """Attention heads that add nothing in any of the last looks."""
+    late = [i for i in range(len(case.history)) if case.values("idle", i)][-3:]
+    if len(late) < 3:
+        return
+    names = case.values("idle", late[0])
+    common = {n: min(case.values("idle", i).get(n, 0.0) for i in late) for n in names}
+    worst = rules.worst_layers(common, 1e-9)
+    if worst:
+        n, share = max(worst.items(), key=lambda x: x[1])
+        yield Diagnosis(
+            "dead_heads",
+            span(list(worst)),
+            f"in {n} {share:.0%} of the heads add nothing, or next to nothing beside the strongest",
+            "start again from fresh weights: where values and output of a head are both zero, no "
+            "gradient reaches either",
+            {"init": "normal"},
+        )

@@ -1,0 +1,1 @@
+"""What raw data is: one folder a kind."""

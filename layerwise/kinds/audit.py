@@ -1,0 +1,258 @@
+"""What is wrong with the data, before any time is spent on it.
+
+Every finding names the files or rows it is about. What cannot be read is set aside; everything else
+is kept and said. Rows that occur twice are followed across the splits: a test row of which a copy
+was trained on tells nothing, so the score is also given without them (`clean_test`).
+
+Legend: n rows, C classes, g groups of copies.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from layerwise.data.examples import Examples, Finding, Severity
+from layerwise.data.label_errors import (
+    out_of_fold,
+    pixel_features,
+    stratified_groups,
+    suspect_labels,
+)
+from layerwise.data.naming import about
+from layerwise.data.splits import content_hashes
+from layerwise.errors import DataError
+from layerwise.kinds.image import audit as audit_images
+from layerwise.kinds.image.duplicates import first_alike, groups_of, near_duplicates
+from layerwise.kinds.table import audit as audit_tables
+from layerwise.kinds.text import audit as audit_text
+
+IMBALANCE = 10  # largest class over smallest, from which on it is said
+FOLDS = 5  # for predictions of rows that were not learned from
+MANY = 20_000  # rows whose labels are looked at by their pixels alone
+FEW = 10  # training rows of a class, below which it is said
+
+
+@dataclass
+class AuditReport:
+    """What the audit found.
+
+    keep: (n,) bool, rows that can be used. clean_test: the test rows of which no copy, exact or
+    near, lies in train or val. groups: (n,) the smallest row each row is a copy of (itself: none).
+    looks: thumbnails, for images.
+    """
+
+    findings: list[Finding]
+    keep: np.ndarray
+    clean_test: np.ndarray
+    groups: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    looks: audit_images.Looks | None = None
+
+    def lines(self) -> list[str]:
+        """The findings as sentences for a terminal, the gravest first."""
+        order = {"error": 0, "warning": 1, "note": 2}
+        found = sorted(self.findings, key=lambda f: order[f.severity])
+        return [f"{f.severity}: {f.message}" + f" -> {f.cure}" * bool(f.cure) for f in found]
+
+
+def audit(examples: Examples, splits: Mapping[str, np.ndarray] | None = None) -> AuditReport:
+    """Look at every row.
+
+    splits: {"train": rows, "val": rows, "test": rows}; what the data gave when left out.
+    Errors: DataError when no row can be used, with the reason.
+    """
+    n = len(examples)
+    if not n:
+        raise DataError(f"'{examples.source}' has no rows; was the right folder or file given?")
+    part, looks = parts_of(examples, splits), None
+    if examples.kind == "image":
+        looks = audit_images.look_at_all(examples.inputs, examples.names)
+        keep, findings = looks.usable, looks.findings
+        require_some(keep, findings, examples.source)
+        exact = first_alike(looks.digests)
+        first = np.flatnonzero(keep & (exact == np.arange(n)))  # one of each content
+        pairs = first[near_duplicates(looks.grey[first], looks.colour[first])]
+        copies = np.stack([exact, np.arange(n)], 1)
+        groups = groups_of(n, np.concatenate([pairs, copies]))
+    elif examples.kind == "text":
+        exact = first_alike(content_hashes(examples))
+        keep, groups, findings = audit_text.look_at_texts(examples, exact)
+        require_some(keep, findings, examples.source)
+    else:
+        keep, findings = np.ones(n, bool), audit_tables.audit_columns(examples)
+        groups = exact = first_alike(content_hashes(examples))
+    findings = (
+        findings + audit_copies(examples, exact, groups, part) + balance(examples, keep, part)
+    )
+    return AuditReport(findings, keep, clean_rows(groups, part), groups, looks)
+
+
+def audit_labels(
+    examples: Examples,
+    report: AuditReport,
+    rows: np.ndarray | None = None,
+    features: np.ndarray | None = None,
+    seed: int = 0,
+) -> Finding | None:
+    """Rows whose label looks wrong, by confident learning on out-of-fold predictions.
+
+    rows: the rows looked at, all usable ones when left out. features: (len(rows), D), a pre-trained
+    base's; small pixels when left out (images only, and MANY of them drawn at random at most).
+    Copies stay in one fold. None when nothing is suspected, or where there are not two classes of
+    at least FOLDS rows to tell apart.
+    """
+    if examples.targets is None or examples.target_kind != "class":
+        return None
+    if features is None and report.looks is None:
+        return None
+    rows = np.flatnonzero(report.keep) if rows is None else rows
+    if features is None:
+        rows = np.sort(np.random.default_rng(seed).permutation(rows)[:MANY])
+    sizes = np.bincount(examples.targets[rows], minlength=len(examples.labels))
+    enough = (sizes >= FOLDS)[examples.targets[rows]] & report.keep[rows]
+    rows = rows[enough]
+    if len(np.unique(examples.targets[rows])) < 2:
+        return None
+    if features is not None:
+        features = features[enough]
+    elif report.looks is not None:
+        features = pixel_features(report.looks.grey[rows], report.looks.colour[rows], seed)
+    classes, y = np.unique(examples.targets[rows], return_inverse=True)
+    fold = stratified_groups(y, report.groups[rows], FOLDS, seed)
+    assert features is not None
+    probabilities = out_of_fold(features, y, fold, seed)
+    names = [str(examples.names[i]) for i in rows.tolist()]
+    return suspect_labels(probabilities, y, names, [examples.labels[c] for c in classes])
+
+
+def parts_of(examples: Examples, splits: Mapping[str, np.ndarray] | None) -> np.ndarray:
+    """The split of each row: (n,) of "train", "val", "test" or ""."""
+    if splits is None:
+        return np.asarray(examples.given)
+    part = np.full(len(examples), "", "U5")
+    for name, rows in splits.items():
+        part[rows] = name
+    return part
+
+
+def require_some(keep: np.ndarray, findings: list[Finding], source: str) -> None:
+    """Errors: DataError when every row was set aside, with what was wrong."""
+    if not keep.any():
+        reasons = "; ".join(f.message for f in findings if f.severity == "error")
+        raise DataError(f"'{source}': nothing is left to work with. {reasons}")
+
+
+# ---- copies ----------------------------------------------------------------------------------
+
+
+def clean_rows(groups: np.ndarray, part: np.ndarray) -> np.ndarray:
+    """Test rows whose group has no row in train or val, ascending."""
+    tainted = np.isin(groups, groups[np.isin(part, ("train", "val"))])
+    return np.flatnonzero((part == "test") & ~tainted)
+
+
+def audit_copies(
+    examples: Examples, exact: np.ndarray, groups: np.ndarray, part: np.ndarray
+) -> list[Finding]:
+    """Copies within a split, across splits, and with different labels."""
+    rows = np.flatnonzero(np.bincount(groups, minlength=len(groups))[groups] > 1)
+    rows = rows[np.argsort(groups[rows], kind="stable")]  # group after group
+    sets = np.split(rows, np.flatnonzero(np.diff(groups[rows])) + 1) if len(rows) else []
+    table = examples.kind == "table"  # equal rows of a table can be different cases
+    severity = "note" if table else "warning"
+    cure = "look whether they are separate cases" if table else "keep one of each"
+    nearly = {"text": "say nearly the same as another"}
+    near = nearly.get(examples.kind, "show the same picture as another")
+    found: list[Finding] = []
+    for kind, same, what in (
+        ("duplicate", True, "have exactly the same content as another"),
+        ("near_duplicate", False, near),
+    ):
+        chosen = [s for s in sets if (len(np.unique(exact[s])) == 1) == same]
+        names = [str(examples.names[i]) for s in chosen for i in s.tolist()]
+        what = f"of {len(examples):,} rows {what}, in {len(chosen):,} groups"
+        found += about(kind, severity, names, what, cure)
+    return found + leaks(examples, groups, part) + conflicts(examples, sets, severity)
+
+
+def leaks(examples: Examples, groups: np.ndarray, part: np.ndarray) -> list[Finding]:
+    """Held-out rows that were also trained on, each with one of its copies."""
+    found = []
+    training = np.flatnonzero(part == "train")
+    known, where = np.unique(groups[training], return_index=True)
+    for held in ("val", "test"):
+        rows = np.flatnonzero((part == held) & np.isin(groups, known))
+        twins = training[where[np.searchsorted(known, groups[rows])]]
+        both = zip(rows.tolist(), twins.tolist(), strict=True)
+        names = [f"{examples.names[i]} = {examples.names[j]}" for i, j in both]
+        what = f"of {(part == held).sum():,} {held} rows are also in train"
+        cure = "the score is also given without them; remove them from train for good"
+        found += about("leak", "warning", names, what, cure)
+    return found
+
+
+def conflicts(examples: Examples, sets: list[np.ndarray], severity: Severity) -> list[Finding]:
+    """Copies that carry different labels: one of them is wrong."""
+    y = examples.targets
+    if y is None or examples.target_kind not in ("class", "classes"):
+        return []
+    bad = [s for s in sets if len(np.unique(y[s], axis=0)) > 1]
+    names = [f"{examples.names[i]} ({label_of(examples, i)})" for s in bad for i in s.tolist()]
+    what = f"rows, in {len(bad):,} groups of copies, carry different labels"
+    return about("label_conflict", severity, names, what, "correct the labels, or tell them apart")
+
+
+def label_of(examples: Examples, row: int) -> str:
+    assert examples.targets is not None
+    y = examples.targets[row]
+    if np.ndim(y) == 0:
+        return examples.labels[int(y)]
+    return ", ".join(examples.labels[c] for c in np.flatnonzero(y))
+
+
+# ---- classes ---------------------------------------------------------------------------------
+
+
+def balance(examples: Examples, keep: np.ndarray, part: np.ndarray) -> list[Finding]:
+    """Classes that are rare, or that the test never asks for."""
+    if examples.target_kind == "tags":
+        return untaught_tags(examples, keep, part)
+    if examples.targets is None or examples.target_kind not in ("class", "classes"):
+        return []
+    counts = class_counts(examples, keep & ~np.isin(part, ("val", "test")))
+    labels, occurs = np.array(examples.labels), counts > 0
+    if not occurs.any():
+        return []
+    most, least = counts.argmax(), np.where(occurs, counts, counts.max() + 1).argmin()
+    rare = labels[occurs & (IMBALANCE * counts <= counts[most])].tolist()
+    ratio = f"{counts[most] / counts[least]:.0f} to 1"
+    uneven = (
+        f"classes are rare beside '{labels[most]}' ({counts[most]:,} train rows, "
+        f"{counts[least]:,} of '{labels[least]}': {ratio}), see balanced accuracy"
+    )
+    few = labels[occurs & (counts < FEW)].tolist()
+    tested = class_counts(examples, keep & (part == "test"))
+    never = labels[occurs & (tested == 0)].tolist() if tested.any() else []
+    return [
+        *about("imbalance", "warning", rare, uneven, "add rows of the rare classes"),
+        *about("few_rows", "warning", few, f"classes have under {FEW} training rows", "add rows"),
+        *about("untested_class", "warning", never, "classes have no test row: they go unscored"),
+    ]
+
+
+def untaught_tags(examples: Examples, keep: np.ndarray, part: np.ndarray) -> list[Finding]:
+    """Tags that held-out sentences ask for and no training sentence has."""
+    held, tags = np.isin(part, ("val", "test")), np.asarray(examples.targets)
+    asked, known = (set(tags[keep & rows].ravel().tolist()) for rows in (held, ~held))
+    names = [examples.labels[i] for i in sorted(asked - known) if i >= 0]
+    what = "tags never occur in train, so they cannot be learned"
+    return about("untaught_tag", "warning", names, what, "add sentences with them")
+
+
+def class_counts(examples: Examples, rows: np.ndarray) -> np.ndarray:
+    """Rows of each class (C,) among the chosen ones."""
+    assert examples.targets is not None
+    y = examples.targets[rows]
+    if examples.target_kind == "classes":
+        return y.sum(0).astype(np.int64)
+    return np.bincount(y, minlength=len(examples.labels))

@@ -1,0 +1,206 @@
+"""One look at every picture: can it be read, is it what its name says, what does it resemble.
+
+Each file is read once, decoded at reduced size (JPEGs at an eighth where that is enough), and kept
+as a thumbnail, on several threads. What is refused here is what `image.decode` refuses.
+
+Legend: n pictures, h x w pixels.
+"""
+
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from layerwise.data.examples import Finding
+from layerwise.data.naming import about
+from layerwise.data.threads import parallel
+from layerwise.kinds.image.duplicates import SIDE
+from layerwise.kinds.image.processor import (
+    check_size,
+    from_array,
+    orientation,
+    quietly,
+    to_rgb,
+    upright,
+)
+from layerwise.storage import UNREADABLE, content_hash
+
+LUMA = (0.299, 0.587, 0.114)
+GRID = 4  # of the colours
+PIECE = 2048  # arrays shrunk at once
+
+BAD = {  # set aside: what is said, and what to do
+    "empty": ("are empty (0 bytes)", "copy them again, or delete them"),
+    "unreadable": ("are no image that can be read", "replace or delete them"),
+    "truncated": ("are truncated: the end of the file is missing", "copy them again"),
+    "too_large": ("have too many pixels or none", "scale them to a usual size"),
+}
+TRAITS = {  # used as they are: what is said, and what is done about it
+    "wrong_extension": ("have another format than their name says", "they are read all the same"),
+    "cmyk": ("are in CMYK (for print)", "converted to RGB; colours may shift a little"),
+    "sixteen_bit": ("have 16 bits per channel", "scaled to 8 bits"),
+    "alpha": ("have transparency", "laid over white"),
+    "animated": ("are animated", "the first frame is used"),
+    "rotated": ("are turned by their EXIF orientation", "turned upright"),
+    "blank": ("are of one single colour", "look whether they belong to the data"),
+}
+
+
+@dataclass
+class Look:
+    """What one look at a picture gave."""
+
+    problem: str = ""  # a key of BAD, or "" for a picture that can be used
+    detail: str = ""
+    traits: tuple[str, ...] = ()  # keys of TRAITS
+    grey: np.ndarray | None = None  # (32, 32) uint8
+    colour: np.ndarray | None = None  # (4, 4, 3) uint8
+    digest: bytes = b""
+
+
+@dataclass
+class Looks:
+    """All pictures: thumbnails where `usable`, and the content of each as bytes."""
+
+    usable: np.ndarray  # (n,) bool
+    grey: np.ndarray  # (n, 32, 32) uint8
+    colour: np.ndarray  # (n, 4, 4, 3) uint8
+    digests: list[bytes]
+    findings: list[Finding]
+
+
+def look_at_all(inputs: Sequence[Any], names: Sequence[str]) -> Looks:
+    """Look at every picture; a bad one becomes a finding, never an error."""
+    if isinstance(inputs, np.ndarray) and is_plain(inputs):
+        return look_at_array(inputs, names)
+    n = len(inputs)
+    grey, colour = np.zeros((n, SIDE, SIDE), np.uint8), np.zeros((n, GRID, GRID, 3), np.uint8)
+
+    def one(i: int) -> Look:
+        seen = look_safely(inputs[i], str(names[i]))
+        if seen.grey is not None and seen.colour is not None:
+            grey[i], colour[i] = seen.grey, seen.colour
+        seen.grey = seen.colour = None
+        return seen
+
+    looks = list(parallel(min(8, (os.cpu_count() or 1) + 1))(one, range(n)))
+    usable = np.array([not seen.problem for seen in looks], bool)
+    return Looks(usable, grey, colour, [s.digest for s in looks], findings_of(looks, names))
+
+
+# ---- one file --------------------------------------------------------------------------------
+
+
+def look_safely(raw: Any, name: str) -> Look:
+    """`look`, with every failure as a problem: damaged files make decoders raise anything."""
+    try:
+        return look(raw, name)
+    except Exception as e:
+        said, kind = str(e), "unreadable"
+        if isinstance(e, Image.UnidentifiedImageError):
+            said = "no format that Pillow knows"
+        elif isinstance(e, Image.DecompressionBombError) or "pixels" in said:
+            kind = "too_large"
+        elif isinstance(e, EOFError) or "truncated" in said.lower():
+            kind = "truncated"
+        return Look(kind, said, digest=content_hash(UNREADABLE + os.fsencode(name)))
+
+
+def look(raw: Any, name: str) -> Look:
+    """One picture, of a path, bytes or an array. Errors: whatever its decoder raises."""
+    if isinstance(raw, np.ndarray):
+        image = from_array(raw, name)
+        return with_thumbnail(image, (), raw)
+    content = Path(raw).read_bytes() if isinstance(raw, str | os.PathLike) else raw
+    if not content:
+        return Look("empty", digest=content_hash(UNREADABLE + os.fsencode(name)))
+    with quietly():
+        image = Image.open(io.BytesIO(content))
+    check_size(image.size, name)
+    traits = traits_of(image, "" if isinstance(raw, bytes) else Path(raw).suffix)
+    image.draft("RGB", (2 * SIDE, 2 * SIDE))
+    image.load()
+    return with_thumbnail(to_rgb(upright(image), name), tuple(traits), content)
+
+
+def traits_of(image: Image.Image, suffix: str) -> list[str]:
+    """What is unusual, from the header alone."""
+    form = {"MPO": "JPEG"}.get(str(image.format), image.format)  # with another one behind it
+    checks = {
+        "wrong_extension": extensions().get(suffix.lower(), form) not in (form, image.format),
+        "cmyk": image.mode == "CMYK",
+        "sixteen_bit": image.mode == "I" or image.mode.startswith("I;16"),
+        "alpha": image.has_transparency_data,
+        "rotated": orientation(image) > 1,
+        "animated": image.format != "MPO" and getattr(image, "is_animated", False),
+    }
+    return [name for name, holds in checks.items() if holds]
+
+
+@cache
+def extensions() -> dict[str, str]:
+    return Image.registered_extensions()
+
+
+def with_thumbnail(image: Image.Image, traits: tuple[str, ...], content: Any) -> Look:
+    small = image.resize((SIDE, SIDE), Image.Resampling.BOX)
+    grey = np.asarray(small.convert("L"))
+    colour = np.asarray(small.resize((GRID, GRID), Image.Resampling.BOX))
+    if np.ptp(np.asarray(small).reshape(-1, 3), axis=0).max() < 3:
+        traits = (*traits, "blank")
+    return Look("", "", traits, grey, colour, content_hash(content))
+
+
+# ---- arrays ----------------------------------------------------------------------------------
+
+
+def look_at_array(pixels: np.ndarray, names: Sequence[str]) -> Looks:
+    """Pictures that lie decoded in one array (n, h, w[, 1 or 3]): no threads, a few products."""
+    n = len(pixels)
+    grey, colour = np.empty((n, SIDE, SIDE), np.uint8), np.empty((n, GRID, GRID, 3), np.uint8)
+    for i in range(0, n, PIECE):
+        x = torch.tensor(pixels[i : i + PIECE], dtype=torch.float32)
+        x = x.permute(0, 3, 1, 2) if x.ndim == 4 else x[:, None]  # (b, c, h, w)
+        small = F.interpolate(x, (SIDE, SIDE), mode="area")
+        weights = torch.tensor(LUMA if x.shape[1] == 3 else (1.0,))
+        grey[i : i + PIECE] = (small * weights[:, None, None]).sum(1).round().numpy()
+        coarse = F.interpolate(small, (GRID, GRID), mode="area")
+        colour[i : i + PIECE] = coarse.permute(0, 2, 3, 1).round().numpy()
+    digests = [content_hash(row) for row in pixels]
+    blank = np.ptp(grey.reshape(n, -1), axis=1) < 3
+    blank &= np.ptp(colour.reshape(n, -1, 3), axis=1).max(1) < 3
+    looks = [Look("", "", ("blank",) if b else ()) for b in blank]
+    return Looks(np.ones(n, bool), grey, colour, digests, findings_of(looks, names))
+
+
+def is_plain(pixels: np.ndarray) -> bool:
+    """Grey or RGB: what needs no conversion."""
+    shaped = pixels.ndim == 3 or (pixels.ndim == 4 and pixels.shape[3] in (1, 3))
+    return shaped and pixels.dtype == np.uint8
+
+
+# ---- words -----------------------------------------------------------------------------------
+
+
+def findings_of(looks: Sequence[Look], names: Sequence[str]) -> list[Finding]:
+    """One finding per sort, with every file of that sort."""
+    found = []
+    for kind, (what, cure) in BAD.items():
+        rows = [i for i, seen in enumerate(looks) if seen.problem == kind]
+        why = looks[rows[0]].detail.removeprefix(f"{names[rows[0]]}: ") if rows else ""
+        what = f"of {len(looks):,} pictures {what} and were set aside" + f" ({why})" * bool(why)
+        found += about(kind, "error", [names[i] for i in rows], what, cure)
+    for kind, (what, cure) in TRAITS.items():
+        rows = [i for i, seen in enumerate(looks) if kind in seen.traits]
+        severity = "warning" if kind == "blank" else "note"
+        what = f"of {len(looks):,} pictures {what} ({cure})"
+        found += about(kind, severity, [names[i] for i in rows], what, cure)
+    return found

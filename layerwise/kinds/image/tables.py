@@ -1,0 +1,273 @@
+"""Images that a table names or holds, with the labels of its columns.
+
+A table beside image files: metadata.csv, .jsonl or .parquet, or any table with a column of files:
+`file_name` (relative to the table), `label` or several labels, optionally `split`. Tables may also
+lie in folders train, val and test, each with its images.
+
+Parquet with the images inside, as on the Hugging Face hub: a column of structs {bytes, path}, or of
+encoded bytes; class names come from the schema's own metadata (ClassLabel).
+"""
+
+# pyright: reportAttributeAccessIssue=false
+# (pyarrow.compute makes its functions on import, where no type checker sees them)
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from layerwise.data.cells import flat
+from layerwise.data.delimited import RawTable
+from layerwise.data.examples import Examples, Finding
+from layerwise.data.folders import splits_said
+from layerwise.data.listing import Listing, is_image, split_named, starts_image
+from layerwise.data.naming import about, shown
+from layerwise.data.records import (
+    TARGET_CURE,
+    Reading,
+    Records,
+    first_named,
+    no_column,
+    target_column,
+    together,
+)
+from layerwise.data.targets import numbered_targets, read_targets, with_targets
+from layerwise.errors import DataError, nearest
+
+_FILES = "file_name filename file image image_path path filepath img"
+FILE_NAMES = tuple(_FILES.split())
+_LABELS = "label labels class classes category categories tag tags target targets class_name y"
+LABEL_NAMES = (*_LABELS.split(), "fine_label", "fine_labels")
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
+
+
+# ---- tables that name files --------------------------------------------------------------------
+
+
+def metadata_files(folder: Path) -> list[Path]:
+    """metadata.* of a folder; else of its folders train, val, test."""
+    below = [p for p in sorted(folder.iterdir()) if split_named(p.name) and p.is_dir()]
+    for places in ([folder], below):
+        found = [place / f"metadata{suffix}" for place in places for suffix in SUFFIXES]
+        found = [path for path in found if path.is_file()]
+        if found:
+            return found
+    return []
+
+
+def names_images(raw: RawTable, folder: Path) -> bool:
+    """Whether a table names files that lie beside it."""
+    rows = raw.sample(20)
+    column = first_named(rows[0], FILE_NAMES)
+    first = [row.get(column) for row in rows] if column else []
+    return any(isinstance(name, str) and os.path.isfile(folder / name) for name in first if name)
+
+
+def open_metadata(tables: Sequence[Path], listing: Listing, reading: Reading) -> Examples:
+    """The images that these tables name.
+
+    Errors: no column of file names or of labels (the nearest is named), a row without a file name,
+    most files do not exist, no labels at all.
+    """
+    root = listing.root
+    raw = [reading.table(path) for path in tables]
+    splits = [split_named(p.parent.name) if p.parent != root else "" for p in tables]
+    records = together(raw, splits, reading)
+    column = first_named(records.data.column_names, FILE_NAMES)
+    column = column or no_column(
+        records.files, records.data.column_names, "file_name", "Rename the column of files"
+    )
+    folders = [p.parent for p, r in zip(tables, raw, strict=True) for _ in range(r.data.num_rows)]
+    paths = []
+    for row, name in enumerate(records.cells(column)):
+        if not isinstance(name, str) or not name.strip():
+            raise DataError(
+                f"{records.names[row]} has no file name in column '{column}'; write the path of "
+                "its image, relative to the table, or remove the row"
+            )
+        paths.append(folders[row] / name.strip())
+    exist = np.array([path.is_file() for path in paths], bool)
+    findings = listing.findings() + _absent(paths, exist, records, root)
+    findings += _unlisted({*tables, *paths}, listing)
+    records = records.keep(exist)
+    paths = [path for path, there in zip(paths, exist, strict=True) if there]
+    names = [_below(root, path) for path in paths]
+    said = f"{len(paths):,} images named by {records.files}"
+    return _labelled(paths, names, said, findings, records, column, reading)
+
+
+def _below(root: Path, path: Path) -> str:
+    return shown(path.relative_to(root) if path.is_relative_to(root) else path)
+
+
+def _absent(paths: list[Path], exist: np.ndarray, records: Records, root: Path) -> list[Finding]:
+    """Files that are named but do not exist: an error where they are most of them."""
+    absent = [f"{records.names[i]}: {_below(root, paths[i])}" for i in np.flatnonzero(~exist)]
+    if 2 * len(absent) > len(exist):
+        first = paths[int(exist.argmin())]
+        there = first.parent.iterdir() if first.parent.is_dir() else []
+        raise DataError(
+            f"{records.files} names {len(exist):,} files, of which {len(absent):,} do not exist "
+            f"(first: {absent[0]}{nearest(first.name, [p.name for p in there]).rstrip('?')}); "
+            "names are relative to the table: mend them, or put the images there"
+        )
+    cure = "their rows are set aside: add the files, or remove the rows"
+    return about("absent_file", "error", absent, f"files named by {records.files} are absent", cure)
+
+
+def _unlisted(named: set[Path], listing: Listing) -> list[Finding]:
+    """Files of the folder that no table names."""
+    others = [path for path in map(listing.path, listing.files) if path not in named]
+    images = [path for path in others if is_image(path)]
+    rest = [path for path in others if path not in set(images)]
+    unlisted, strange = ([_below(listing.root, p) for p in s] for s in (images, rest))
+    return [
+        *about("unlisted", "note", unlisted, "images are named by no row and left out"),
+        *about("not_an_image", "note", strange, "files are no images, left out"),
+    ]
+
+
+# ---- tables that hold images -------------------------------------------------------------------
+
+
+class EncodedImages(Sequence[bytes]):
+    """Files held in a column: each row is the bytes of one."""
+
+    def __init__(self, column: pa.LargeBinaryArray):
+        self.column = column
+
+    def __len__(self) -> int:
+        return len(self.column)
+
+    def __getitem__(self, row: int) -> bytes:  # type: ignore[override]
+        return self.column[int(row)].as_py()
+
+    def take(self, rows: np.ndarray) -> "EncodedImages":
+        return EncodedImages(self.column.take(pa.array(np.asarray(rows, np.int64))))
+
+
+def image_column(raw: RawTable) -> str:
+    """The column of encoded images; '' where there is none."""
+    if not isinstance(raw.held, pa.Table):
+        return ""
+    features = hub_features(raw.data.schema)
+    for field in raw.data.schema:
+        struct = pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0
+        if struct or features.get(field.name, {}).get("_type") == "Image":
+            return field.name
+        plain = field.type in (pa.binary(), pa.large_binary())
+        if plain and starts_image(raw.data.column(field.name)[0].as_py() or b""):
+            return field.name
+    return ""
+
+
+def hub_features(schema: pa.Schema) -> dict[str, Any]:
+    """What Hugging Face wrote about the columns: {"label": {"_type": "ClassLabel", "names"}}."""
+    try:
+        written = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        return dict(written["info"]["features"])
+    except (ValueError, KeyError, TypeError):
+        return {}
+
+
+def class_names(feature: Any) -> tuple[str, ...]:
+    """Of a column of classes, or of lists of them; () for another."""
+    inner = feature[0] if isinstance(feature, list) else feature.get("feature", feature)
+    return tuple(inner.get("names") or ()) if isinstance(inner, dict) else ()
+
+
+def with_class_names(raw: RawTable) -> RawTable:
+    """Rows with the names of classes in place of their numbers; nothing where these are below 0."""
+
+    def named(cell: Any) -> Any:
+        if isinstance(cell, list):
+            return [named(one) for one in cell]
+        return names[cell] if isinstance(cell, int) and 0 <= cell < len(names) else None
+
+    if not isinstance(raw.held, pa.Table):
+        return raw
+    held = raw.held
+    for column, feature in hub_features(held.schema).items():
+        if column in held.column_names and (names := class_names(feature)):
+            cells = pa.array(list(map(named, held.column(column).to_pylist())))
+            held = held.set_column(held.column_names.index(column), column, cells)
+    return replace(raw, held=held)
+
+
+def open_image_parquet(
+    raw: Sequence[RawTable], splits: Sequence[str], reading: Reading
+) -> Examples:
+    """Images held in Parquet files, each with its split.
+
+    Errors: no label column, no row has an image.
+    """
+    records, column = together(raw, splits, reading), image_column(raw[0])
+    held = _encoded(records.data.column(column))
+    there = held.is_valid().to_numpy(zero_copy_only=False)
+    absent = [records.names[i] for i in np.flatnonzero(~there)]
+    if not there.any():
+        raise DataError(f"no row holds an image ({absent[0]} and all others are empty)")
+    cure = "they are set aside: add the images, or remove the rows"
+    findings = about("unreadable", "error", absent, "rows hold no image", cure)
+    files = records.files if len(raw) == 1 else f"{len(raw)} Parquet files"
+    said, records = f"{len(held):,} images held in {files}", records.keep(there)
+    inputs = EncodedImages(held.drop_null())
+    return _labelled(inputs, records.names, said, findings, records, column, reading)
+
+
+def _encoded(column: pa.ChunkedArray) -> pa.Array:
+    """The bytes of each image."""
+    array = flat(column)
+    array = array.field("bytes") if pa.types.is_struct(array.type) else array
+    return array.cast(pa.large_binary())
+
+
+# ---- labels --------------------------------------------------------------------------------------
+
+
+def _labelled(
+    inputs: Sequence[Any],
+    names: list[str],
+    said: str,
+    findings: list[Finding],
+    records: Records,
+    held: str,
+    reading: Reading,
+) -> Examples:
+    """Images with the labels of a column of their table, other than the one that holds them."""
+    findings = records.findings + findings
+    examples = Examples(
+        "image", inputs, None, "none", (), names, records.given, said, findings=findings
+    )
+    columns = [name for name in records.data.column_names if name != held]
+    column = target_column(records, columns, LABEL_NAMES, reading)
+    if not column and reading.learn:
+        no_column(records.files, records.data.column_names, "label", TARGET_CURE)
+    if column and (reading.learn or any(cell not in (None, "") for cell in records.cells(column))):
+        targets = _targets(records, column, reading)
+        examples = with_targets(examples, targets)
+        examples.understood += f", {targets.said} from column '{column}'"
+    else:
+        examples.understood += ", without labels"
+    examples.understood += splits_said(examples.given)
+    return examples
+
+
+def _targets(records: Records, column: str, reading: Reading) -> Any:
+    """Class numbers with the names the schema gives them; else as any column of labels."""
+    what = f"column '{column}' of {records.files}"
+    feature: Any = hub_features(records.data.schema).get(column, {})
+    several = isinstance(feature, list) or feature.get("_type") in ("Sequence", "List")
+    classes = class_names(feature)
+    cells, values = flat(records.data.column(column)), records.cells(column)
+    if classes and pa.types.is_integer(cells.type):
+        return numbered_targets(pc.fill_null(cells, -1).to_numpy().astype(np.int64), classes, what)
+    if classes and several:
+        values = [v and [classes[i] for i in v] for v in values]
+    return read_targets(values, what, records.names, reading.target_kind)

@@ -1,0 +1,1 @@
+"""Text: documents, texts with labels, pairs, tagged words, questions and answers."""

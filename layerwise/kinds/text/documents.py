@@ -1,0 +1,176 @@
+"""Files of text as documents: loose ones, those in folders of classes; and what is said of them.
+
+Legend: n documents.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from layerwise.data.delimited import Row
+from layerwise.data.examples import Examples, Finding
+from layerwise.data.folders import splits_said
+from layerwise.data.listing import Listing, Parts, split_named
+from layerwise.data.naming import about, shown, some
+from layerwise.data.targets import class_targets, label_text
+from layerwise.data.text_files import bare, pieces
+from layerwise.errors import DataError
+from layerwise.kinds.table.processor import Table
+from layerwise.kinds.text.columns import FIELDS
+from layerwise.kinds.text.dialogue import Aside
+
+ENDS = "<|endoftext|>"  # stands between the documents of one file
+UNLABELLED = ("unsup", "unlabeled", "unlabelled", "unsupervised")  # class folders without a class
+
+
+def open_documents(files: Sequence[tuple[Path, str, str]]) -> Examples:
+    """Each file one document, or several with <|endoftext|> between them; with names and splits."""
+    texts: list[str] = []
+    names: list[str] = []
+    given: list[str] = []
+    empty: list[tuple[str, Aside]] = []
+    for path, name, split in files:
+        found = [t for t in "".join(pieces(path)).split(ENDS) if t.strip()]
+        if not found:
+            empty.append((name, Aside("empty", "only blanks")))
+        several = [f"{name} document {i + 1}" for i in range(len(found))]
+        names += several if len(found) > 1 else [name] * len(found)
+        texts += found
+        given += [split] * len(found)
+    if not texts:
+        raise DataError(
+            f"{some(name for name, _ in empty)} holds no text, only blanks; was it copied whole?"
+        )
+    named = sum(map(bool, given)) > len(given) / 2  # else it is what these few files are called
+    given = given if named and len(set(given)) > 1 else [""] * len(given)
+    out = text_examples("plain", [{"text": t} for t in texts], names, given)
+    out.understood = plain_said(out)
+    out.findings = aside_findings(empty, len(files))
+    return out
+
+
+def lines_of(examples: Examples) -> Examples:
+    """Each line that says something as a text of its own."""
+    rows = [
+        (f"{name} line {i}", {"text": line})
+        for name, row in zip(examples.names, examples.inputs, strict=True)
+        for i, line in enumerate(row["text"].splitlines(), 1)
+        if line.strip()
+    ]
+    names, texts = zip(*rows, strict=True)
+    out = text_examples("plain", list(texts), names, [""] * len(rows))
+    out.source, out.understood = examples.source, f"{len(rows):,} lines of text"
+    return out
+
+
+def plain_said(examples: Examples) -> str:
+    n, size = len(examples), sum(map(len, texts_of(examples)))
+    said = f"plain text: {n:,} document{'s' * (n > 1)} of {size:,} characters"
+    return said + splits_said(examples.given)
+
+
+def class_folders(documents: list[Parts]) -> tuple[list[Parts], int] | None:
+    """The files where all lie in folders of classes (below folders of splits), and how deep."""
+    if any(suffix_of(p) != ".txt" for p in documents if len(p) > 1):
+        return None
+    for depth in (1, 2):
+        files = [p for p in documents if len(p) == depth + 1]
+        deeper = any(len(p) > depth + 1 for p in documents)
+        sizes = Counter(p[depth - 1] for p in files)
+        several = len(sizes) > 1 and min(sizes.values()) > 1 and not all(map(split_named, sizes))
+        if several and not deeper and (depth == 1 or all(split_named(p[0]) for p in files)):
+            return files, depth
+    return None
+
+
+def labelled_files(listing: Listing, files: list[Parts], depth: int) -> Examples:
+    aside = [p for p in files if p[depth - 1].lower() in UNLABELLED]
+    kept = [p for p in files if p[depth - 1].lower() not in UNLABELLED]
+    read = open_documents([(listing.path(p), shown(p), "") for p in kept])
+    of = {shown(p): p for p in kept}
+    places = [of.get(name) or of[name.rpartition(" document ")[0]] for name in read.names]
+    labels = [label_text(shown(p[depth - 1])) for p in places]
+    read.targets, read.labels = class_targets(labels)
+    read.given = np.array([split_named(p[0]) if depth == 2 else "" for p in places], "U5")
+    read.form, read.target_kind = "labelled", "class"
+    read.understood = f"{len(read):,} texts in {len(read.labels)} class folders"
+    read.understood += splits_said(read.given)
+    what = "files lie in folders without a class and are left out"
+    read.findings += about("unlabelled", "note", map(shown, aside), what)
+    return with_others(read, listing, files)
+
+
+def suffix_of(parts: Parts) -> str:
+    return bare(Path(parts[-1])).suffix.lower()
+
+
+# ---- examples and what is said of them ----------------------------------------------------------
+def text_examples(
+    form: str, rows: list[Row], names: Sequence[str], given: Sequence[str] | np.ndarray
+) -> Examples:
+    """Rows of plain fields in Arrow, others as they are."""
+    inputs: Sequence[Any] = rows
+    if set(FIELDS[form]) <= {"text", "text_a", "text_b", "anchor", "positive", "negative"}:
+        inputs = Table(pa.table({f: arrow_texts([row[f] for row in rows]) for f in FIELDS[form]}))
+    marks = np.array(given, "U5")
+    return Examples("text", inputs, None, "none", (), names, marks, "", form=form)
+
+
+def arrow_texts(texts: list[str]) -> pa.Array:
+    """Half a character, as JSON may hold where a text was cut, becomes a question mark."""
+    try:
+        return pa.array(texts, pa.large_string())
+    except UnicodeEncodeError:
+        return arrow_texts([t.encode("utf-8", "replace").decode() for t in texts])
+
+
+ASIDE = {  # kinds of rows that cannot be used: what to call it, what they are, what to do
+    "empty": ("empty", "are empty", "fill them in, or remove them"),
+    "unequal": ("unequal_tags", "have words and tags of unequal number", "mend the rows"),
+    "span": ("span", "have an answer that is not where they say", "correct answer_start"),
+    "role": ("role", "have a role that is not known", "rename it"),
+    "same": ("same_answers", "choose between two equal answers", "remove them"),
+}
+
+
+def aside_findings(aside: list[tuple[str, Aside]], n: int) -> list[Finding]:
+    """What was set aside of n rows."""
+    found = []
+    for kind, (name, what, cure) in ASIDE.items():
+        rows = [f"{row}: {a.reason}" for row, a in aside if a.kind == kind and not a.mended]
+        found += about(name, "error", rows, f"of {n:,} rows {what} and are set aside", cure)
+    moved = [f"{row}: {a.reason}" for row, a in aside if a.mended]
+    what = f"of {n:,} rows have an answer a little beside where they say; the nearest is taken"
+    return found + about("span", "note", moved, what, "correct answer_start")
+
+
+def with_others(opened: Examples, listing: Listing, used: list[Parts]) -> Examples:
+    """And what of the folder was left out."""
+    known = set(used)
+    others = [shown(p) for p in listing.files if p not in known]
+    unused = about("unused", "note", others, "files were left out")
+    opened.findings = [*listing.findings(), *opened.findings, *unused]
+    return opened
+
+
+def texts_of(examples: Examples) -> list[str]:
+    """All that each row says, as one text: what the audit reads. (n,)"""
+    rows = examples.inputs
+    if isinstance(rows, Table):
+        columns = [rows.column(name).to_pylist() for name in rows.columns]
+        return columns[0] if len(columns) == 1 else list(map("\n".join, zip(*columns, strict=True)))
+    fields = FIELDS[examples.form]
+    return ["\n".join(_said(row[f]) for f in fields) for row in rows]
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        separator = " " if value and isinstance(value[0], str) else "\n"
+        return separator.join(map(_said, value))
+    return str(value.get("content") or value.get("text") or "")

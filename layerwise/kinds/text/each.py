@@ -1,0 +1,96 @@
+"""Texts of a row each for itself: pairs and triples for a network that gives every text a vector.
+
+Shapes: B rows, K texts of a row, T tokens of the longest text in the batch, rounded.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from layerwise.errors import DataError, OptionError
+from layerwise.tokens.tokenizer import Tokenizer
+
+FORMS = (("anchor", "positive", "negative"), ("text_a", "text_b"), ("text",))
+Row = str | Sequence[str] | Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class EachProcessor:
+    """What turns rows of texts into a network's input, one text beside the other.
+
+    max_seq_len: tokens of a text, the special ones included; what is longer is cut at its end.
+    token_types: whether the network has any; each text by itself is the first of a pair.
+    """
+
+    tokenizer: Tokenizer
+    max_seq_len: int = 512
+    token_types: bool = False
+    reads: ClassVar[str] = "each"
+
+    def __post_init__(self) -> None:
+        if self.max_seq_len < 2:
+            raise OptionError(f"texts of at least 2 tokens were expected: {self.max_seq_len}")
+
+    def __call__(self, inputs: Sequence[Row]) -> dict[str, Tensor]:
+        """inputs (B, K, T); mask (B, K, T), True for tokens, where some are padding; texts (B, K):
+        a number that only equal texts share, 0 for one that is not there."""
+        return self.collate(self.encode(inputs))
+
+    def encode(self, inputs: Sequence[Row]) -> list[list[np.ndarray]]:
+        """Of each row its K texts, (tokens,) int32; an absent one is empty.
+
+        Errors: DataError for rows of other fields, or of another number of texts than the first.
+        """
+        rows = [texts_of(row) for row in inputs]
+        if sizes := {len(row) for row in rows} - {len(rows[0])}:
+            raise DataError(f"rows of {len(rows[0])} and of {sizes.pop()} texts do not go together")
+        flat = [text for row in rows for text in row]
+        ids = self.tokenizer.encode_batch(flat, max_length=self.max_seq_len)
+        found = [np.asarray(x if text else (), np.int32) for x, text in zip(ids, flat, strict=True)]
+        return [found[i : i + len(rows[0])] for i in range(0, len(found), len(rows[0]))]
+
+    def length(self, row: Sequence[np.ndarray]) -> int:
+        return max(map(len, row))
+
+    def collate(self, rows: Sequence[Sequence[np.ndarray]]) -> dict[str, Tensor]:
+        """Encoded rows as the tensors of one batch."""
+        flat = [text for row in rows for text in row]
+        tokens, mask = self.tokenizer.pad(flat, self.max_seq_len)  # type: ignore[arg-type]
+        shape = (len(rows), len(rows[0]))
+        out = {"inputs": tokens, "texts": torch.tensor([number_of(text) for text in flat])}
+        out |= {} if mask is None else {"mask": mask}
+        return {name: tensor.unflatten(0, shape) for name, tensor in out.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"reads": self.reads, **self.sizes()}
+
+    def sizes(self) -> dict[str, Any]:
+        return {"max_seq_len": self.max_seq_len, "token_types": self.token_types}
+
+    def save(self, folder: str | Path) -> None:
+        """The tokenizer's own files; `to_dict` has the rest."""
+        self.tokenizer.save(folder)
+
+
+def texts_of(row: Row) -> tuple[str, ...]:
+    """The texts of a row in their order: bare, in a sequence, or by the fields of its form."""
+    if isinstance(row, str):
+        return (row,)
+    if not isinstance(row, Mapping):
+        return tuple(row)
+    fields = next((form for form in FORMS if row.keys() >= set(form)), None)
+    if fields is None:
+        raise DataError(f"texts, pairs or triples were expected, not rows of {', '.join(row)}")
+    return tuple(row[name] for name in fields)
+
+
+def number_of(tokens: np.ndarray) -> int:
+    """63 bits that only equal texts share, 0 for an absent one."""
+    digest = hashlib.blake2b(tokens.tobytes(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1 if len(tokens) else 0

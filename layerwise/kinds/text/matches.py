@@ -1,0 +1,73 @@
+"""Pairs of texts as what a contrastive loss learns from: texts that match, and hard negatives."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from layerwise.data.examples import Examples
+from layerwise.errors import DataError
+from layerwise.kinds.text.documents import text_examples
+
+LIKE = ("entailment", "paraphrase", "duplicate", "similar", "positive", "1", "true", "yes")
+UNLIKE = ("contradiction", "not_paraphrase", "not_duplicate", "different", "negative", "0", "false",
+          "no")  # fmt: skip
+Found = dict[str, list[tuple[int, str]]]  # of each first text: rows, and their second texts
+
+
+def matches(examples: Examples) -> Examples:
+    """Scored pairs, triples, and pairs without a label, as they are; of others those that match.
+
+    Where a first text also has a second one that contradicts it (NLI) or is no duplicate, that
+    makes a triple; the third text is empty where there is none. What is neutral is left out.
+    Errors: DataError for one text per row, and where no label says that two texts match.
+    """
+    if examples.form == "scored_pairs":
+        return examples
+    if examples.form not in ("pairs", "triples"):
+        raise DataError(
+            f"{examples.understood}: vectors are learned from two texts per row (pairs that match, "
+            "pairs with a score) or three (a text, one like it and one unlike it)"
+        )
+    if examples.target_kind != "class":
+        return replace(examples, targets=np.zeros(len(examples)))
+    like, unlike = by_label(examples)
+    made = [
+        (row, anchor, second, others[k % len(others)])
+        for anchor, found in like.items()
+        for others in [[text for _, text in unlike.get(anchor, [])] or [""]]
+        for k, (row, second) in enumerate(found)
+    ]
+    rows = np.array([row for row, *_ in made])
+    rows, made = np.sort(rows), [made[i] for i in np.argsort(rows)]
+    hard = sum(third != "" for *_, third in made)
+    form, fields = "pairs", ("text_a", "text_b")
+    if hard:
+        form, fields = "triples", ("anchor", "positive", "negative")
+    texts = [dict(zip(fields, texts, strict=False)) for _, *texts in made]
+    names = [str(examples.names[i]) for i in rows]
+    out = text_examples(form, texts, names, examples.given[rows])
+    said = f"{examples.understood}; {len(made):,} match, {hard:,} of them with one that does not"
+    return replace(
+        out,
+        targets=np.zeros(len(out)),
+        understood=said,
+        source=examples.source,
+        findings=examples.findings,
+    )
+
+
+def by_label(examples: Examples) -> tuple[Found, Found]:
+    """The second texts of each first one that match, and those that do not."""
+    says = [label.lower().replace(" ", "_") for label in examples.labels]
+    says = says if len(says) < 3 else ["" if s in ("0", "1") else s for s in says]  # mere numbers
+    if not set(says) & set(LIKE):
+        raise DataError(
+            f"{examples.source}: vectors are learned from pairs that match, and no label says that "
+            f"two do ({', '.join(examples.labels[:6])}); expected is one of {', '.join(LIKE)}"
+        )
+    found: tuple[Found, Found] = ({}, {})
+    for i, (row, target) in enumerate(zip(examples.inputs, examples.targets, strict=True)):  # type: ignore[arg-type]
+        for side, words in zip(found, (LIKE, UNLIKE), strict=True):
+            if says[target] in words:
+                side.setdefault(row["text_a"], []).append((i, row["text_b"]))
+    return found

@@ -1,0 +1,263 @@
+"""Open text of any kind without being told what it is: documents, rows of tables and of JSON.
+
+A folder of text files or source code is a set of documents, unless all of it lies in folders of
+classes; files of rows (JSON, CSV, TSV, Parquet, CoNLL) are read by what their fields hold, see
+`text_forms`. Rows that cannot be used are set aside and listed. Legend: n rows.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from layerwise.data.delimited import RawTable, Row
+from layerwise.data.examples import Examples
+from layerwise.data.folders import splits_said
+from layerwise.data.listing import Listing, Parts, is_image, natural, split_named, split_of
+from layerwise.data.naming import shown, some
+from layerwise.data.records import SPLIT_NAMES, TARGET_CURE, Reading, no_column, read_splits
+from layerwise.data.targets import check_few_classes, class_targets, read_targets, with_targets
+from layerwise.data.text_files import CODE, PROSE, read_text, sniff
+from layerwise.errors import DataError
+from layerwise.kinds.image.tables import with_class_names
+from layerwise.kinds.text.columns import Layout
+from layerwise.kinds.text.dialogue import Aside
+from layerwise.kinds.text.documents import (
+    aside_findings,
+    class_folders,
+    labelled_files,
+    open_documents,
+    plain_said,
+    suffix_of,
+    text_examples,
+    with_others,
+)
+from layerwise.kinds.text.forms import recognise, tagged_row
+
+SAMPLE = 1000  # rows that are looked at to tell their form
+BESIDE = re.compile(r"(readme|licen[cs]e|copying|notice|changelog|citation|authors?)\b", re.I)
+ABOUT = re.compile(
+    r"(dataset_(infos?|dict)|state|config|metadata|package|tokenizer\w*)\.json$", re.I
+)
+SAYS = {
+    "labelled": "texts with a target",
+    "tagged": "sentences with a tag for each word",
+    "pairs": "pairs of texts",
+    "scored_pairs": "pairs of texts with a score",
+    "triples": "triples of a text, one like it and one unlike it",
+    "spans": "questions with answers in their contexts",
+    "messages": "conversations",
+    "prompt_completion": "prompts with completions",
+    "preference": "prompts with a chosen and a rejected answer",
+}
+
+
+def open_text_file(path: Path, reading: Reading, asked: bool = False) -> Examples | None:
+    """One file of text as Examples of the kind "text"; None where it is no text but a table.
+
+    asked: the caller said that it is text. Errors: DataError naming the file and the line or row.
+    """
+    kind = sniff(path)
+    if kind == "binary" and asked:
+        raise DataError(f"'{shown(path.name)}' is no text: most of its bytes are no characters")
+    if kind == "document":
+        return open_documents([(path, shown(path.name), "")])
+    return None if kind == "binary" else open_rows([(path, "")], reading, asked)
+
+
+def open_text_folder(listing: Listing, reading: Reading, asked: bool = False) -> Examples | None:
+    """The text files of a folder; None where it holds tables, or nothing to read.
+
+    Errors: files of rows that do not belong together.
+    """
+    readable = [p for p in listing.files if "." not in p[-1] or not is_image(Path(p[-1]))]
+    kinds = {parts: sniff(listing.path(parts)) for parts in readable}
+    documents = [parts for parts, kind in kinds.items() if kind == "document"]
+    rows = [parts for parts, kind in kinds.items() if kind not in ("document", "binary")]
+    rows = [parts for parts in rows if not ABOUT.match(parts[-1])] or rows
+    few = rows if sum(suffix_of(p) in CODE for p in documents) > len(rows) else []
+    few = few or [p for p in rows if suffix_of(p) in PROSE]
+    if len(few) < len(documents):  # they only look like rows
+        documents = sorted(documents + few, key=lambda p: [natural(x) for x in p])
+        rows = [p for p in rows if p not in few]
+    prose = [p for p in documents if not BESIDE.match(p[-1])]
+    opened = _rows_of_folder(listing, rows, reading, asked) if rows else None
+    if rows and opened is None and not (prose and asked):
+        return None
+    if opened is not None and (opened.form != "plain" or not prose):
+        return with_others(opened, listing, rows)
+    labelled = reading.learn or reading.target_kind == "class"
+    classes = class_folders(documents) if opened is None and labelled else None
+    if classes:
+        return labelled_files(listing, *classes)
+    files = prose if rows else documents
+    if not files:
+        return None
+    found = open_documents([(listing.path(p), shown(p), split_of(p)) for p in files])
+    found = _together([opened, found]) if opened is not None else found
+    return with_others(found, listing, documents + rows)
+
+
+def _together(parts: list[Examples]) -> Examples:
+    """Plain text from files of rows and from files of text."""
+    rows = [row for part in parts for row in part.inputs]
+    names = [name for part in parts for name in part.names]
+    out = text_examples("plain", rows, names, np.concatenate([part.given for part in parts]))
+    findings = [f for part in parts for f in part.findings]
+    return replace(out, understood=plain_said(out), findings=findings)
+
+
+# ---- rows ----------------------------------------------------------------------------------------
+def _rows_of_folder(
+    listing: Listing, files: list[Parts], reading: Reading, asked: bool
+) -> Examples | None:
+    chosen = [p for p in files if len(p) == 1] or files
+    folders = {p[:-1] for p in chosen if not any(split_named(part) for part in p[:-1])}
+    if len(folders) < 2:
+        return open_rows([(listing.path(p), split_of(p)) for p in chosen], reading, asked)
+    if open_rows([(listing.path(chosen[0]), "")], reading, asked) is None:
+        return None
+    raise DataError(
+        f"'{shown(listing.root)}' holds {len(folders)} folders of rows "
+        f"({some(sorted(map(shown, folders)))}); name one of them"
+    )
+
+
+def open_rows(
+    files: Sequence[tuple[Path, str]], reading: Reading, asked: bool = False
+) -> Examples | None:
+    """Files of rows of one form as Examples; None where they are tables, not text."""
+    read: list[tuple[RawTable, Layout, list[str]]] = []
+    for path, split in sorted(files, key=lambda file: file[1] not in ("train", "")):
+        raw = with_class_names(reading.table(path))
+        layout, given = _layout(raw, reading, asked)
+        if layout is None:
+            continue
+        if read and set(raw.sample(1)[0]) == set(read[0][0].sample(1)[0]):
+            layout = read[0][1]  # where a file without a label looks otherwise
+        if any(f.kind == "encoding" and "UTF-8" in f.message for f in raw.findings):
+            read_text(path)  # a table may be of another encoding; of a text it is an error
+        read.append((raw, layout, [own or split * (len(files) > 1) for own in given]))
+    if not read:
+        return None
+    if len({layout.form for _, layout, _ in read}) > 1:
+        each = ", ".join(f"'{raw.file}' ({layout.form})" for raw, layout, _ in read[:4])
+        raise DataError(f"{len(read)} files of different forms: {each}; name one of them")
+    return _made(read, reading)
+
+
+def _layout(raw: RawTable, reading: Reading, asked: bool) -> tuple[Layout | None, list[str]]:
+    """What the fields of the rows are, or None for a table; and the split of each row."""
+    given = raw.given or [""] * len(raw)
+    if raw.what == "CoNLL":
+        return Layout("tagged", lambda row: tagged_row(row, "tokens", "tags"), "CoNLL"), given
+    sample, asked_for = raw.sample(SAMPLE), reading.split_column
+    columns = list(dict.fromkeys(name for row in sample for name in row))
+    names = [c for c in columns if c != asked_for and c.lower() not in SPLIT_NAMES]
+    target = reading.target if reading.learn or reading.target in columns else None
+    learn = reading.learn or reading.target_kind == "classes"
+    layout = recognise(sample, names, raw.header, target, asked, learn)
+    if layout is None:
+        return None, given
+    if reading.learn and reading.target is not None and reading.target not in columns:
+        no_column(raw.file, columns, reading.target, TARGET_CURE)
+    _, said = read_splits(columns, raw.cells, raw.row_names(), raw.file, asked_for)
+    return replace(layout, said=raw.what or layout.said), said or given
+
+
+def _made(read: list[tuple[RawTable, Layout, list[str]]], reading: Reading) -> Examples:
+    """Rows of one form, those that cannot be used set aside; then their targets."""
+    rows: list[Row] = []
+    names: list[str] = []
+    splits: list[str] = []
+    cells: list[Any] = []
+    aside: list[tuple[str, Aside]] = []
+    for raw, layout, given in read:
+        for row, name, split in zip(raw.rows, raw.row_names(), given, strict=True):
+            try:
+                made = layout.make(row)
+            except Aside as e:
+                aside.append((name, e))
+                made = e.mended
+            if made is None:
+                continue
+            rows.append(made)
+            names.append(name)
+            splits.append(split)
+            cells.append(_cell(row, layout))
+    if not rows:
+        name, first = aside[0]
+        raise DataError(
+            f"{name}: {first.reason}; and none of the other {len(aside) - 1:,} rows can be used"
+        )
+    layout = read[0][1]
+    out = text_examples(layout.form, rows, names, splits)
+    out.findings = [f for raw, _, _ in read for f in raw.findings]
+    out.findings += aside_findings(aside, len(rows) + sum(not a.mended for _, a in aside))
+    said = _own_targets(out)
+    if layout.label or layout.labels:
+        out, said = _with_targets(out, cells, layout, reading, read[0][0].file)
+    out.understood = _understood(out, layout, said, [raw.file for raw, _, _ in read])
+    return out
+
+
+def _own_targets(out: Examples) -> str:
+    """The targets that rows of their form bring with them, and what they are: (n, W) numbers of
+    tags with -1 behind the last word, or the rows (n,) with their answers."""
+    rows = out.inputs
+    if out.form == "tagged":
+        out.labels, out.target_kind = (
+            class_targets([t for row in rows for t in row["tags"]])[1],
+            "tags",
+        )
+        place = {tag: i for i, tag in enumerate(out.labels)}
+        out.targets = np.full((len(rows), max(len(row["tags"]) for row in rows)), -1)
+        for row, into in zip(rows, out.targets, strict=True):
+            into[: len(row["tags"])] = [place[tag] for tag in row["tags"]]
+        return f"{len(out.labels)} tags"
+    if out.form == "spans" and any(row["answers"] for row in rows):
+        out.targets, out.target_kind = np.array(rows, object), "answers"
+    return ""
+
+
+def _cell(row: Row, layout: Layout) -> Any:
+    """The target of a row as it stands there; "-" and -1 mean that annotators did not agree."""
+    if layout.labels:
+        return [name for name in layout.labels if str(row.get(name)) == "1"]
+    cell = row.get(layout.label) if layout.label else None
+    return None if layout.form == "pairs" and cell in ("-", -1, "-1") else cell
+
+
+def _with_targets(
+    out: Examples, cells: list[Any], layout: Layout, reading: Reading, file: str
+) -> tuple[Examples, str]:
+    kind = "classes" if layout.labels else reading.target_kind
+    kind = "number" if layout.form == "scored_pairs" else kind
+    what = f"column '{layout.label}' of {file}"
+    targets = read_targets(cells, what, out.names, kind, table=True)
+    check_few_classes(targets, what)
+    out = with_targets(out, targets)
+    out.target_name = layout.label
+    return out, targets.said
+
+
+def _understood(out: Examples, layout: Layout, said: str, files: list[str]) -> str:
+    """In one line: how many of what, from which file and fields, with which targets."""
+    text, rows = f"{len(out):,} {SAYS.get(layout.form, '')}", out.inputs
+    if layout.form == "plain":
+        return f"{plain_said(out)} ({some(files)}; {layout.said})"
+    if layout.form == "pairs" and said:
+        text += " with a label"
+    if layout.form == "spans":
+        text += f" ({len({row['context'] for row in rows}):,} contexts)"
+    if layout.form == "messages":
+        text += f" of {np.mean([len(row['messages']) for row in rows]):.1f} messages on average"
+    extra = []
+    if layout.form in ("messages", "prompt_completion"):
+        besides = {"tools": "tools", "label": "a verdict, good or bad,"}
+        extra = [word for key, word in besides.items() if any(key in row for row in rows)]
+    text += f", {' and '.join(extra)} with them" if extra else ""
+    return f"{text} ({some(files)}; {layout.said}){': ' * bool(said)}{said}{splits_said(out.given)}"

@@ -1,0 +1,106 @@
+"""Questions on contexts to token tensors, and where in them the answer stands.
+
+A context longer than the network reads comes in windows that overlap; every place of it may start
+an answer in one window only, the one that shows most around it.
+
+Shapes: B questions, N windows, T tokens.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import tokenizers
+import torch
+from torch import Tensor
+
+from layerwise.errors import DataError
+from layerwise.kinds.text.processor import TextProcessor
+from layerwise.kinds.text.windows import mask_of, owners, stack
+
+OVERLAP, QUESTION = 128, 64  # tokens: of two windows; of a question at most
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class SpanProcessor(TextProcessor):
+    """Rows of a question and its context, with or without answers, to a network's input."""
+
+    reads: ClassVar[str] = "spans"
+
+    def encode(self, inputs: Sequence[Mapping[str, Any]]) -> list[Row]:
+        """Of each question its windows: inputs, token_types (t,); starts, ends (t,) bool, where an
+        answer may start and end; chars (t, 2) in the context; and the target, where it is known:
+        the window, its first and its last token, (0, 0, 0) for a question without an answer."""
+        for row in inputs:
+            if not isinstance(row, Mapping) or not {"question", "context"} <= row.keys():
+                raise DataError(f"rows of question and context were expected, not {str(row)[:60]}")
+        questions = self._cut([row["question"] for row in inputs])
+        contexts = [row["context"] for row in inputs]
+        overlap = min(OVERLAP, self.max_seq_len // 4)
+        found = self.tokenizer.windows(questions, contexts, self.max_seq_len, overlap)
+        return [_row(e, overlap, r.get("answers")) for e, r in zip(found, inputs, strict=True)]
+
+    def length(self, row: Row) -> int:
+        return sum(map(len, row["inputs"]))
+
+    def collate(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+        """inputs, token_types, mask, starts, ends: (B, T), chars (B, T, 2); with windows between
+        B and T where a question has several. targets (B, 2): places in all windows on end."""
+        fill = {"inputs": self.tokenizer.pad_id or 0, "starts": 0, "ends": 0, "chars": 0}
+        fill |= {"token_types": 0} if self.token_types else {}
+        T = self.max_seq_len
+        out = {name: stack([row[name] for row in rows], v, T) for name, v in fill.items()}
+        if all("target" in row for row in rows):
+            T = out["inputs"].shape[-1]
+            targets = [
+                (k * T + start, k * T + end) for k, start, end in (r["target"] for r in rows)
+            ]
+            out["targets"] = torch.tensor(targets)
+        return out | mask_of([row["inputs"] for row in rows], self.max_seq_len)
+
+    def _cut(self, questions: list[str]) -> list[str]:
+        """Questions of so many tokens that the context has room beside them."""
+        most = min(QUESTION, self.max_seq_len // 4)
+        found = self.tokenizer.inner.encode_batch(questions, add_special_tokens=False)
+        both = zip(questions, found, strict=True)
+        return [q[: e.offsets[most - 1][1]] if len(e) > most else q for q, e in both]
+
+
+def _row(windows: list[tokenizers.Encoding], overlap: int, answers: Any) -> Row:
+    ends = [np.array([s == 1 for s in e.sequence_ids]) for e in windows]
+    size, step = int(ends[0].sum()), max(1, int(ends[0].sum()) - overlap)
+    n = step * (len(windows) - 1) + int(ends[-1].sum())
+    owner = owners(step * np.arange(len(windows)), size, n)  # (n,) of the context's tokens
+    starts = [inside.copy() for inside in ends]
+    for k, inside in enumerate(ends):
+        starts[k][inside] = owner[k * step :][: int(inside.sum())] == k
+    out: Row = {
+        "inputs": [np.array(e.ids, np.int64) for e in windows],
+        "token_types": [np.array(e.type_ids, np.int64) for e in windows],
+        "starts": starts,
+        "ends": ends,
+        "chars": [np.array(e.offsets, np.int32) for e in windows],
+    }
+    if answers is not None:
+        out["target"] = _target(out, answers[0]) if answers else (0, 0, 0)
+    return out
+
+
+def _target(row: Row, answer: Mapping[str, Any]) -> tuple[int, int, int]:
+    """The window, first and last token of an answer; cut where it leaves its window."""
+    first, last = answer["start"], answer["start"] + len(answer["text"])
+    found = (0, 0, 0)  # of a context without tokens
+    for k, (starts, ends, chars) in enumerate(
+        zip(row["starts"], row["ends"], row["chars"], strict=True)
+    ):
+        own = np.flatnonzero(starts)
+        begun = own[chars[own, 1] > first]
+        if len(own):
+            at = int(begun[0] if len(begun) else own[-1])
+            within = np.flatnonzero(ends & (chars[:, 0] < last))
+            found = k, at, max(at, int(within.max(initial=0)))
+        if len(begun):
+            break
+    return found

@@ -1,0 +1,120 @@
+"""The plan: what a run needs and costs, whether it fits, and what would fit instead.
+
+It keeps what it was asked, so that each remedy is planned by the same code as the run itself.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from layerwise.data.examples import Batch
+from layerwise.errors import DoesNotFit
+from layerwise.planning.estimate import Estimate
+from layerwise.planning.hardware import Hardware
+from layerwise.planning.rehearsal import Trace
+from layerwise.planning.scaling import Forecast
+from layerwise.planning.step import Setting
+
+Builder = Callable[[], nn.Module]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a plan was asked for; a remedy changes one thing in it."""
+
+    network: nn.Module | Builder
+    batch: Batch
+    task: Any
+    setting: Setting
+    steps: int
+    hardware: Hardware
+    base: int | None  # resident bytes of the process before the run
+    extra: int  # bytes that live beside the step: prefetched batches, a decoded data set
+    remedies: Mapping[str, Callable[[nn.Module], nn.Module]]
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """Something that would fit, and its own plan."""
+
+    words: str  # "device_batch_size 8 with grad_accum_steps 4"
+    setting: Setting
+    plan: "Plan"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run needs and costs. Bytes, seconds, joules, US dollars; each with its interval."""
+
+    params: int
+    trainable: int
+    embedding: int
+    flops_per_sample: float
+    flops_total: float
+    memory: dict[str, Estimate]  # weights, gradients, optimizer, activations, buffers, ..., peak
+    seconds: Estimate
+    joules: Estimate
+    money: Estimate
+    steps: int
+    hardware: str
+    setting: Setting
+    timed_by: str  # "5 measured steps" or "roofline"
+    trace: Trace = field(repr=False)
+    request: Request = field(repr=False)
+    forecast: Forecast | None = None  # of the loss, where a scaling law was fitted
+
+    def fits(self, available: float) -> bool:
+        """Whether the expected peak stays within `available` bytes."""
+        return self.memory["peak"].value <= available
+
+    def suggest(self, available: float) -> list[Remedy]:
+        """What would fit, each planned anew, the least intrusive first."""
+        from layerwise.planning.remedies import suggest
+
+        return suggest(self, available)
+
+    def require_fit(self, available: float | None = None) -> None:
+        """Errors: `DoesNotFit` when the peak exceeds `available` bytes, with what would fit.
+
+        available: None for what the hardware had when the plan was made.
+        """
+        available = self.request.hardware.memory if available is None else available
+        if not self.fits(available):
+            from layerwise.planning.sentences import does_not_fit
+
+            raise DoesNotFit(does_not_fit(self, available, self.suggest(available)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers for JSON; value, low and high of each estimate."""
+        plain = ("params", "trainable", "embedding", "flops_per_sample", "flops_total", "steps")
+        setting = {k: v for k, v in vars(self.setting).items() if not callable(v)}
+        return {
+            **{name: getattr(self, name) for name in (*plain, "hardware", "timed_by")},
+            "setting": setting,
+            "memory": {part: vars(e) for part, e in self.memory.items()},
+            **{name: vars(getattr(self, name)) for name in ("seconds", "joules", "money")},
+            "layers": [vars(layer) for layer in self.trace.layers],
+            "forecast": self.forecast and self.forecast.beside(self.forecast.best.tokens),
+        }
+
+    def rows(self) -> list[tuple[str, str]]:
+        """(what, how much) for printing."""
+        from layerwise.planning.sentences import rows
+
+        return rows(self)
+
+    def lines(self) -> list[str]:
+        """The rows as aligned text, and what each size would come to, where that was measured."""
+        from layerwise.planning.sentences import curve
+
+        rows = self.rows()
+        width = max(len(what) for what, _ in rows) + 2
+        out = [f"{what:<{width}}{much}" for what, much in rows]
+        return out + (curve(self.forecast) if self.forecast else [])
+
+    def __str__(self) -> str:
+        from layerwise.planning.sentences import summary
+
+        return summary(self)

@@ -1,0 +1,141 @@
+"""What one step of a plan is: its setting, and the step itself, for rehearsals and measurements.
+
+The same function runs on fake tensors (to count) and on real ones (to time), and mirrors the
+training loop: micro-batches, backward of the mean over the whole step, clipping, update.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
+
+from layerwise.data.examples import Batch
+from layerwise.errors import OptionError, unknown
+from layerwise.planning.optimizers import NAMES
+from layerwise.runtime import DTYPES
+
+Optimizer = str | Callable[[nn.Module], torch.optim.Optimizer]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What decides the cost of a step beside the network and its loss."""
+
+    device_batch_size: int
+    grad_accum_steps: int = 1
+    optimizer: Optimizer = "adamw"  # a name, or a function of the network that makes one
+    dtype: str = "fp32"  # of the arithmetic: "fp32", "bf16" or "fp16"; weights stay in fp32
+    checkpointing: bool = False  # keep each layer's input only, compute the rest again in backward
+    freeze: bool = False  # train the head alone
+    training: bool = True  # False: predictions without gradients
+    grad_clip: bool = True
+    ema: bool = False  # a running mean of the weights beside them
+
+    def __post_init__(self) -> None:
+        if self.device_batch_size < 1 or self.grad_accum_steps < 1:
+            raise OptionError(
+                f"device_batch_size {self.device_batch_size} and grad_accum_steps "
+                f"{self.grad_accum_steps} must both be at least 1"
+            )
+        if self.dtype not in DTYPES:
+            raise unknown("dtype", self.dtype, DTYPES)
+        if isinstance(self.optimizer, str) and self.optimizer not in NAMES:
+            raise unknown("optimizer", self.optimizer, NAMES)
+
+    @property
+    def global_batch_size(self) -> int:
+        return self.device_batch_size * self.grad_accum_steps
+
+    def with_device_batch(self, size: int) -> "Setting":
+        """Smaller micro-batches, as many as keep the global batch (rounded up)."""
+        parts = -(-self.global_batch_size // size)
+        return replace(self, device_batch_size=size, grad_accum_steps=parts)
+
+
+def layers_of(network: Any) -> dict[str, nn.Module]:
+    """The network's own `layers()`, or its direct children where it has none."""
+    if callable(getattr(network, "layers", None)):
+        return network.layers()
+    return dict(network.named_children())
+
+
+def prepare(network: nn.Module, setting: Setting) -> None:
+    """Bring a network that is ours alone into the state that the setting asks for."""
+    network.train(setting.training)
+    layers = layers_of(network)
+    if setting.freeze:
+        *_, head = layers.values()
+        network.requires_grad_(False)
+        head.requires_grad_(True)
+    if setting.checkpointing:
+        checkpoint_layers(layers)
+
+
+def checkpoint_layers(layers: dict[str, nn.Module]) -> None:
+    """From now on these layers keep their input only and compute the rest again in backward."""
+    from torch.utils.checkpoint import checkpoint
+
+    for layer in layers.values():
+        run = layer.forward
+        layer.forward = lambda *args, run=run, **kwargs: checkpoint(
+            run, *args, use_reentrant=False, **kwargs
+        )
+
+
+def stretched(batch: Batch, setting: Setting, device: str = "cpu") -> Batch:
+    """The example batch with as many rows as one whole step has, over and over; same memory layout.
+
+    An example without values (on the meta device, or fake) gives tensors without, or zeros.
+    """
+    rows = setting.global_batch_size
+    tensors = {}
+    for name, t in batch.tensors.items():
+        like = torch.zeros((rows, *t.shape[1:]), dtype=t.dtype, device=device)
+        last = t.ndim == 4 and t.is_contiguous(memory_format=torch.channels_last)
+        tensors[name] = like.to(memory_format=torch.channels_last) if last else like
+        if not t.is_meta and not isinstance(like, FakeTensor):
+            tensors[name].copy_(t[torch.arange(rows) % len(t)])
+    return Batch(tensors, np.arange(rows))
+
+
+def train_step(
+    network: nn.Module,
+    batch: Batch,
+    task: Any,
+    setting: Setting,
+    optimizer: torch.optim.Optimizer,
+    micro_batches: int | None = None,
+    entering: Callable[[str], None] = lambda phase: None,
+) -> None:
+    """One optimiser update; `entering` hears "forward", "backward" and "update" as they begin.
+
+    micro_batches: run only so many of the `grad_accum_steps`, None for all.
+    """
+    device = batch["inputs"].device.type
+    for micro in batch.split(setting.grad_accum_steps)[:micro_batches]:
+        entering("forward")
+        with autocast(setting, device):
+            loss, parts = task.loss(network, micro)
+        mean = loss / task.count(batch)
+        entering("backward")
+        del loss, parts
+        mean.backward()
+        del mean
+    entering("update")
+    if setting.grad_clip:
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+@contextlib.contextmanager
+def autocast(setting: Setting, device: str = "cpu") -> Iterator[None]:
+    on = setting.dtype != "fp32"
+    dtype = DTYPES[setting.dtype] if on else torch.bfloat16
+    with torch.autocast(device, dtype=dtype, enabled=on):
+        yield

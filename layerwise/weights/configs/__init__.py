@@ -1,0 +1,1 @@
+"""Published configs, read and written."""

@@ -1,0 +1,88 @@
+"""Networks from GGUF files and to them: `gguf_names.py` says how each architecture spells them."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from layerwise.errors import WeightsError
+from layerwise.weights.files import filled
+from layerwise.weights.gguf.config import architecture_for, config_of, divisors_of, metadata_of
+from layerwise.weights.gguf.names import Architecture
+from layerwise.weights.gguf.read import read_gguf
+from layerwise.weights.gguf.write import write_gguf
+from layerwise.weights.names import Rules, publish
+
+FREQUENCIES = "rope_freqs.weight"  # Llama 3.1's scaling: what each frequency is divided by
+
+
+def load_gguf(
+    path: Path | str, dtype: torch.dtype | None = None
+) -> tuple[nn.Module, str, dict[str, Any]]:
+    """The network in a GGUF file, its family, and the file's keys (tokenizer, chat template).
+
+    dtype: of the weights; float32 by default. Errors: WeightsError for architectures and settings
+    that no family of ours has, and for everything that `read_gguf` refuses.
+    """
+    metadata, tensors = read_gguf(path, dtype)
+    shapes = {name: entry.shape for name, entry in tensors.entries.items()}
+    scale = tensors[FREQUENCIES].double().numpy() if FREQUENCIES in shapes else None
+    architecture, config = config_of(metadata, shapes, scale, str(path))
+    rules = tensor_rules(architecture, config)
+    network = filled(architecture.family, config, tensors, rules, str(path), dtype)
+    return network, architecture.family, metadata
+
+
+def save_gguf(
+    path: Path | str,
+    family: str,
+    network: nn.Module,
+    kind: str = "BF16",
+    metadata: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a network as a GGUF file that llama.cpp runs. kind: see `write_gguf`.
+
+    metadata: further keys: the tokenizer ("tokenizer.ggml. ..."), "tokenizer.chat_template",
+    "general.name". A vocabulary with fewer tokens than the network has rows is filled up.
+    Errors: WeightsError for a network that llama.cpp would not compute the same.
+    """
+    config: Any = network.config
+    architecture = architecture_for(family, config)
+    extra = metadata_of(architecture, config) | dict(metadata or {})
+    extra = _filled_up(extra, config.vocab_size)
+    tensors = publish(network.state_dict(), tensor_rules(architecture, config))
+    if getattr(config, "rope_scaling", "") == "llama3":
+        tensors = {FREQUENCIES: torch.from_numpy(divisors_of(config)), **tensors}
+    write_gguf(path, extra, tensors, kind)
+
+
+def tensor_rules(architecture: Architecture, config: Any) -> Rules:
+    """The architecture's names for a network of this config."""
+
+    def filled(rule: str) -> str:
+        return re.sub(r"<(\w+)>", lambda m: str(getattr(config, m[1])), rule)
+
+    return {ours: filled(theirs) for ours, theirs in architecture.tensors.items()}
+
+
+def _filled_up(metadata: dict[str, Any], vocab_size: int) -> dict[str, Any]:
+    """As many tokens as rows: published tables are padded, and llama.cpp counts the tokens."""
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    if tokens is None or len(tokens) == vocab_size:
+        return metadata
+    if len(tokens) > vocab_size:
+        raise WeightsError(
+            f"the tokenizer has {len(tokens):,} tokens, the network {vocab_size:,} rows for them; "
+            f"it belongs to other weights"
+        )
+    spare = range(len(tokens), vocab_size)
+    more = {"tokens": [f"[PAD{i}]" for i in spare], "token_type": [5] * len(spare)}
+    more["scores"] = [-1000.0] * len(spare)
+    for name, values in more.items():
+        key = f"tokenizer.ggml.{name}"
+        if key in metadata:
+            metadata[key] = [*metadata[key], *values]
+    return metadata
