@@ -22,7 +22,7 @@ __version__ = "0.1.0"
 
 _VERBS = {
     "fit": "layerwise.fitting.run",
-    "load": "layerwise.model.model",
+    "load": "layerwise.model.saved",
     "predict": "layerwise.model.evaluation",
     "evaluate": "layerwise.model.evaluation",
     "compare": "layerwise.model.evaluation",
@@ -30,10 +30,10 @@ _VERBS = {
     "search": "layerwise.verbs.embed",
     "Embedder": "layerwise.verbs.embed",
     "Index": "layerwise.verbs.embed",
-    "plan": "layerwise.verbs.verbs",
-    "inspect": "layerwise.verbs.verbs",
-    "audit": "layerwise.verbs.verbs",
-    "demo": "layerwise.verbs.verbs",
+    "plan": "layerwise.verbs.plan",
+    "inspect": "layerwise.verbs.inspect",
+    "audit": "layerwise.verbs.audit",
+    "demo": "layerwise.verbs.demo",
     "export": "layerwise.verbs.export",
     "selftest": "layerwise.verbs.selftest",
 }

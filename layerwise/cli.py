@@ -13,7 +13,9 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from layerwise.errors import LayerwiseError, OptionError
+from layerwise.kinds import KINDS
 from layerwise.settings import Settings
+from layerwise.tasks import TASKS
 
 VERBS = {
     "fit": "train the best model that the data and the budget allow",
@@ -93,9 +95,11 @@ AUDITED = ("base", "kind", "target", "target_kind", "split_column", "seed")
 
 
 def add_settings(p: argparse.ArgumentParser, only: tuple[str, ...] = ()) -> None:
+    named = {"kind": ("auto", *KINDS), "task": ("auto", *TASKS)}
     for f in dataclasses.fields(Settings):
         if only and f.name not in only:
             continue
+        choices = named.get(f.name) or f.metadata["choices"]
         flag = "--" + f.name.replace("_", "-")
         text = f.metadata["help"].replace("%", "%%")
         if isinstance(f.default, bool):
@@ -108,8 +112,8 @@ def add_settings(p: argparse.ArgumentParser, only: tuple[str, ...] = ()) -> None
                 flag,
                 type=type(f.default),
                 default=argparse.SUPPRESS,
-                choices=f.metadata["choices"] or None,
-                metavar=f.name.upper() if not f.metadata["choices"] else None,
+                choices=choices or None,
+                metavar=None if choices else f.name.upper(),
                 help=text + shown,
             )
 

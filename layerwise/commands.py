@@ -20,7 +20,7 @@ def fit(console: Console, data: str = "", resume: str = "", **options: Any) -> d
 
 
 def demo(console: Console, output: str = "") -> dict[str, Any]:
-    from layerwise.verbs.verbs import demo
+    from layerwise.verbs.demo import demo
 
     return demo(console=console, output=output)
 
@@ -34,27 +34,9 @@ def predict(
     out = []
     for path in data:
         for p in loaded.predict(path, confidence=confidence, top=top):
-            out.append(p.to_dict())
-            console.say(prediction_line(p))
+            out.append(p.row())
+            console.say(p.show())
     return out
-
-
-def prediction_line(p: Any) -> str:
-    """One prediction in a line."""
-    if p.value is not None:
-        ends = f"  ({p.interval[0]:.6g} to {p.interval[1]:.6g})" if p.interval else ""
-        return f"{p.name}  {p.value:.6g}{ends}"
-    if p.words is not None:
-        found = [f"{e['text']} ({e['kind']} {e['probability']:.3f})" for e in p.entities]
-        return f"{p.name}  " + (", ".join(found) or " ".join(f"{w}/{t}" for w, t, _ in p.words))
-    if p.answer is not None:
-        return f"{p.name}  {p.answer or '(no answer)'} {p.probability:.3f}"
-    if p.labels is not None:
-        return f"{p.name}  {', '.join(p.labels) or '(none)'}"
-    others = ", ".join(f"{name} {share:.3f}" for name, share in p.top[1:])
-    said = "unsure" if p.unsure else p.label
-    kept = f"  set: {', '.join(p.set) or '(none)'}" if p.set is not None else ""
-    return f"{p.name}  {said} {p.probability:.3f}" + (f"  ({others})" if others else "") + kept
 
 
 def evaluate(console: Console, model: list[str], target: str, split: str) -> dict[str, Any]:
@@ -93,7 +75,7 @@ def embed(
     (n, dim), seconds = index.vectors.shape, time.monotonic() - started
     console.say(f"{n:,} vectors of {dim} numbers in {seconds:.1f} s")
     if embedder.n_full:
-        longest = embedder.model.processor.max_seq_len
+        longest = embedder.longest
         console.say(f"  {embedder.n_full:,} texts fill the {longest} tokens that are read, or more")
     if output:
         index.model = str(pathlib.Path(model).resolve()) if pathlib.Path(model).exists() else model
@@ -117,7 +99,7 @@ def search(
 
 
 def plan(console: Console, model: str, **options: Any) -> dict[str, Any]:
-    from layerwise.verbs.verbs import plan
+    from layerwise.verbs.plan import plan
 
     found = plan(model, **options)
     for line in found.lines():
@@ -128,7 +110,7 @@ def plan(console: Console, model: str, **options: Any) -> dict[str, Any]:
 def inspect(
     console: Console, model: str, data: str, rows: int, base: str, output: str
 ) -> dict[str, Any]:
-    from layerwise.verbs.verbs import inspect
+    from layerwise.verbs.inspect import inspect
 
     report = inspect(model, data, rows=rows, base=base)
     for sentence in report.sentences():
@@ -141,7 +123,7 @@ def inspect(
 
 def audit(console: Console, data: str, **options: Any) -> dict[str, Any]:
     from layerwise.fitting.run import say_finding
-    from layerwise.verbs.verbs import audit
+    from layerwise.verbs.audit import audit
 
     examples, report = audit(data, **options)
     console.say(examples.understood)
@@ -192,7 +174,7 @@ def selftest(console: Console, run: str, **options: Any) -> dict[str, Any]:
 
 
 def models(console: Console, family: str = "") -> list[dict[str, Any]]:
-    from layerwise.verbs.verbs import list_models
+    from layerwise.verbs.models import list_models
 
     rows = list_models(family)
     console.table(

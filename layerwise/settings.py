@@ -18,9 +18,6 @@ def option(default: Any, text: str, choices: tuple[str, ...] = ()) -> Any:
 METHODS = ("auto", "base", "knn", "probe", "lora", "full", "scratch")
 OPTIMIZERS = ("auto", "adamw", "sgd", "muon")
 SCHEDULES = ("cosine", "linear", "wsd", "constant")
-TASKS = (
-    "auto", "classify", "tag", "regress", "causal", "masked", "words", "span", "embed"
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -58,9 +55,9 @@ class Settings:
     )
     max_seq_len: int = option(0, "tokens of a text or window (0: chosen)")
     image_size: int = option(0, "side in pixels that images are brought to (0: chosen)")
-    task: str = option("auto", "what is learned, where texts allow several", TASKS)
+    task: str = option("auto", "what is learned, where rows allow several")
     dims: str = option("", "shorter vectors that also have to work, e.g. 64,128 (embed)")
-    kind: str = option("auto", "what the rows are", ("auto", "image", "table", "text"))
+    kind: str = option("auto", "what the rows are")
     target: str = option("", "column to learn, for tables and metadata files")
     target_kind: str = option(
         "auto", "one class, several labels, or a number", ("auto", "class", "classes", "number")

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError
 
-from layerwise.errors import StorageError
+from layerwise.errors import StorageError, WeightsError
 
 CURE = "Free some space, or save to another folder"
 DIGEST = 16  # bytes: two of a billion rows are confused with a chance of 1e-21
@@ -83,6 +83,25 @@ def storage_error(e: Exception, path: Path, cure: str) -> StorageError:
     if number in (errno.EACCES, errno.EPERM, errno.EROFS):
         why = f"no permission to write to {path.parent}"
     return StorageError(f"{path}: {why}. {cure}. Everything saved before it is untouched")
+
+
+def read_json(path: Path, kind: type = dict) -> Any:
+    """A JSON file that holds a table of keys, or a list. Errors: WeightsError naming the file."""
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except (ValueError, OSError) as e:
+        raise WeightsError(f"{path}: not readable JSON ({e}); fetch it again") from e
+    if not isinstance(values, kind):
+        raise WeightsError(
+            f"{path}: a {type(values).__name__} came, a {kind.__name__} was expected"
+        )
+    return values
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Errors: StorageError, with the earlier file as it was."""
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(values, indent=1, ensure_ascii=False), "utf-8")
 
 
 def cache_folder(folder: str | Path | None = None) -> Path:

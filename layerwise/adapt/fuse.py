@@ -10,7 +10,7 @@ The result is for `eval` only, in the dtype asked for; the network given is not 
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -19,16 +19,18 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from layerwise.models.network import Network
+
 WARM = 3  # runs until the compiler has seen the shapes, built its kernels and kept the weights
 
 
 class Compiled(nn.Module):
     """float32 in and out, `dtype` and channels-last inside; for images of one size."""
 
-    def __init__(self, network: nn.Module, example: Tensor, dtype: torch.dtype):
+    def __init__(self, network: Any, example: Tensor, dtype: torch.dtype, reads: Sequence[str]):
         super().__init__()
-        self.dtype = dtype
-        network = network.to(dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.dtype, self.READS = dtype, reads
+        network = network.to(dtype, memory_format=torch.channels_last)
         x = self.cast(example)
         with torch.no_grad(), onednn_graphs():
             frozen = torch.jit.freeze(torch.jit.trace(network, x, check_trace=False))
@@ -39,7 +41,8 @@ class Compiled(nn.Module):
     def cast(self, x: Tensor) -> Tensor:
         return x.to(self.dtype, memory_format=torch.channels_last)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, *inputs: Tensor, **named: Tensor) -> Tensor:
+        (x,) = (*inputs, *named.values())
         return self.inner(self.cast(x)).float()
 
 
@@ -58,17 +61,17 @@ def onednn_graphs() -> Iterator[None]:
         torch._C._jit_set_autocast_mode(casting)
 
 
-def fused(network: nn.Module, example: Tensor, dtype: torch.dtype) -> nn.Module:
+def fused(network: Network, example: Tensor, dtype: torch.dtype) -> Any:
     """The same network for inference on inputs like `example` (b, 3, h, w), on the CPU.
 
     Returns a module that takes float32 inputs and gives float32 outputs. Errors: whatever
     `torch.fx` says of a forward pass that depends on values.
     """
-    network = copy.deepcopy(network).eval()
-    graph = fx.GraphModule(network, LeafConv().trace(network))
+    own = copy.deepcopy(network).eval()
+    graph = fx.GraphModule(own, LeafConv().trace(own))
     drop_nothings(graph)
     fold_norms(graph)
-    return Compiled(graph, example, dtype)
+    return Compiled(graph, example, dtype, network.READS)
 
 
 class LeafConv(fx.Tracer):

@@ -142,7 +142,7 @@ def add_lora(
         )
     network.requires_grad_(False)
     for name in HEADS:
-        if train_head and hasattr(network, name):
+        if train_head and name in dict(network.named_children()):
             network.get_submodule(name).requires_grad_(True)
     alpha = alpha or (16.0 if variant == "rslora" else 2.0 * rank)
     for i, module in enumerate(found.values()):

@@ -24,8 +24,8 @@ from layerwise.adapt import lora
 from layerwise.adapt.lora import LowRank, Update
 from layerwise.errors import WeightsError
 from layerwise.layers.head import TiedHead
-from layerwise.storage import replacing
-from layerwise.weights.configs.json import read_json
+from layerwise.models.network import Network, head_kind, reads_tokens
+from layerwise.storage import read_json, replacing
 from layerwise.weights.files import read_tensors, save_tensors
 from layerwise.weights.names import Rules, dropped, locate, mismatch, publish, rename, respelled
 
@@ -64,7 +64,7 @@ def places(network: nn.Module, rules: Rules) -> dict[str, list[nn.Linear]]:
 # ---- writing ---------------------------------------------------------------------------------
 
 
-def save_adapter(network: nn.Module, rules: Rules, folder: Path | str, base: str = "") -> None:
+def save_adapter(network: Network, rules: Rules, folder: Path | str, base: str = "") -> None:
     """Write the updates, and what else trains, as a folder that PEFT loads onto the base.
 
     rules: the family's PUBLISHED naming of the base. base: its hub id or folder.
@@ -91,8 +91,7 @@ def save_adapter(network: nn.Module, rules: Rules, folder: Path | str, base: str
     }
     whole = publish(trained, rules)
     save_tensors(Path(folder) / WEIGHTS[0], tensors | {FRONT + n: t for n, t in whole.items()})
-    decodes = "causal" if hasattr(network.config, "vocab_size") else ""
-    kind = getattr(network.config, "head_kind", decodes)
+    kind = head_kind(network) if reads_tokens(network) else ""
     values = config_of(updates, set(named) - set(found)) | {
         "task_type": TASK_TYPES.get(kind),
         "base_model_name_or_path": base,

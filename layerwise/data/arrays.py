@@ -1,8 +1,5 @@
 """Array files, MNIST idx and `.npz`, and what they hold as examples; the files of CIFAR: `cifar`.
 
-Pixels become uint8 (n, h, w) or (n, h, w, c): colours-first is turned round, fractions from 0 to 1
-are multiplied by 255. Rows of two axes are a table.
-
 Source: the idx layout of the MNIST page (a big-endian header, then the numbers).
 Legend: n images of h x w pixels, c channels.
 """
@@ -11,17 +8,16 @@ import gzip
 import math
 import re
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from layerwise.data.delimited import read_bytes
 from layerwise.data.examples import Examples, Finding, TargetKind
-from layerwise.data.folders import splits_said
-from layerwise.data.listing import split_within
+from layerwise.data.listing import split_within, splits_said
 from layerwise.data.naming import about, reason, shown
 from layerwise.data.targets import (
     Targets,
@@ -32,9 +28,7 @@ from layerwise.data.targets import (
     with_targets,
 )
 from layerwise.errors import DataError
-from layerwise.kinds.table.processor import Table
 
-CHANNELS = (1, 3, 4)
 CLASS_FILES = ("classes.txt", "class_names.txt", "labels.txt", "label_names.txt")
 IDX_KINDS = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 INPUT_WORDS = {"x", "images", "image", "img", "imgs", "data", "inputs", "input", "features", "arr"}
@@ -202,11 +196,16 @@ def _npz_role(key: str) -> tuple[str, str]:
 
 
 def open_arrays(
-    arrays: Arrays, folder: Path, kind: str | None = None, target_kind: TargetKind | None = None
+    arrays: Arrays,
+    folder: Path,
+    target_kind: TargetKind | None,
+    kind: str,
+    values_of: Callable[[np.ndarray, list[str], list[Finding]], tuple[Any, str]],
 ) -> Examples:
     """Examples of what a reader found; names of classes from a classes.txt in `folder` too.
 
-    Errors: shapes that differ between splits, shapes or values that are no pictures.
+    values_of: the kind's own values of the inputs (n, ...), and what they are in words; given the
+    names of the rows and the list of findings. Errors: shapes that differ between splits.
     """
     source, findings = arrays.source, list(arrays.findings)
     order = [split for split in ("", "train", "val", "test") if split in arrays.inputs]
@@ -223,15 +222,8 @@ def open_arrays(
     given = np.repeat(np.array(order, "U5"), [len(part) for part in parts])
     rows = zip(given.tolist(), (i for part in parts for i in range(len(part))), strict=True)
     names = [f"{split or 'row'}[{i}]" for split, i in rows]
-    inputs: Any
-    if kind == "table" or (x.ndim == 2 and kind != "image"):
-        inputs, kind = _features(x, names, findings), "table"
-        what = f"{len(x):,} rows of {math.prod(x.shape[1:]):,} numbers"
-    else:
-        inputs, kind = _pixels(x, source, findings), "image"
-        h, w, colour = *inputs.shape[1:3], "colour" if inputs.ndim == 4 else "grey"
-        what = f"{len(x):,} images of {h} x {w} pixels ({colour})"
-    examples = Examples(kind, inputs, None, "none", (), names, given, "", findings=findings)
+    values, what = values_of(x, names, findings)
+    examples = Examples({kind: values}, {kind: kind}, names, given, findings=findings)
     if labelled:
         y = np.concatenate([arrays.targets[split] for split in order])
         class_names = arrays.class_names or class_file(folder)
@@ -249,59 +241,6 @@ def class_file(folder: Path) -> tuple[str, ...]:
             lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
             return tuple(label_text(line) for line in lines if line.strip())
     return ()
-
-
-def _features(x: np.ndarray, names: list[str], findings: list[Finding]) -> Table:
-    flat = x.reshape(len(x), -1).astype(np.float64)  # (n, features)
-    infinite = [names[row] for row in np.flatnonzero(np.isinf(flat).any(1))]
-    findings += about("infinite", "warning", infinite, "rows have infinite numbers: left missing")
-    columns = {f"x{i}": pa.array(cells, mask=~np.isfinite(cells)) for i, cells in enumerate(flat.T)}
-    return Table(pa.table(columns))
-
-
-def _pixels(x: np.ndarray, source: str, findings: list[Finding]) -> np.ndarray:
-    """uint8 (n, h, w) or (n, h, w, c)."""
-    x = _shaped(x, source)
-    if x.dtype == np.uint8:
-        return x
-    if x.dtype.kind not in "biuf":
-        raise DataError(f"{source}: pixels should be numbers; they are of type {x.dtype}")
-    x = x * 255 if x.dtype == bool else x
-    odd = np.flatnonzero(~np.isfinite(x).reshape(len(x), -1).all(1))
-    if len(odd):
-        raise DataError(f"{source}: image {odd[0]} has pixels that are NaN or infinite; mend them")
-    low, high = (float(x.min()), float(x.max())) if x.size else (0.0, 0.0)
-    if x.dtype.kind == "f" and low >= -1 and high <= 1:
-        rule = "from -1..1 to 0..255" if low < 0 else "from 0..1 to 0..255"
-        scaled = (x + 1) * 127.5 if low < 0 else x * 255
-    elif low >= 0 and high <= 255:
-        rule, scaled = "rounded to 0..255", x
-    elif x.dtype == np.uint16:
-        rule, scaled = "from 16 bits to 8", x / 257
-    else:
-        raise DataError(
-            f"{source}: pixels should lie in 0..255, 0..1 or -1..1; they lie in {low:g}..{high:g}. "
-            "Undo the standardisation, or save rows (n, features) to learn from them as a table"
-        )
-    findings.append(Finding("pixels", "note", f"pixels of type {x.dtype} were brought {rule}"))
-    return np.rint(scaled).astype(np.uint8)
-
-
-def _shaped(x: np.ndarray, source: str) -> np.ndarray:
-    """(n, h, w) or (n, h, w, c), from colours first or last or, where asked, squares laid flat."""
-    side = math.isqrt(x.shape[1]) if x.ndim == 2 else 0
-    if side and side**2 == x.shape[1]:
-        x = x.reshape(-1, side, side)
-    if x.ndim == 4 and x.shape[-1] not in CHANNELS and x.shape[1] in CHANNELS:
-        x = np.ascontiguousarray(x.transpose(0, 2, 3, 1))
-    if x.ndim == 4 and x.shape[-1] == 1:
-        x = x[..., 0]
-    if x.ndim == 3 or (x.ndim == 4 and x.shape[-1] in CHANNELS):
-        return x
-    raise DataError(
-        f"{source}: expected images (n, h, w), (n, h, w, c) or (n, c, h, w) with 1, 3 or 4 "
-        f"channels, or rows (n, features); the shape is {x.shape}"
-    )
 
 
 def _targets(

@@ -1,8 +1,8 @@
-"""Folders of image files: one folder per class, with or without train/val/test; loose images.
+"""Folders of files of one kind: one folder per class, with or without train/val/test; loose ones.
 
     root/cat/1.jpg, root/dog/2.PNG                      class folders (any depth within a class)
     root/train/cat/1.jpg, root/test/cat/2.jpg           with given splits
-    root/1.jpg, root/2.jpg                              loose images: no labels
+    root/1.jpg, root/2.jpg                              loose files: no labels
 
 A single folder that only wraps these is passed through.
 """
@@ -13,52 +13,56 @@ from pathlib import Path
 import numpy as np
 
 from layerwise.data.examples import Examples, Finding
-from layerwise.data.listing import Listing, Parts, split_named
+from layerwise.data.listing import FileKind, Listing, Parts, split_named, splits_said
 from layerwise.data.naming import about, shown, some
 from layerwise.data.targets import class_targets, label_text
 from layerwise.errors import DataError
 
 
-def open_folder(listing: Listing, images: list[Parts], learn: bool = True) -> Examples:
-    """Images by their folders. learn=False: a mixture is no error, its images have no labels.
+def open_folder(listing: Listing, what: FileKind, learn: bool = True) -> Examples | None:
+    """Files by their folders; None where there are none.
 
-    Errors: class folders mixed with loose images, or with folders that name splits.
+    learn=False: a mixture is no error, its files have no labels.
+    Errors: class folders mixed with loose files, or with folders that name splits.
     """
+    files = [parts for parts in listing.files if what.mine(listing.path(parts))]
+    if not files:
+        return None
     try:
-        return _by_folders(listing, images)
+        return _by_folders(listing, files, what)
     except DataError:
         if learn:
             raise
-        findings = listing.findings() + other_files(listing, images)
-        return _examples(listing, images, None, [""] * len(images), findings)
+        findings = listing.findings() + other_files(listing, files, what)
+        return _examples(listing, files, what, None, [""] * len(files), findings)
 
 
-def _by_folders(listing: Listing, images: list[Parts]) -> Examples:
+def _by_folders(listing: Listing, images: list[Parts], what: FileKind) -> Examples:
     top = _wrappers(images)  # the place of the topmost folders that mean something
     tops = {parts[top] for parts in images if len(parts) > top + 1}
-    findings = [*listing.findings(), *other_files(listing, images)]
+    findings = [*listing.findings(), *other_files(listing, images, what)]
     split = bool(tops) and _are_splits(tops, images, top)
     splits = [split_named(parts[top]) if split else "" for parts in images]
     at = top + split  # the place of the class folders
     labelled = [parts for parts in images if len(parts) > at + 1]
     if not labelled:
-        return _examples(listing, images, None, splits, findings)
+        return _examples(listing, images, what, None, splits, findings)
     without = {p[:at] for p in images if len(p) > at} - {p[:at] for p in labelled}
     loose = [p for p in images if len(p) <= at + 1 and p[:at] not in without]
     if loose:
         raise DataError(
-            f"{len(loose):,} images lie loose beside class folders (such as "
+            f"{len(loose):,} {what.noun} lie loose beside class folders (such as "
             f"{some(map(shown, loose), 1)} beside '{shown(labelled[0][: at + 1])}'); move each "
-            "image into the folder of its class, or out of the way"
+            "into the folder of its class, or out of the way"
         )
     for above in sorted(without):
         left = [shown(parts) for parts in images if parts[:at] == above]
-        what = f"images in '{shown(above)}' have no class folders and are left out"
-        findings += about("unlabelled", "note", left, what)
-    findings += _empty_classes(listing, {parts[: at + 1] for parts in labelled})
+        said = f"{what.noun} in '{shown(above)}' have no class folders and are left out"
+        findings += about("unlabelled", "note", left, said)
+    findings += _empty_classes(listing, {parts[: at + 1] for parts in labelled}, what)
     given = [s for s, parts in zip(splits, images, strict=True) if len(parts) > at + 1]
     names = [label_text(shown(parts[at])) for parts in labelled]
-    return _examples(listing, labelled, names, given, findings)
+    return _examples(listing, labelled, what, names, given, findings)
 
 
 def _wrappers(images: list[Parts]) -> int:
@@ -89,44 +93,45 @@ def _are_splits(tops: set[str], images: list[Parts], top: int) -> bool:
 
 def _examples(
     listing: Listing,
-    images: list[Parts],
+    files: list[Parts],
+    what: FileKind,
     names: list[str] | None,
     splits: list[str],
     findings: list[Finding],
 ) -> Examples:
     targets, labels = class_targets(names) if names is not None else (None, ())
-    kind, given = "none" if names is None else "class", np.array(splits, "U5")
-    said = f"{len(images):,} image{'s' if len(images) > 1 else ''} "
+    given = np.array(splits, "U5")
+    said = f"{len(files):,} {what.noun if len(files) > 1 else what.noun[:-1]} "
     said += "without labels" if names is None else f"in {len(labels):,} class folders"
-    said += splits_said(given)
-    paths, rows = [listing.path(p) for p in images], [shown(p) for p in images]
-    return Examples("image", paths, targets, kind, labels, rows, given, said, findings=findings)
+    return Examples(
+        {what.kind: [listing.path(p) for p in files]},
+        {what.kind: what.kind},
+        [shown(p) for p in files],
+        given,
+        said + splits_said(given),
+        targets,
+        "none" if names is None else "class",
+        labels,
+        findings=findings,
+    )
 
 
-def one_image(path: Path) -> Examples:
-    return _examples(Listing(path.parent), [(path.name,)], None, [""], [])
+def one_file(path: Path, what: FileKind) -> Examples:
+    return _examples(Listing(path.parent), [(path.name,)], what, None, [""], [])
 
 
-def splits_said(given: np.ndarray) -> str:
-    """The given splits in words: ', train (900) and test (100) given'."""
-    counts = Counter(given.tolist())
-    named = [f"{part} ({counts[part]:,})" for part in ("train", "val", "test") if counts[part]]
-    if not named:
-        return ""
-    return f", {' and '.join([', '.join(named[:-1]), named[-1]] if named[1:] else named)} given"
-
-
-def other_files(listing: Listing, images: list[Parts]) -> list[Finding]:
+def other_files(listing: Listing, images: list[Parts], what: FileKind) -> list[Finding]:
     known = set(images)
     others = [shown(parts) for parts in listing.files if parts not in known]
     suffixes = Counter(Path(name).suffix.lower() or "no suffix" for name in others)
     kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in suffixes.most_common(4))
-    return about("not_an_image", "note", others, f"files are no images ({kinds}), left out")
+    said = f"files are not {what.noun} ({kinds}), left out"
+    return about("unused", "note", others, said)
 
 
-def _empty_classes(listing: Listing, filled: set[Parts]) -> list[Finding]:
-    """Class folders without any image, beside those that have some: classes not learned."""
+def _empty_classes(listing: Listing, filled: set[Parts], what: FileKind) -> list[Finding]:
+    """Class folders without any file, beside those that have some: classes not learned."""
     above = {parts[:-1] for parts in filled}
     empty = [shown(p) for p in listing.folders if p[:-1] in above and p not in filled]
-    what = "class folders hold no image and are left out"
-    return about("empty_class", "warning", empty, what, "add images, or remove them")
+    said = f"class folders hold no {what.noun} and are left out"
+    return about("empty_class", "warning", empty, said, f"add {what.noun}, or remove them")

@@ -9,7 +9,7 @@ Measured on 8,000 rows of MNIST with 5% of the labels changed: 91% of the accuse
 74% of the changed were accused; with none changed, 0.4% of the rows are accused.
 
 The predictions come from multinomial logistic regression on given features (a pre-trained base's,
-or small pixels), trained on the other folds.
+or the kind's own), trained on the other folds.
 
 Legend: n rows, D features, C classes, k folds.
 """
@@ -24,34 +24,13 @@ from torch import Tensor
 from layerwise.data.examples import Finding
 from layerwise.data.splits import stratified_folds
 from layerwise.errors import DataError
-from layerwise.kinds.image.duplicates import halved, principal
 from layerwise.optim.eager import LBFGS
 
 PENALTIES = (1e-3, 1e-4, 1e-5)  # of the squared weights, beside the mean loss; the best is kept
 STEPS = 30  # of L-BFGS per penalty
 COLUMNS = 512  # folds x classes trained at once
-DIRECTIONS, COSINES = 64, 512  # of `pixel_features`
 WEAK = 0.8  # accuracy below which accusations are only a note
 CERTAIN = 0.95  # least share of the suggested class, of it and the label together
-
-
-# ---- features where there is no base ----------------------------------------------------------
-
-
-def pixel_features(grey: np.ndarray, colour: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Features (n, 512) of thumbnails (n, 32, 32) and colours (n, 4, 4, 3), without a network.
-
-    Random cosines of the first 64 principal directions: regression on them is about a Gaussian
-    kernel machine (Rahimi and Recht, NIPS 2007). Right on 95% of MNIST with 8,000 rows, on 42% of
-    CIFAR-10: with photographs, features of a pre-trained base find far more.
-    """
-    rng = np.random.default_rng(seed)
-    x = np.hstack([halved(grey), colour.reshape(len(grey), -1).astype(np.float32)])
-    x = principal((x - x.mean(0)) / max(float(x.std()), 1e-6), DIRECTIONS, rng)
-    a, b = x[rng.permutation(len(x))[:1000]], x[rng.permutation(len(x))[:1000]]
-    width = max(float(np.median(np.linalg.norm(a - b, axis=1))), 1e-6)
-    turns = rng.normal(size=(x.shape[1], COSINES)).astype(np.float32) / np.float32(width)
-    return np.cos(x @ turns + rng.uniform(0, 2 * np.pi, COSINES).astype(np.float32))
 
 
 # ---- out-of-fold predictions -----------------------------------------------------------------

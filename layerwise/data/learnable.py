@@ -7,15 +7,17 @@ from layerwise.data.naming import about, some
 from layerwise.errors import DataError
 
 
-def check_learnable(examples: Examples) -> None:
+def check_learnable(examples: Examples, noun: str) -> None:
     """Errors for data that nothing can be learned from; loose images are for predicting and pass.
+
+    noun: what its rows are called, as "images".
 
     One class or value, one image per class, all given as test, classes that only the test has.
     """
     name, n, y = f"'{examples.source}'", len(examples), examples.targets
     if not n:
         raise DataError(f"{name} has no usable row left; see what was set aside")
-    if y is None:
+    if y is None and examples.fields.keys() <= examples.kinds.keys():
         return
     training = ~np.isin(examples.given, ("test", "val"))
     if not training.any():
@@ -23,13 +25,15 @@ def check_learnable(examples: Examples) -> None:
             f"{name}: every row is given as {' or '.join(sorted(set(examples.given)))}, none to "
             "train on; add training rows, or evaluate a trained model on it"
         )
-    if examples.target_kind == "tags" and len(examples.labels) == 1:
+    if y is None and examples.has("tags") and len(examples.labels) == 1:
         raise DataError(
             f"{name}: every word has the one tag '{examples.labels[0]}', so there is nothing to "
             "learn; are the tags in the last column?"
         )
+    if y is None:
+        return
     if examples.target_kind == "class":
-        return _check_classes(examples, training)
+        return _check_classes(examples, training, noun)
     if examples.target_kind == "number" and len(np.unique(y)) == 1:
         raise DataError(
             f"{name}: the target has the one value {y[0]:g} in all {n:,} rows, so there is nothing "
@@ -47,9 +51,8 @@ def check_learnable(examples: Examples) -> None:
         )
 
 
-def _check_classes(examples: Examples, training: np.ndarray) -> None:
+def _check_classes(examples: Examples, training: np.ndarray, what: str) -> None:
     name, labels = f"'{examples.source}'", np.array(examples.labels)
-    what = {"image": "images", "text": "texts"}.get(examples.kind, "rows")
     counts = np.bincount(examples.targets, minlength=len(labels))  # type: ignore[arg-type]
     trained = np.bincount(examples.targets[training], minlength=len(labels))  # type: ignore[index]
     occurs = np.flatnonzero(counts)

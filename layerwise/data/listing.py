@@ -9,12 +9,16 @@ import math
 import os
 import re
 import unicodedata
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from layerwise.data.examples import Finding
 from layerwise.data.naming import about, shown
-from layerwise.data.text_files import bare
+from layerwise.data.text_files import CODE, PROSE, bare
 
 _SUFFIXES = """.jpg .jpeg .jpe .jfif .png .gif .bmp .dib .tif .tiff .webp .avif .ppm .pgm .pbm .pnm
 .tga .jp2 .ico"""
@@ -30,6 +34,21 @@ SPLITS = {
 Parts = tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class FileKind:
+    """Files that each hold one value of a kind. mine: whether a file is one, by its name or start.
+    columns: names of a table's column of such files; hub_type: of one that holds them, on the hub;
+    starts: whether some bytes begin such a file.
+    """
+
+    kind: str
+    noun: str  # "images"
+    mine: Callable[[Path], bool]
+    columns: tuple[str, ...]
+    hub_type: str
+    starts: Callable[[bytes], bool]
+
+
 @dataclass
 class Listing:
     """A folder and all that is below it; every path is relative, as its parts."""
@@ -42,6 +61,11 @@ class Listing:
 
     def path(self, parts: Parts) -> Path:
         return self.root.joinpath(*parts)
+
+    @property
+    def here(self) -> list[Path]:
+        """The files that lie in the folder itself."""
+        return [self.path(parts) for parts in self.files if len(parts) == 1]
 
     def findings(self) -> list[Finding]:
         """What could not be followed, each with what to do about it."""
@@ -102,6 +126,13 @@ def is_image(path: Path) -> bool:
         return False
 
 
+def mostly_text(names: Sequence[str]) -> bool:
+    """Whether these files are documents or source code with a few pictures among them."""
+    suffixes = [bare(Path(name)).suffix.lower() for name in names]
+    pictures = sum(suffix in IMAGE_SUFFIXES for suffix in suffixes)
+    return 0 < 10 * pictures < sum(suffix in PROSE | CODE for suffix in suffixes)
+
+
 def starts_image(content: bytes) -> bool:
     return content.startswith(IMAGE_STARTS) or content[8:12] == b"WEBP"
 
@@ -125,6 +156,15 @@ def split_of(parts: Parts) -> str:
     """The split that a file's folder or name tells: data/train-00000-of-00002.parquet."""
     folders = [split_named(part) for part in parts[:-1]]
     return next((s for s in folders if s), "") or split_within(bare(Path(parts[-1])).stem)
+
+
+def splits_said(given: np.ndarray) -> str:
+    """The given splits in words: ', train (900) and test (100) given'."""
+    counts = Counter(given.tolist())
+    named = [f"{part} ({counts[part]:,})" for part in ("train", "val", "test") if counts[part]]
+    if not named:
+        return ""
+    return f", {' and '.join([', '.join(named[:-1]), named[-1]] if named[1:] else named)} given"
 
 
 def natural(text: str) -> tuple:

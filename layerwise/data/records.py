@@ -14,11 +14,12 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
+from layerwise.data.arrays import Arrays
 from layerwise.data.delimited import RawTable, read_delimited
 from layerwise.data.examples import Finding, TargetKind
 from layerwise.data.listing import split_named, split_within
 from layerwise.data.naming import reason, shown, some
-from layerwise.data.rows import read_json, read_tagged
+from layerwise.data.rows import read_json_rows, read_tagged
 from layerwise.data.text_files import bare, blocks, sniff
 from layerwise.errors import DataError, nearest
 
@@ -36,7 +37,9 @@ class Reading:
     target_kind: TargetKind | None = None
     split_column: str | None = None
     learn: bool = True  # False: to predict or evaluate; a target is welcome but not needed
+    kind: str | None = None  # what the caller said that the data is
     read: dict[Path, RawTable] = field(default_factory=dict)  # files that were read already
+    arrays: dict[Path, Arrays | None] = field(default_factory=dict)
 
     def table(self, path: Path) -> RawTable:
         """A file's rows, read once while it is found out what they are."""
@@ -78,7 +81,7 @@ def is_parquet(path: Path) -> bool:
 
 def read_table(path: Path) -> RawTable:
     """The rows of one file. Errors name the file and the row."""
-    readers = {"parquet": _read_parquet, "json": read_json, "tagged": read_tagged}
+    readers = {"parquet": _read_parquet, "json": read_json_rows, "tagged": read_tagged}
     return readers.get(sniff(path), read_delimited)(path)
 
 

@@ -18,7 +18,7 @@ from layerwise.errors import DataError
 NESTED = ("data", "rows", "examples", "train")
 
 
-def read_json(path: Path) -> RawTable:
+def read_json_rows(path: Path) -> RawTable:
     """The objects of a .json file, or of one with an object on each line.
 
     Errors name the file and the line: damaged, no rows, something else than objects.

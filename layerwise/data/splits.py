@@ -10,16 +10,15 @@ Legend: n rows, g groups of rows with the same content.
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from layerwise.data.examples import Examples, Finding
+from layerwise.data.examples import Column, Examples, Finding
+from layerwise.data.table import Table
 from layerwise.data.threads import parallel
 from layerwise.errors import OptionError
-from layerwise.kinds.table.processor import Table
 from layerwise.storage import DIGEST, content_hash
 
 PARTS = ("train", "val", "test")
@@ -42,11 +41,18 @@ def content_hashes(examples: Examples) -> list[bytes]:
     Each file is read once, large sets on several threads. A file that cannot be read counts as
     its own content, so that it stays in the data until the audit names it.
     """
-    inputs = examples.inputs
-    if isinstance(inputs, Table):
-        return _row_hashes(inputs)
-    files = len(inputs) > 64 and isinstance(inputs[0], Path)  # in memory: quicker than threads
-    return list(parallel(os.cpu_count() or 1 if files else 1)(content_hash, inputs))
+    fields = list(examples.fields.values())
+    read = {name: v for name, v in examples.fields.items() if name in examples.kinds}
+    if read and all(isinstance(values, Column) for values in read.values()):
+        columns = {name: v.values for name, v in read.items() if isinstance(v, Column)}
+        return _row_hashes(Table(pa.table(columns)))
+    if len(fields) > 1:
+        return list(map(content_hash, examples.rows()))
+    values = fields[0]
+    if isinstance(values, Table):
+        return _row_hashes(values)
+    files = len(values) > 64 and isinstance(values[0], Path)  # in memory: quicker than threads
+    return list(parallel(os.cpu_count() or 1 if files else 1)(content_hash, values))
 
 
 def _row_hashes(table: Table) -> list[bytes]:
@@ -75,9 +81,9 @@ def split(examples: Examples, seed: int = 0, val: float = 0.1, test: float = 0.2
     """Rows for training, validation and test.
 
     val, test: shares of the contents, each stratum (class, or tenth of a number) alike.
-    Questions on one context are one content. Given splits are kept. With train and test given, val
-    is taken out of train; with train and val alone, val is the test and a new val is taken out of
-    train; train alone is split like any data.
+    Rows that belong `together` are one content. Given splits are kept. With train and test given,
+    val is taken out of train; with train and val alone, val is the test and a new val is taken out
+    of train; train alone is split like any data.
     Errors: shares that leave nothing to train on.
     """
     if not (0 <= val < 1 and 0 <= test < 1 and val + test < 1):
@@ -85,10 +91,11 @@ def split(examples: Examples, seed: int = 0, val: float = 0.1, test: float = 0.2
             f"val={val:g} and test={test:g} should be shares from 0 up that leave something to "
             "train on, such as val=0.1, test=0.2"
         )
-    alike = examples
-    if examples.form == "spans":
-        alike = replace(examples, inputs=[{"context": row["context"]} for row in examples.inputs])
-    groups = _Groups(examples, content_hashes(alike), seed)
+    if name := examples.together:
+        hashes = [content_hash({name: value}) for value in examples[name]]
+    else:
+        hashes = content_hashes(examples)
+    groups = _Groups(examples, hashes, seed)
     given = {part: np.flatnonzero(examples.given == part) for part in PARTS}
     findings = []
     rest = np.setdiff1d(np.arange(len(examples)), np.concatenate([given["val"], given["test"]]))
@@ -172,7 +179,7 @@ def _apportion(sizes: np.ndarray, share: float, spare: np.ndarray) -> np.ndarray
 def _strata(examples: Examples) -> np.ndarray:
     """The stratum of each row: its class, its rarest label, or the tenth its number lies in."""
     targets = examples.targets
-    if targets is None or examples.target_kind in ("tags", "answers"):
+    if targets is None:
         return np.zeros(len(examples), np.int64)
     if examples.target_kind == "number":
         bounds = np.quantile(targets, np.linspace(0, 1, 11)[1:-1])

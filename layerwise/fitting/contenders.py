@@ -11,29 +11,30 @@ Legend: n rows.
 import math
 import pathlib
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
-
-import numpy as np
-from torch import nn
 
 from layerwise import models, runtime
 from layerwise.console import Console, duration
 from layerwise.data.examples import Examples
-from layerwise.fitting.choose import Choice
 from layerwise.fitting.lens import Lens
 from layerwise.fitting.probes import ENOUGH, Features
-from layerwise.model.model import read_json, write_json
+from layerwise.kinds.contract import Choice
+from layerwise.models.network import Network
 from layerwise.planning import Plan
+from layerwise.planning.scaling import Forecast
 from layerwise.runtime import Runtime, peak_memory_mb
 from layerwise.settings import Settings
+from layerwise.storage import read_json, write_json
 from layerwise.tasks.scores.intervals import interval
-from layerwise.train.run import Outcome, Recipe, Training, predict_rows
+from layerwise.tasks.task import Task
+from layerwise.train.predicting import predict_rows
+from layerwise.train.run import Outcome, Recipe, Training
 
-LEAST_STEPS, TELLING_STEPS = 10, 40  # fewer teach nothing; tell nobody who is better
+LEAST_STEPS, TELLING_STEPS = 10, 40  # fewer teach nothing; cannot separate the contenders
 FIRST = 0.6  # of the time for the first of several; all shares add up to the whole
-COURSE = 0.25  # of its recipe that the first must come to before others take time from it
+LEAST_SHARE = 0.25  # of its recipe that the first must come to before others take time from it
 VALIDATING = 0.2  # of a share of the budget may go into looking at the validation rows
 
 
@@ -60,12 +61,13 @@ class Job:
 
     settings: Settings
     folder: pathlib.Path
-    task: Any
+    task: Task
     train: Examples
     val: Examples
     machine: Runtime
     console: Console
-    mirror: bool = True  # a mirrored image keeps its class
+    studied: dict[str, Any] = field(default_factory=dict)  # by kind, what augmentation has to know
+    reader: Any = None  # the processor that made task rows of these, where a task asks for one
     features: Features | None = None  # of training rows on the base, where known
     most_features: int = ENOUGH  # rows of which they are worth their time
     deadline: float = float("inf")  # time.monotonic() when the training budget ends
@@ -85,12 +87,14 @@ class Contender:
     """A network on its way up."""
 
     way: str  # "lora", "full", "scratch"
-    network: nn.Module
+    network: Network
     choice: Choice
     recipe: Recipe
+    forecast: Forecast | None = None  # of the loss, where a law was fitted
     plan: Plan | None = None
     outcome: Outcome | None = None
     rung: Rung | None = None
+    said: Sequence[Any] | None = None  # of the validation rows, by the network as it is
 
 
 def affordable(
@@ -103,23 +107,23 @@ def affordable(
     kept, out = job.folder / "contenders.json", []
     known = read_json(kept)["ways"] if kept.exists() else None
     for way in ways if known is None else known:
-        if known is None and out and not room(job, out, len(out) + 1):
+        if known is None and out and not has_time(job, out, len(out) + 1):
             job.console.say(f"  {way}: left out, the budget has no time for it")
         else:
             out.append(make(way))
     if known is None:
-        if optional and not room(job, out, len(out), LEAST_STEPS):
+        if optional and not has_time(job, out, len(out), LEAST_STEPS):
             job.console.say("  no time is left in the budget to train")
             out = []
         write_json(kept, {"ways": [c.way for c in out]})
     return out
 
 
-def room(job: Job, contenders: list[Contender], n: int, steps: int = TELLING_STEPS) -> bool:
-    """Whether there is time for `n` of the like of these, each long enough to be told apart, and
-    enough of the first's recipe."""
+def has_time(job: Job, contenders: list[Contender], n: int, steps: int = TELLING_STEPS) -> bool:
+    """Whether there is time for `n` contenders like these, each with enough steps to be compared,
+    and for enough of the first's recipe."""
     share, first = share_of(job, contenders, n), contenders[0]
-    course = COURSE * first.recipe.steps * step_seconds(first)
+    course = LEAST_SHARE * first.recipe.steps * step_seconds(first)
     if n > 1 and FIRST * seconds_to_train(job, contenders) < course:
         return False
     return all(share >= least_seconds(c, len(job.val), steps) for c in contenders)
@@ -148,7 +152,7 @@ def compete(job: Job, contenders: list[Contender], rungs: list[Rung]) -> Contend
     """Train one after another under the deadline; without one, each runs its recipe whole."""
     for i, contender in enumerate(contenders):
         left, others = seconds_to_train(job, contenders), len(contenders) - i - 1
-        go(job, contender, FIRST * left if others and not i else left / (others + 1))
+        train_within(job, contender, FIRST * left if others and not i else left / (others + 1))
         assert contender.rung is not None
         rungs.append(contender.rung)
         if contender.outcome and not contender.outcome.state.finished:  # Ctrl-C
@@ -192,19 +196,19 @@ def worth_going_on(job: Job, rung: Rung) -> bool:
     return False
 
 
-def go(job: Job, contender: Contender, share: float) -> None:
+def train_within(job: Job, contender: Contender, share: float) -> None:
     """Train one contender for at most `share` seconds, and score it."""
     started = time.monotonic()
     runtime.forget_peak()
     folder = job.folder / "rungs" / contender.way
     folder.mkdir(parents=True, exist_ok=True)
-    recipe = kept_steps(folder, within(contender, share, len(job.val)))
+    recipe = kept_steps(folder, affordable_recipe(contender, share, len(job.val)))
     progress = Progress(job, contender.way, recipe)
     training = Training(
         folder,
         contender.network,
         job.task,
-        contender.choice.processor,
+        contender.choice.processors,
         job.train,
         job.val,
         recipe,
@@ -216,13 +220,14 @@ def go(job: Job, contender: Contender, share: float) -> None:
     contender.outcome = training.run()
     job.console.say(f"  {contender.outcome.compiled}")
     contender.recipe = recipe
-    outputs = predict_rows(
-        contender.network, job.task, contender.choice.processor, job.val, job.machine
+    assert training.validation is not None, "a fit validates"
+    contender.said = predict_rows(contender.network, training.validation, job.machine)
+    contender.rung = score_rung(
+        job, contender.way, contender.said, started, f"{recipe.steps} steps"
     )
-    contender.rung = score_rung(job, contender.way, outputs, started, f"{recipe.steps} steps")
 
 
-def within(contender: Contender, share: float, n_val: int) -> Recipe:
+def affordable_recipe(contender: Contender, share: float, n_val: int) -> Recipe:
     """The recipe with as many steps as the share of time pays for, at most what it has.
 
     n_val: rows that are scored at every evaluation and once at the end, at a third of a step's cost
@@ -258,16 +263,19 @@ def kept_steps(folder: pathlib.Path, recipe: Recipe) -> Recipe:
 
 def own_groups(contender: Contender) -> list[dict[str, Any]] | None:
     """The parameter groups that the family itself has for Muon from scratch; None for the usual."""
-    make = getattr(models.family(contender.choice.family), "muon_groups", None)
+    family = models.family(contender.choice.family)
+    make = vars(family).get("muon_groups")
     if make is None or contender.way != "scratch" or contender.recipe.optimizer != "muon":
         return None
     return make(contender.network, contender.recipe.global_batch_size)
 
 
-def score_rung(job: Job, name: str, outputs: np.ndarray, started: float, note: str = "") -> Rung:
-    """Score raw outputs on the validation rows, with a bootstrap interval."""
-    targets = np.asarray(job.val.targets)
-    found = interval(job.task.metric, job.task.scored(outputs), targets, seed=job.settings.seed)
+def score_rung(
+    job: Job, name: str, predictions: Sequence[Any], started: float, note: str = ""
+) -> Rung:
+    """Score predictions of the validation rows, with a bootstrap interval."""
+    outputs, targets = job.task.scored(predictions, job.val)
+    found = interval(job.task.metric, outputs, targets, seed=job.settings.seed)
     value, low, high = found.value, found.low, found.high
     seconds = time.monotonic() - started
     rung = Rung(name, value, low, high, seconds, peak_memory_mb(), note)

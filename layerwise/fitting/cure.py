@@ -1,18 +1,17 @@
 """Diagnose a training that went on, and with `--cure` train once more with what cures it."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from layerwise.data.examples import Examples
-from layerwise.fitting.choose import Choice
 from layerwise.fitting.contenders import Contender, Job, Rung, better, compete
 from layerwise.fitting.ladder import start
 from layerwise.inspection.diagnosis import Diagnosis, diagnose, split_cure
 from layerwise.inspection.texts import legible
 from layerwise.models import replace_fields
+from layerwise.tasks.feed import batch_of
 from layerwise.train.log import read_metrics
 
 PROBED = 200  # rows of each split that a diagnosis looks at
@@ -34,11 +33,11 @@ def diagnoses(job: Job, contender: Contender) -> list[Diagnosis]:
     """What was wrong with a training, root cause first; each is said."""
     if contender.outcome is None or not contender.outcome.history:
         return []
-    processor = contender.choice.processor
-    most = WINDOWS if job.train.kind == "tokens" else PROBED
+    task, processors = job.task, contender.choice.processors
+    most = WINDOWS if task.every_position else PROBED
     seen, unseen = (
-        legible(job.task.batch(some_rows(r, most), processor), job.task)
-        for r in (job.train, job.val)
+        legible(batch_of(task, some_rows(rows, most), processors), task.token_targets)
+        for rows in (job.train, job.val)
     )
     found = diagnose(
         contender.outcome.history,
@@ -58,7 +57,7 @@ def diagnoses(job: Job, contender: Contender) -> list[Diagnosis]:
 
 def frozen_layers(contender: Contender) -> list[str]:
     """Layers not meant to train: below the head for LoRA, and what a family keeps fixed."""
-    stack = contender.network.layers()  # type: ignore[operator]
+    stack = contender.network.layers()
     if contender.way == "lora" or contender.recipe.unfreeze == "head":
         return list(stack)[:-1]
     return [n for n, m in stack.items() if not any(p.requires_grad for p in m.parameters())]
@@ -74,8 +73,7 @@ def apply_cure(job: Job, ill: Contender, found: list[Diagnosis], rungs: list[Run
     config = replace_fields(ill.choice.config, fields)
     choice = replace(ill.choice, config=config, why=f"{ill.choice.why}, cured: {found[0].cure}")
     again = replace(job, settings=replace(job.settings, **options), folder=job.folder / "cured")
-    scratch: Callable[[], Choice] = lambda: choice  # noqa: E731
-    well = start(again, "scratch", None, scratch)
+    well = start(again, "scratch", None, lambda: (choice, None))
     job.console.say(f"  cure applied: {options | fields or 'fresh weights'}; training again")
     well = compete(again, [well], cured_rungs := [])
     assert well.rung is not None

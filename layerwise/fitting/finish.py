@@ -1,17 +1,17 @@
-"""After training: score on rows never seen, calibrate, probe the depth, save, and report.
+"""After training: calibrate, score on rows never seen, probe the depth, save, and report.
 
 Everything the page shows is one JSON document, `result.json` beside it, so that nothing on the
 page is more than what was measured.
 """
 
-import pathlib
 import shlex
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from layerwise import runtime
+from layerwise import kinds, runtime
 from layerwise.console import Console, duration
 from layerwise.data.examples import Examples
 from layerwise.data.label_errors import suspect_labels
@@ -19,27 +19,12 @@ from layerwise.fitting.contenders import Contender, Job, Rung
 from layerwise.fitting.cure import metrics_of
 from layerwise.fitting.inside import look_inside
 from layerwise.fitting.result import Result, Rows
-from layerwise.kinds.text.documents import texts_of
-from layerwise.kinds.text.encoders import yardstick
-from layerwise.kinds.text.language import unigram_bits
-from layerwise.model.evaluation import evaluation_of
-from layerwise.model.model import Model, write_json
-from layerwise.report.thumbnails import picture
+from layerwise.model.evaluation import evaluation_of, wrong_rows
+from layerwise.model.model import Model
+from layerwise.storage import write_json
+from layerwise.tasks.feed import Feed
 from layerwise.tasks.scores import intervals
-from layerwise.tasks.scores.calibration import conformal_quantile, fit_temperature
-from layerwise.tasks.scores.metrics import confusion, softmax
-from layerwise.train.run import predict_rows
-
-SHOWN = 400  # characters of a text
-# what comes out at the top, else labels
-ROOFS = {
-    "causal": "next token", "masked": "hidden words", "span": "answers", "embed": "vectors"
-}  # fmt: skip
-FIRST = {  # what to do with a model that has no answer to give of a row
-    "causal": ("go on with a text", "generate {} 'A PROMPT'"),
-    "masked": ("learn labels with it as the base", "fit LABELLED_TEXTS --base {}"),
-}
-GROUNDS = {"image": "pixels", "table": "raw input", "tokens": "tokens", "text": "tokens"}
+from layerwise.train.predicting import predict_rows
 
 
 def finish(
@@ -65,8 +50,8 @@ def finish(
         "machine_notes": list(job.machine.notes),
         "settings": job.settings.to_dict(),
         "model": model_facts(model, winner),
-        "ground": GROUNDS[rows.train.kind],
-        "roof": ROOFS.get(job.task.name, "labels"),
+        "reads": kinds.of(rows.train).ground,
+        "gives": job.task.top,
         "rows": {n: len(getattr(rows, n)) for n in ("train", "val", "test")},
         "ladder": [r.to_dict() for r in rungs],
         "plan": plan_rows(winner),
@@ -76,14 +61,14 @@ def finish(
         "diagnoses": [vars(d) for d in diagnoses],
     }
     finished = winner.outcome is None or winner.outcome.state.finished
-    page |= score_model(job, rows, model)
+    page |= score_model(job, rows, model, winner)
     page["audit"] = findings_of(examples, rows, page)
     runtime.give_back()
     page |= look_inside(job, rows, model, winner, base)
     model.card |= {"score": page["score"], "rows": page["rows"]}
     model.save(job.folder / "model")
     page["seconds"] = seconds_so_far + time.monotonic() - started
-    page["next"] = next_commands(job.folder, data, job.task.name)
+    page["next"] = next_commands(job, data)
     write_json(job.folder / "result.json", without_pictures(page))
     from layerwise.report.page import write_page
 
@@ -168,132 +153,64 @@ def model_facts(model: Model, winner: Contender) -> dict[str, Any]:
 # ---- the score, its noise and its calibration ------------------------------------------------
 
 
-def score_model(job: Job, rows: Rows, model: Model) -> dict[str, Any]:
+def score_model(job: Job, rows: Rows, model: Model, winner: Contender) -> dict[str, Any]:
     """Calibrate on the validation rows, then score the test rows, once."""
-    raw_val = predict_rows(model.network, job.task, model.processor, rows.val, job.machine)
-    out: dict[str, Any] = {}
-    val_targets = np.asarray(rows.val.targets)
-    if job.task.name == "classify":
-        model.temperature = fit_temperature(raw_val, val_targets)
-        shares = softmax(raw_val / model.temperature)
-        own = 1 - shares[np.arange(len(shares)), val_targets]
-        model.conformal = tuple(np.sort(own).round(6).tolist())
-    elif job.task.name == "regress":
-        errors = np.abs(raw_val[:, 0] - val_targets)
-        model.conformal = tuple(np.sort(errors).tolist())
-    outputs = model.outputs(rows.test, job.machine)
-    targets = np.asarray(rows.test.targets)
-    scored = evaluation_of(model, outputs, rows.test, "test")
-    out["score"] = {
-        "name": scored.score_name,
-        "value": scored.score,
-        "low": scored.low,
-        "high": scored.high,
-        "n": scored.n,
-        "baseline": baseline(job, rows, outputs),
+    task, said = job.task, winner.said
+    if said is None or model.network is not winner.network:
+        said = predict_rows(model.network, Feed(task, rows.val, model.processors), job.machine)
+    model.calibration = task.calibrate(said, rows.val)
+    predictions = model.predictions(rows.test, job.machine)
+    scored = evaluation_of(model, predictions, rows.test, "test")
+    out: dict[str, Any] = {
+        "score": {
+            "name": scored.score_name,
+            "value": scored.score,
+            "low": scored.low,
+            "high": scored.high,
+            "n": scored.n,
+            "baseline": baseline(job, rows, predictions),
+        },
+        "test_metrics": scored.metrics,
     }
-    out["test_metrics"] = scored.metrics
-    if rows.clean_test is not None and not rows.clean_test.all():
-        clean = rows.clean_test
-        again = intervals.interval(job.task.metric, job.task.scored(outputs[clean]), targets[clean])
+    clean = rows.clean_test
+    if clean is not None and not clean.all():
+        kept = [p for p, keep in zip(predictions, clean, strict=True) if keep]
+        again = intervals.interval(task.metric, *task.scored(kept, rows.test.subset(clean)))
         out["score"]["clean"] = vars(again) | {"left_out": int((~clean).sum())}
-    if job.task.name == "classify":
-        out |= calibration_of(model, outputs, targets)
-        out["confusion"] = {
-            "labels": list(model.labels),
-            "matrix": confusion(outputs, targets).tolist(),
-        }
-        out["mistakes"] = [m | shown_row(rows.test, m["row"]) for m in scored.wrong]
-        out["_shares"] = softmax(outputs)
-    elif job.task.name == "regress":
-        pairs = np.stack([targets, outputs[:, 0]], 1)[:1500]
-        out["scatter"] = pairs.astype(float).tolist()
-        out["mistakes"] = worst_numbers(rows.test, outputs[:, 0], targets)
-    elif scored.wrong:
-        out["mistakes"] = scored.wrong
-    if getattr(job.task, "marked", False):
-        out["kinds"] = job.task.by_kind(outputs, targets)
+    out |= task.figures(predictions, rows.test, model.calibration)
+    if mistakes := wrong_rows(model, predictions, rows.test):
+        out["mistakes"] = [shown(rows.test, m) for m in mistakes]
+    if task.named_by_classes:
+        out["_shares"] = np.stack([p.probabilities for p in predictions])
     return out
 
 
-def baseline(job: Job, rows: Rows, outputs: np.ndarray) -> dict[str, Any]:
-    """The floor to beat: what always giving the commonest class (or the mean) would score.
-
-    For texts with targets the score of a linear model on words, which is not always beaten, with
-    its interval and the difference of `outputs` to it.
-    """
-    train, test = np.asarray(rows.train.targets), np.asarray(rows.test.targets)
-    found = yardstick(rows.train, rows.test, job.task) if rows.train.kind == "text" else None
-    if found is not None:
-        what, plain = found
-        metric, better = job.task.metric, job.task.higher_is_better
-        ours, theirs = job.task.scored(outputs), job.task.scored(plain)
-        found = intervals.interval(metric, theirs, test)
-        both = intervals.compare(metric, theirs, ours, test, better)
-        return {
-            "what": what,
-            "value": found.value,
-            "low": found.low,
-            "high": found.high,
-            "beside": f"this model {both.difference:+.4f} ({both.low:+.4f} to {both.high:+.4f}), "
-            f"p {both.p:.2g}",
-        }
-    if job.task.name in ("causal", "masked"):
-        bits = unigram_bits(rows.train, rows.test)
-        return {"what": "tokens by their frequency alone", "value": bits}
-    if job.task.name == "classify":
-        common = np.bincount(train).argmax()
-        return {
-            "what": f"always '{job.task.labels[common]}'",
-            "value": float((test == common).mean()),
-        }
-    if job.task.name == "regress":
-        rmse = float(np.sqrt(((test - train.mean()) ** 2).mean()))
-        return {"what": "always the mean", "value": rmse}
-    if job.task.name == "embed":
-        return {"what": "by chance", "value": 1 / len(test)}
-    return {"what": "the labels' shares", "value": float(test.mean())}
-
-
-def calibration_of(model: Model, outputs: np.ndarray, targets: np.ndarray) -> dict[str, Any]:
-    """Calibration error on the test rows with and without the temperature fitted elsewhere."""
-    from layerwise.tasks.scores.calibration import ece, reliability
-
-    before, after = softmax(outputs * model.temperature), softmax(outputs)
-    alpha = 0.1
-    level = conformal_quantile(np.asarray(model.conformal), alpha)
-    sets = 1 - after <= level
+def baseline(job: Job, rows: Rows, predictions: Sequence[Any]) -> dict[str, Any]:
+    """The score to beat, of what needs no network; with its interval and the difference of the
+    predictions to it where it answers row by row."""
+    task, kind = job.task, kinds.of(rows.train)
+    found = task.baseline(rows.train, rows.test, lambda: kind.plain_features(rows.train))
+    if found.predictions is None:
+        return {"what": found.what, "value": found.value}
+    ours, targets = task.scored(predictions, rows.test)
+    theirs, _ = task.scored(found.predictions, rows.test)
+    alone = intervals.interval(task.metric, theirs, targets)
+    both = intervals.compare(task.metric, theirs, ours, targets, task.higher_is_better)
     return {
-        "calibration": {
-            "temperature": model.temperature,
-            "ece_before": ece(before, targets),
-            "ece_after": ece(after, targets),
-            "bins": reliability(after, targets),
-        },
-        "conformal": {
-            "confidence": 1 - alpha,
-            "coverage": float(sets[np.arange(len(targets)), targets].mean()),
-            "mean_size": float(sets.sum(1).mean()),
-            "unsure": float((sets.sum(1) != 1).mean()),
-        },
+        "what": found.what,
+        "value": alone.value,
+        "low": alone.low,
+        "high": alone.high,
+        "beside": f"this model {both.difference:+.4f} ({both.low:+.4f} to {both.high:+.4f}), "
+        f"p {both.p:.2g}",
     }
 
 
-def worst_numbers(rows: Examples, values: np.ndarray, targets: np.ndarray) -> list[dict[str, Any]]:
-    order = np.argsort(-np.abs(values - targets), kind="stable")[:12]
-    return [
-        {"name": str(rows.names[int(i)]), "row": int(i), "truth": f"{targets[i]:g}",
-         "predicted": f"{values[i]:.4g}", **shown_row(rows, int(i))}
-        for i in order
-    ]  # fmt: skip
-
-
-def shown_row(rows: Examples, row: int) -> dict[str, str]:
-    """What a person is shown of a row: its picture, or its text."""
-    if rows.kind != "text":
-        return {"image": picture(rows, row)}
-    text = texts_of(rows.subset(np.array([row])))[0]
-    return {"text": text if len(text) <= SHOWN else text[:SHOWN] + " ..."}
+def shown(rows: Examples, mistake: dict[str, Any]) -> dict[str, Any]:
+    """A mistake with what a person is shown of its row, where it does not say that itself."""
+    if "text" in mistake:
+        return mistake
+    return mistake | kinds.of(rows).show(rows, mistake["row"]).to_dict()
 
 
 # ---- data ------------------------------------------------------------------------------------
@@ -330,10 +247,14 @@ def plan_rows(winner: Contender) -> list[dict[str, Any]]:
 
 def forecast_beside(winner: Contender) -> dict[str, Any] | None:
     """The forecast of the loss for the tokens that were read, what came, and both in a sentence."""
-    outlook, state = winner.choice.forecast, winner.outcome and winner.outcome.state
+    outlook, state = winner.forecast, winner.outcome and winner.outcome.state
     if outlook is None or winner.rung is None or not (state and state.finished):
         return None
-    read = state.step * winner.recipe.global_batch_size * winner.choice.processor.max_seq_len
+    read = (
+        state.step
+        * winner.recipe.global_batch_size
+        * next(iter(winner.choice.processors.values())).max_seq_len
+    )
     found = outlook.beside(read, winner.rung.score)
     where = "within" if found["within"] else "outside"
     found["said"] = (
@@ -347,19 +268,10 @@ def forecast_beside(winner: Contender) -> dict[str, Any] | None:
 # ---- afterwards ------------------------------------------------------------------------------
 
 
-def next_commands(folder: pathlib.Path, data: str, task: str) -> list[dict[str, str]]:
-    model = shlex.quote(str(folder / "model"))
-    if task == "embed":
-        first = {"what": "embed texts to search in",
-                 "command": f"layerwise embed {model} TEXTS --output index.npz"}  # fmt: skip
-        last = {"what": "search", "command": "layerwise search index.npz 'what to look for'"}
-    else:
-        what, verb = FIRST.get(task, ("predict new files", "predict {} NEW_FILES"))
-        first = {"what": what, "command": f"layerwise {verb.format(model)}"}
-        last = {"what": "what each layer learned",
-                "command": f"layerwise inspect {model} {shlex.quote(data)}"}  # fmt: skip
-    score = {"what": "score on other data", "command": f"layerwise evaluate {model} OTHER_DATA"}
-    return [first, score, last]
+def next_commands(job: Job, data: str) -> list[dict[str, str]]:
+    model = shlex.quote(str(job.folder / "model"))
+    found = job.task.next(model, shlex.quote(data))
+    return [{"what": what, "command": command} for what, command in found]
 
 
 def without_pictures(value: Any) -> Any:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from layerwise import runtime
+from layerwise import kinds, runtime
 from layerwise.data.examples import Examples
 from layerwise.data.loader import in_order
 from layerwise.errors import DataError
@@ -14,13 +14,12 @@ from layerwise.fitting.cure import some_rows
 from layerwise.fitting.result import Rows
 from layerwise.inspection.attribution import heat, smooth_grad, top_examples
 from layerwise.inspection.depth import depth_report
-from layerwise.inspection.reading import NAMES_TOKENS, Reading, reading
+from layerwise.inspection.reading import Reading, reading
 from layerwise.inspection.texts import legible
-from layerwise.kinds.text.corpus import tokenise
-from layerwise.kinds.text.documents import texts_of
-from layerwise.kinds.text.language import windows_of
+from layerwise.kinds.image.pictures import data_uri, overlay
 from layerwise.model.model import Model
-from layerwise.report.thumbnails import data_uri, overlay, picture
+from layerwise.models.network import reads_tokens
+from layerwise.tasks.feed import Feed, batch_of
 
 PROBED, FEW_PROBED = 1500, 200  # rows that the depth report looks at, at most and at least
 TIMED, PASSES = 32, 5  # rows by which its time is judged; times that it sees each row, about
@@ -39,22 +38,25 @@ def look_inside(
     """
     history = winner.outcome.history if winner.outcome else []
     out: dict[str, Any] = {"layers": layer_rows(model, history)}
-    if job.settings.depth and rows.test.kind in ("image", "table"):
+    if not job.settings.depth:
+        return out
+    if not reads_tokens(model.network):
         out |= depth_of(job, rows, model, out["layers"])
-        if rows.test.kind == "image" and job.task.name == "classify":
+        pictured = kinds.of(rows.test).raw_picture(rows.test, 0, model.processor) is not None
+        if pictured and job.task.named_by_classes:
             runtime.give_back()
-            show_favourites(rows, model, out["layers"])
-            out["saliency"] = saliency(rows, model)
-    elif job.settings.depth:
-        gradients = {r["name"]: r["grad_norm"] for r in out["layers"] if r.get("grad_norm")}
-        try:
-            most = rows_probed(job, rows.test, model)
-            found = read_text(model, rows.test, base, job.settings.seed, gradients, most)
-        except DataError as e:  # too few held-out rows to probe with
-            return out | {"depth": {"sentences": [str(e)]}}
-        out["reading"] = found.to_dict()
-        out["depth"] = {"sentences": found.sentences()}
-        fill_floors(out["layers"], out["reading"])
+            show_favourites(job, rows, model, out["layers"])
+            out["saliency"] = saliency(job, rows, model)
+        return out
+    gradients = {r["name"]: r["grad_norm"] for r in out["layers"] if r.get("grad_norm")}
+    try:
+        most = rows_probed(job, rows.test, model)
+        found = read_text(model, rows.test, base, job.settings.seed, gradients, most)
+    except DataError as e:  # too few held-out rows to probe with
+        return out | {"depth": {"sentences": [str(e)]}}
+    out["reading"] = found.to_dict()
+    out["depth"] = {"sentences": found.sentences()}
+    fill_floors(out["layers"], out["reading"])
     return out
 
 
@@ -66,19 +68,19 @@ def read_text(
     gradients: dict[str, float] | None = None,
     probed: int = PROBED,
 ) -> Reading:
-    """How a model reads texts that it was not trained on; see `inspect.reading`."""
-    words, task = model.processor.tokenizer, getattr(model.task, "name", "")
-    if task in NAMES_TOKENS and held.kind == "text":
-        corpus = tokenise(texts_of(held), words)
-        held = windows_of(held, corpus, model.processor, task == "masked")
+    """How a model reads texts that it was not trained on; see `inspection.reading`."""
+    task = model.answers()
+    held = task.task_rows(held, model.processors)
     most = max(WINDOWS, TOKENS // model.processor.max_seq_len)
-    some = some_rows(held, most if task in NAMES_TOKENS else probed)
+    some = some_rows(held, most if task.every_position else probed)
+    batches = in_order(Feed(task, some, model.processors))
     return reading(
         model.network,
-        [legible(batch, model.task) for batch in in_order(some, model.processor)],
-        task,
-        getattr(model.task, "labels", ()),
-        words.stream,
+        [legible(batch, task.token_targets) for batch in batches],
+        task.every_position,
+        task.labels,
+        task.probe is not None,
+        model.tokenizer.stream,
         None if base is None else base.network,
         seed,
         gradients,
@@ -89,14 +91,15 @@ def rows_probed(job: Job, held: Examples, model: Model) -> int:
     """How many rows the depth report looks at: what is left of the budget pays for."""
     if job.seconds_left == float("inf"):
         return PROBED
-    some, spent = some_rows(held, TIMED), []
+    feed = Feed(job.task, some_rows(held, TIMED), model.processors, cached=False)
+    spent = []
     with runtime.evaluating(model.network):
         for _ in range(2):  # the first warms up
             started = time.perf_counter()
-            for batch in in_order(some, model.processor, cached=False):
+            for batch in in_order(feed):
                 job.task.predict(model.network, batch.to(job.machine.device))
             spent.append(time.perf_counter() - started)
-    paid = max(0.0, job.seconds_left) / PASSES / spent[-1] * len(some)
+    paid = max(0.0, job.seconds_left) / PASSES / spent[-1] * feed.n
     return min(PROBED, max(FEW_PROBED, int(paid)))
 
 
@@ -112,7 +115,7 @@ def fill_floors(layers: list[dict[str, Any]], found: dict[str, Any]) -> None:
 
 
 def layer_rows(model: Model, history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    stack = model.network.layers()  # type: ignore[operator]
+    stack = model.network.layers()
     last = history[-1]["layers"] if history else {}
     return [
         {"name": name, "params": sum(p.numel() for p in layer.parameters()), **last.get(name, {})}
@@ -125,7 +128,8 @@ def depth_of(job: Job, rows: Rows, model: Model, layers: list[dict]) -> dict[str
     held = rows.test if len(rows.test) >= 300 else rows.val
     held = held if len(held) > len(rows.test) else rows.test
     gradients = {row["name"]: row["grad_norm"] for row in layers if row.get("grad_norm")}
-    batches = in_order(some_rows(held, rows_probed(job, held, model)), model.processor)
+    some = some_rows(held, rows_probed(job, held, model))
+    batches = in_order(Feed(job.task, some, model.processors))
     try:
         found = depth_report(
             model.network, batches, model.labels, seed=job.settings.seed, gradients=gradients
@@ -139,32 +143,35 @@ def depth_of(job: Job, rows: Rows, model: Model, layers: list[dict]) -> dict[str
     return {"depth": {"sentences": found.sentences(), "chance": report["chance"]}}
 
 
-def show_favourites(rows: Rows, model: Model, layers: list[dict]) -> None:
-    """Beside each layer: the held-out images that excite its most selective units."""
+def show_favourites(job: Job, rows: Rows, model: Model, layers: list[dict]) -> None:
+    """Beside each layer: the held-out rows that excite its most selective units."""
     sought = some_rows(rows.test, LOOKED_THROUGH)
-    batches = in_order(sought, model.processor)
+    batches = in_order(Feed(job.task, sought, model.processors))
     found = top_examples(model.network, batches, UNITS, FAVOURITES)
+    show = kinds.of(sought).show
     for row in layers:
         row["units"] = [
-            {"index": u.index, "images": [{"image": picture(sought, r, 48)} for r in u.rows]}
+            {"index": u.index, "images": [{"image": show(sought, r, 48).image} for r in u.rows]}
             for u in found.get(row["name"], [])
         ]
 
 
-def saliency(rows: Rows, model: Model) -> list[dict[str, Any]]:
-    """Which pixels the answer hangs on, for a few held-out images."""
+def saliency(job: Job, rows: Rows, model: Model) -> list[dict[str, Any]]:
+    """Where in a row the answer hangs on, for a few held-out ones that can be shown as pictures."""
     shown = some_rows(rows.test, SHOWN)
-    inputs = model.processor(shown.inputs)  # (B, 3, h, w)
+    x = batch_of(job.task, shown, model.processors).main(model.network.READS)  # (B, c, h, w)
     with torch.no_grad():
-        said = model.network.eval()(inputs).argmax(1)
-    maps = heat(smooth_grad(model.network, inputs, said)).numpy()  # (B, h, w)
-    out = []
+        said = model.network.eval()(x).argmax(1)
+    maps = heat(smooth_grad(model.network, x, said)).numpy()  # (B, h, w)
+    out, kind = [], kinds.of(shown)
     for i, name in enumerate(shown.names):
-        pixels = model.processor.pixels(shown.inputs[i])
+        pixels = kind.raw_picture(shown, i, model.processor)
+        assert pixels is not None, "only such rows are shown"
+        assert shown.targets is not None, "classes are learned"
         out.append(
             {
                 "name": str(name),
-                "truth": model.labels[int(shown.targets[i])],  # type: ignore[index]
+                "truth": model.labels[int(shown.targets[i])],
                 "predicted": model.labels[int(said[i])],
                 "image": data_uri(pixels),
                 "overlay": overlay(pixels, maps[i]),

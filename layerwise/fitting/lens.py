@@ -4,16 +4,18 @@ A task says of each token of a batch whether it carries loss (`lens`); a text th
 context's end is seen by encoding it once more without that end.
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
+from layerwise import kinds
 from layerwise.console import Console
 from layerwise.data.examples import Examples
 from layerwise.errors import DataError
-from layerwise.kinds.text.encoders import WHOLE, whole_lengths
+from layerwise.tasks.feed import batch_of
+from layerwise.tasks.task import Task
 
 SAMPLE, SHOWN = 500, 2  # rows looked at, rows shown
 WIDTH = 160  # characters of a row that are shown
@@ -43,26 +45,31 @@ class Lens:
         )
 
 
-def look(rows: Examples, processor: Any, task: Any) -> Lens:
-    """Look at a sample of the rows, evenly spaced.
+def look(rows: Examples, processors: Mapping[str, Any], task: Task) -> Lens | None:
+    """Look at a sample of the rows, evenly spaced; None where they are not made of tokens.
 
     Errors: DataError where nothing in it carries loss.
     """
     picked = np.unique(np.linspace(0, len(rows) - 1, min(SAMPLE, len(rows))).astype(int))
-    some = rows.subset(picked)
-    batch = task.batch(some, processor)
+    some, kind = rows.subset(picked), kinds.of(rows)
+    batch = batch_of(task, some, processors)
+    if not batch.tokens_per_row:
+        return None
     if not task.count(batch):
         raise DataError(
             f"not one token of {len(some):,} rows of {rows.source} carries loss, so nothing could "
             "be learned; look at what the rows ask for"
         )
+    processor = processors[kind.name]
     marked = [marks(batch, i, row) for i, row in enumerate(task.lens(batch))]
-    long, said = cut_rows(rows, processor) if rows.kind == "text" else (np.zeros(0, int), "")
+    long, said = kind.cut(rows, processor)
     shown = [i for i, row in enumerate(picked) if row in long][:1]
     shown = [*shown, *(i for i in range(len(marked)) if i not in shown)][:SHOWN]
     flags = [carries for row in marked for _, carries in row]
+    cut = [kind.cut_off(some, i, processor) for i in shown]
+    both = zip(shown, cut, strict=True)
     return Lens(
-        [segments(marked[i], behind(some, i, processor), processor.tokenizer) for i in shown],
+        [segments(marked[i], tokens, processor.tokenizer) for i, tokens in both],
         len(some),
         len(flags),
         sum(flags),
@@ -75,32 +82,10 @@ def marks(batch: Any, i: int, row: Any) -> list[tuple[Any, bool]]:
     """A row of a task's lens; where that is one answer, its tokens and then the answer."""
     if not isinstance(row, str):
         return row
-    ids = batch["inputs"][i]
+    ids = batch["tokens"][i]
     mask = batch.tensors.get("mask")
     kept = ids if mask is None else ids[mask[i]]
     return [*((int(t), False) for t in kept.flatten()), (f" -> {row}", True)]
-
-
-def cut_rows(rows: Examples, processor: Any) -> tuple[np.ndarray, str]:
-    """Which texts are longer than what is read, and how much of all text that leaves out."""
-    lengths = whole_lengths(rows, processor)
-    if len(lengths) != len(rows) or processor.reads in ("words", "spans"):  # divided, not cut
-        return np.zeros(0, int), ""
-    over = (lengths - processor.max_seq_len).clip(0)
-    said = (
-        f"cut at their end: {(over > 0).sum():,} of {len(over):,} rows, "
-        f"{over.sum() / lengths.sum():.1%} of all tokens (--max-seq-len sets the limit)"
-    )
-    return np.flatnonzero(over), said if over.any() else ""
-
-
-def behind(some: Examples, i: int, processor: Any) -> Sequence[int]:
-    """The tokens of row i that the context's end cut off."""
-    if some.kind != "text":
-        return ()
-    whole = replace(processor, max_seq_len=WHOLE).encode([some.inputs[i]])[0]
-    ids = whole[0] if getattr(whole, "ndim", 1) == 2 else whole
-    return [int(t) for t in ids[processor.max_seq_len :]] if isinstance(ids, np.ndarray) else ()
 
 
 def segments(row: Sequence[tuple[Any, bool]], cut: Sequence[int], tokenizer: Any) -> list[Segment]:

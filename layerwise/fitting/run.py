@@ -8,34 +8,36 @@ Legend: n rows, C classes.
 
 import pathlib
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from layerwise import runtime
+from layerwise import kinds, runtime
+from layerwise.adapt import lora, peft
 from layerwise.console import Console, duration
-from layerwise.data.examples import Examples
+from layerwise.data.examples import Examples, Finding
 from layerwise.data.splits import place_of, split, val_share
 from layerwise.errors import DataError, OptionError
-from layerwise.fitting.choose import Choice, choose_scratch, mirror_safe
 from layerwise.fitting.contenders import Contender, Job, Rung
 from layerwise.fitting.cure import apply_cure, diagnoses, some_rows
 from layerwise.fitting.ladder import climb
-from layerwise.fitting.probes import ENOUGH, PROBES, Features, affordable_rows, some_features
+from layerwise.fitting.probes import ENOUGH, Features, affordable_rows, some_features
 from layerwise.fitting.result import Result, Rows
 from layerwise.fitting.scaling import choose_by_law
 from layerwise.kinds.audit import AuditReport, audit, audit_labels
+from layerwise.kinds.contract import Choice
 from layerwise.kinds.opening import open_data
-from layerwise.kinds.text import encoders as labelled
-from layerwise.kinds.text import language
-from layerwise.kinds.text.matches import matches
-from layerwise.kinds.text.processor import TextProcessor
-from layerwise.model.model import Model, load, read_json, write_json
+from layerwise.model.model import Model, ends_of, for_task
+from layerwise.model.saved import load
 from layerwise.planning import Plan
+from layerwise.planning.scaling import Forecast
 from layerwise.settings import Settings, seconds, settings
-from layerwise.tasks import task_for, task_name
-from layerwise.train.checkpoint import storage_error
+from layerwise.storage import CURE, read_json, storage_error, write_json
+from layerwise.tasks import class_for
+from layerwise.tasks.feed import batch_of
+from layerwise.tasks.task import Options, Task
 from layerwise.weights import published
 
 GOLDEN = 16  # rows on which a merged network is proved
@@ -62,24 +64,24 @@ def fit(
     folder, data, chosen = open_run(data, resume, options)
     machine = runtime.start(chosen.device, chosen.dtype, chosen.threads)
     console.head(f"layerwise fit {data}")
-    examples = understand(data, chosen, console)
-    base = find_base(chosen, examples, console)
+    examples, learned = understand(data, chosen, console)
+    base = find_base(chosen, examples, learned, console)
     budget = seconds(chosen.budget) if chosen.budget else float("inf")
-    most = rows_probed(examples, base, chosen, machine, folder)
-    rows = prepare_rows(examples, chosen, console, base, machine, most)
-    reader = None
-    if examples.form == "plain":
-        rows, reader = language.as_tokens(rows, chosen, console, base)
-    task = task_of(rows.train, chosen)
+    most = rows_probed(examples, base, learned, chosen, machine, folder)
+    rows = prepare_rows(examples, learned, chosen, console, base, machine, most)
+    task = learned.of(rows.train, options_of(chosen))
+    rows, reader = as_task_rows(rows, task, base, chosen, console)
+    kind = kinds.of(rows.train)
     job = Job(
         chosen,
         folder,
         task,
         rows.train,
         rows.val,
-        machine_for(machine, examples.kind, chosen),
+        kind.machine(machine, chosen),
         console,
-        mirror=kind_allows_mirror(rows.train, console),
+        studied=studied(rows.train, chosen, console),
+        reader=reader,
         features=rows.features,
         most_features=most,
         deadline=started + TRAINING_SHARE * budget,
@@ -87,7 +89,7 @@ def fit(
         n_test=len(rows.test),
         on_plan=lambda plan, way: note_plan(plan, way, console),
     )
-    winner, rungs = climb(job, base, lambda: choose_fresh(job, reader))
+    winner, rungs = climb(job, base, lambda: choose_fresh(job))
     found = diagnoses(job, winner)
     if found and chosen.cure and base is None:
         winner = apply_cure(job, winner, found, rungs)
@@ -111,54 +113,74 @@ def fit(
 def rows_probed(
     examples: Examples,
     base: Model | None,
+    learned: type[Task],
     chosen: Settings,
     machine: runtime.Runtime,
     folder: pathlib.Path,
 ) -> int:
     """Of how many rows the base's features are worth their time; 0 where none are of use."""
-    probes = examples.targets is not None and task_name(examples, chosen.task) in PROBES
-    if base is None or not probes:
+    if base is None or not learned.probe:
         return 0
     if not chosen.budget:
         return ENOUGH
-    return affordable_rows(base, examples, machine, seconds(chosen.budget), folder)
+    task = learned.of(examples, options_of(chosen))
+    return affordable_rows(base, examples, task, machine, seconds(chosen.budget), folder)
 
 
-def understand(data: str, chosen: Settings, console: Console) -> Examples:
-    """The rows of the data, and in a line what they are.
+def understand(data: str, chosen: Settings, console: Console) -> tuple[Examples, type[Task]]:
+    """The rows of the data, in a line what they are, and what is learned of them.
 
-    Errors: DataError for forms of text that are recognised and not learned from yet.
+    Errors: DataError for rows that nothing learns from.
     """
     examples = open_chosen(data, chosen)
-    if examples.form == "plain":
-        examples = language.in_stretches(examples, chosen.val, chosen.test)
-    if examples.form and task_name(examples, chosen.task) == "embed":
-        examples = matches(examples)
+    learned = class_for(examples, chosen.task)
+    if chosen.dims and not learned.works_untrained:
+        raise OptionError(f"--dims is for vectors (--task embed); the task here is {learned.name}")
+    examples = learned.whole_rows(examples, chosen.val, chosen.test)
     console.say(examples.understood)
-    return examples
+    return examples, learned
 
 
-def task_of(train: Examples, chosen: Settings) -> Any:
-    """What is learned; classes with their labels smoothed, by a tenth where nothing is asked."""
-    smoothing = 0.1 if chosen.label_smoothing < 0 else chosen.label_smoothing
-    name = task_name(train, chosen.task)
-    if chosen.dims and name != "embed":
-        raise OptionError(f"--dims is for vectors (--task embed); the task here is {name}")
-    sizes = {"dims": chosen.dims} if chosen.dims else {}
-    return task_for(train, chosen.task, label_smoothing=smoothing, **sizes)
+def options_of(chosen: Settings) -> Options:
+    """Classes have their labels smoothed by a tenth where nothing is asked."""
+    return Options(0.1 if chosen.label_smoothing < 0 else chosen.label_smoothing, chosen.dims)
 
 
-def choose_fresh(job: Job, reader: TextProcessor | None) -> Choice:
-    """The network to train from nothing."""
-    if job.train.kind == "text":
-        return labelled.choose_encoder(job.train, job.task, job.settings)
-    if reader is None:
-        return choose_scratch(job.train, job.task, job.settings)
-    if job.task.name == "masked":
-        return labelled.choose_for_words(job.train, reader, job.settings)
-    if job.settings.model == "auto" and job.settings.budget:
-        return choose_by_law(job, reader, job.deadline - time.monotonic())
-    return language.choose_decoder(job.train, reader, job.settings)
+def as_task_rows(
+    rows: Rows, task: Task, base: Model | None, chosen: Settings, console: Console
+) -> tuple[Rows, Any]:
+    """The rows of each split as the task learns them, and the processor that made them so.
+
+    Errors: DataError where a split has too little for a single prediction.
+    """
+    kind = kinds.of(rows.train)
+    known = None if base is None else base.processors[kind.name]
+    if not task.every_position:
+        return rows, None
+    reader = kind.reader(rows.train, ends_of(task), chosen, known)
+    parts = {
+        name: task.task_rows(part, {kind.name: reader})
+        for name, part in (("train", rows.train), ("val", rows.val), ("test", rows.test))
+    }
+    console.say(kind.describe(parts, reader))
+    return replace(rows, **parts, clean_test=None), reader
+
+
+def studied(train: Examples, chosen: Settings, console: Console) -> dict[str, Any]:
+    """By kind, what augmentation has to know of the training rows; said where it matters."""
+    found = {kind.name: kind.study(train, chosen) for kind in kinds.several(train)}
+    for _, said in found.values():
+        for line in said:
+            console.say(line)
+    return {name: known for name, (known, _) in found.items()}
+
+
+def choose_fresh(job: Job) -> tuple[Choice, Forecast | None]:
+    """The network to train from nothing; by a scaling law where a budget asks for one."""
+    s, kind = job.settings, kinds.of(job.train)
+    if job.task.follows_law and s.model == "auto" and s.budget:
+        return choose_by_law(job, job.reader, job.deadline - time.monotonic())
+    return kind.choose(job.train, ends_of(job.task), s, job.reader), None
 
 
 def show_ladder(job: Job, rungs: list[Rung]) -> None:
@@ -213,7 +235,7 @@ def new_folder(output: str, data: pathlib.Path) -> pathlib.Path:
         (folder / ".writable").write_text("")
         (folder / ".writable").unlink()
     except OSError as e:
-        raise storage_error(e, folder) from e
+        raise storage_error(e, folder, CURE) from e
     return folder
 
 
@@ -234,6 +256,7 @@ def open_chosen(data: str, chosen: Settings) -> Examples:
 
 def prepare_rows(
     examples: Examples,
+    learned: type[Task],
     chosen: Settings,
     console: Console,
     base: Model | None,
@@ -241,12 +264,6 @@ def prepare_rows(
     most: int = ENOUGH,
 ) -> Rows:
     """Audit and split; rows that cannot be used are set aside, and said."""
-    if examples.targets is None and not examples.form:
-        raise DataError(
-            f"{examples.source} holds {len(examples)} {examples.kind}s but no labels to learn: put "
-            "the images of each class in a folder of its own, or add metadata.csv with the columns "
-            "file_name and label; to use a trained model on them, `layerwise predict MODEL DATA`"
-        )
     parts = split(examples, chosen.seed, val_share(len(examples), chosen.val), chosen.test)
     examples.findings += [f for f in parts.findings if f.kind != "leak"]  # the audit tells of those
     for finding in examples.findings:
@@ -257,7 +274,8 @@ def prepare_rows(
         parts = {name: rows[found.keep[rows]] for name, rows in parts.items()}
         clean = np.isin(parts["test"], found.clean_test)
         train = parts["train"]
-        features = judge_labels(examples, found, train, base, machine, chosen.seed, most)
+        task = learned.of(examples, options_of(chosen)) if base else None
+        features = judge_labels(examples, found, train, base, task, machine, chosen.seed, most)
         for finding in found.findings:
             say_finding(finding, console)
     for name in ("train", "val", "test"):
@@ -277,14 +295,15 @@ def judge_labels(
     found: AuditReport,
     rows: np.ndarray,
     base: Model | None,
+    task: Task | None,
     machine: runtime.Runtime,
     seed: int,
     most: int = ENOUGH,
 ) -> Features | None:
     """Add the finding of labels among `rows` that look wrong; the base's features of these rows."""
     features = None
-    if base is not None and most and examples.target_kind == "class":
-        features = some_features(base, examples.subset(rows), machine, seed, most)
+    if base is not None and task is not None and most and examples.target_kind == "class":
+        features = some_features(base, examples.subset(rows), task, machine, seed, most)
         rows = rows[features.rows]
     values = None if features is None else features.values
     suspects = audit_labels(examples, found, rows, values, seed)
@@ -292,66 +311,40 @@ def judge_labels(
     return features
 
 
-def say_finding(finding: Any, console: Console) -> None:
+def say_finding(finding: Finding, console: Console) -> None:
     console.say(f"  {finding.severity}: {finding.message}")
 
 
 # ---- what to train with ----------------------------------------------------------------------
 
 
-def machine_for(machine: runtime.Runtime, kind: str, chosen: Settings) -> runtime.Runtime:
-    """fp32 on one thread for tables: their matrices are too small for bf16 or a second thread.
-
-    Beside other work, two threads that wait for each other thousands of times a second are many
-    times slower than one.
-    """
-    if kind == "table" and not chosen.threads:
-        torch.set_num_threads(1)
-    if kind == "table" and chosen.dtype == "auto":
-        return runtime.Runtime(
-            machine.device, runtime.DTYPES["fp32"], machine.threads, machine.notes
-        )
-    return machine
-
-
-def kind_allows_mirror(train: Examples, console: Console) -> bool:
-    """Whether augmentation may mirror these rows; said when it may not."""
-    if train.kind != "image" or mirror_safe(train):
-        return True
-    console.say("augmentation: no mirroring, because mirrored images look like other classes")
-    return False
-
-
-BASES = {"image": "timm/resnet18.a1_in1k", "text": "sentence-transformers/all-MiniLM-L6-v2"}
-
-
-def find_base(chosen: Settings, examples: Examples, console: Console) -> Model | None:
+def find_base(
+    chosen: Settings, examples: Examples, learned: type[Task], console: Console
+) -> Model | None:
     """The pre-trained base: the one named, or the best one on this machine; None to go without.
 
     Errors: OptionError for a base that reads another kind of data, or does not do this task.
     """
-    kind = examples.kind
-    if chosen.base == "none" or chosen.method == "scratch" or kind not in BASES:
+    kind = kinds.of(examples)
+    if chosen.base == "none" or chosen.method == "scratch" or not kind.suggested:
         return without_base(chosen)
-    if chosen.base == "auto" and (chosen.model != "auto" or examples.form == "plain"):
+    if chosen.base == "auto" and (chosen.model != "auto" or learned.every_position):
         return without_base(chosen)  # a network was named: train that one
     found = published.in_reach(kind) if chosen.base == "auto" else [chosen.base]
     if not found:
         console.say(
-            f"base: none in reach (nothing is downloaded unless named: --base {BASES[kind]}); "
+            f"base: none in reach (nothing is downloaded unless named: --base {kind.suggested}); "
             "training from scratch"
         )
         return without_base(chosen)
     base = load(found[0])
-    if base.kind != kind:
-        raise OptionError(f"the base {found[0]} reads {base.kind}s, but the data holds {kind}s")
+    if kind.name not in base.processors:
+        raise OptionError(
+            f"the base {found[0]} reads {base.kind.noun}, but the data holds {kind.noun}"
+        )
     here = ", found on this machine" if chosen.base == "auto" else ""
     console.say(f"base: {found[0]} ({base.variant}){here}")
-    if examples.form == "plain":
-        language.check_base(base, task_name(examples, chosen.task))
-    elif kind == "text":
-        base = labelled.read_by(base, examples, task_of(examples, chosen), chosen)
-    return base
+    return for_task(base, ends_of(learned), chosen)
 
 
 def without_base(chosen: Settings) -> None:
@@ -373,7 +366,8 @@ def note_plan(plan: Plan, way: str, console: Console) -> None:
 
 def as_model(winner: Contender, job: Job, base: Model | None, data: str, target: str = "") -> Model:
     """The winner as it will travel."""
-    network, choice = winner.network.to("cpu").eval(), winner.choice
+    winner.network = network = winner.network.to("cpu").eval()
+    choice = winner.choice
     card: dict[str, Any] = {"trained_on": str(data), "why": winner.choice.why, "way": winner.way}
     card["split"] = {place_of(data): [job.settings.seed, job.settings.val, job.settings.test]}
     card["dtype"] = "fp32" if job.machine.dtype == torch.float32 else "auto"
@@ -382,9 +376,10 @@ def as_model(winner: Contender, job: Job, base: Model | None, data: str, target:
     if base is not None and winner.way != "scratch":
         card["base"] = base.card.get("name", base.variant)
         card["base_licence"] = base.card.get("licence", "")
-    model = Model(network, choice.family, choice.processor, job.task, choice.variant, card=card)
+    model = Model(network, choice.family, choice.processors, job.task, choice.variant, card=card)
     if base is not None and winner.way == "lora":
         model.card["merged"] = merge_adapter(model, job, base.card.get("source", ""))
+        winner.said = None  # rounding differs
     return model
 
 
@@ -393,12 +388,10 @@ def merge_adapter(model: Model, job: Job, base: str) -> dict[str, Any]:
 
     Errors: WeightsError when the merged network differs on validation rows; the adapter is kept.
     """
-    from layerwise.adapt import lora, peft
-
     folder = job.folder / "adapter"
     peft.save_adapter(model.network, model.published_names, folder, base or job.settings.base)
-    golden = job.task.batch(some_rows(job.val, GOLDEN), model.processor)
-    run = lambda: job.task.predict(model.network, golden)  # noqa: E731
+    golden = batch_of(job.task, some_rows(job.val, GOLDEN), model.processors)
+    run = lambda: model.network(**golden.flat.select(model.network.READS))  # noqa: E731
     found = lora.merge(model.network, run, len(golden.rows), MERGED)
     job.console.say(
         f"  merged: on {found.rows} rows outputs differ by {found.largest:.1e} at most, "

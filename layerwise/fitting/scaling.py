@@ -18,17 +18,25 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from torch import nn
+import torch
 
-from layerwise import models
+from layerwise import kinds, models
 from layerwise.adapt.groups import parameter_groups
 from layerwise.console import duration
+from layerwise.data.examples import Examples
 from layerwise.data.loader import Batches
-from layerwise.fitting.choose import Choice, recipe_for
 from layerwise.fitting.contenders import Job
-from layerwise.kinds.text.language import WIDTHS, affordable, corpus_of, decoder_of, unigram_bits
+from layerwise.fitting.recipes import recipe_for
+from layerwise.kinds.contract import Choice
+from layerwise.kinds.text.language import (
+    WIDTHS,
+    corpus_of,
+    decoder_of,
+    name_of,
+    unigram_bits,
+)
 from layerwise.kinds.text.processor import TextProcessor
-from layerwise.model.model import read_json, write_json
+from layerwise.models.network import Network
 from layerwise.planning.scaling import (
     FLOPS,
     LEAST_RUNS,
@@ -38,11 +46,16 @@ from layerwise.planning.scaling import (
     fit_law,
     forecast,
 )
+from layerwise.runtime import Runtime
+from layerwise.storage import read_json, write_json
+from layerwise.tasks.feed import Feed
 from layerwise.train.checkpoint import State
-from layerwise.train.loop import Course, Hooks, train
+from layerwise.train.loop import Hooks, LoopConfig, train
 from layerwise.train.optim import build_optimizer
-from layerwise.train.run import Recipe, fresh, predict_rows
+from layerwise.train.predicting import predict_rows
+from layerwise.train.run import Recipe, fresh
 
+EFFICIENCY = 0.3  # of the rate of large products that small networks reach, validation included
 SHARE, LEAST_SECONDS = 0.08, 6.0  # of the time: what the proxies take together
 SHORT_SHARE, SHORT_SECONDS = 0.15, 48.0  # more of a short time, which foretells little otherwise
 SIZES = (0.15, 0.35, 0.8)  # of the size that the paper's constants would choose
@@ -58,8 +71,11 @@ PARAMS_PER_TOKEN = 8  # of the corpus; larger networks learn it by heart before 
 STEADY = 0.9  # of the time goes into steps, the rest into validation
 
 
-def choose_by_law(job: Job, reader: TextProcessor, seconds: float) -> Choice:
-    """The decoder of the lowest expected loss for `seconds` of training, the proxies included.
+def choose_by_law(
+    job: Job, reader: TextProcessor, seconds: float
+) -> tuple[Choice, Forecast | None]:
+    """The decoder of the lowest expected loss for `seconds` of training, the proxies included, and
+    the forecast of its loss.
 
     What was measured is kept in the run's folder: a resumed run measures nothing anew. Where the
     time is too short for a law, the size follows the paper's constants, without a forecast.
@@ -83,8 +99,8 @@ def choose_by_law(job: Job, reader: TextProcessor, seconds: float) -> Choice:
         fitted["steps"] = max(LEAST_STEPS, round(tokens / step))
         fitted["warmup_steps"] = fitted["steps"] // 20
         most = max(LEAST_STEPS, round(MOST_EPOCHS * unique / step))
-    name = f"qwen3_{config.dim}x{config.n_layers}"
-    return Choice(name, "llama", config, reader, why, fitted, most, outlook)
+    processors = {"text": reader}
+    return Choice(name_of(config), "llama", config, processors, why, fitted, most), outlook
 
 
 def kept_in(job: Job) -> pathlib.Path:
@@ -98,7 +114,7 @@ def outlook_of(job: Job, reader: TextProcessor, seconds: float) -> Forecast | No
     """
     kept = kept_in(job)
     if not kept.exists():
-        flops = affordable(seconds, job.machine)
+        flops = affordable_flops(seconds, job.machine)
         own = seconds_of(seconds)
         widths = proxy_widths(flops, reader, FEW_SIZES if own < FEW_SECONDS else SIZES)
         write_json(kept, {"seconds": seconds, "flops": flops, "widths": widths, "runs": []})
@@ -191,22 +207,24 @@ def run_proxy(
     config = decoder_of(width, reader.tokenizer.vocab_size, reader.max_seq_len)
     n, T, s = multiplied(config), reader.max_seq_len, job.settings
     rows = min(batch_rows(n, flops / (FLOPS * n), T), len(job.train))
-    recipe = recipe_for("tokens_scratch", len(job.train), 0, s)
-    batches = Batches(job.train, reader, None, rows, s.seed)
+    choice = Choice("", "llama", config, {"text": reader}, "")
+    recipe = recipe_for(kinds.of(job.train).start("scratch", job.train, choice), len(job.train), s)
+    batches = Batches(Feed(job.task, job.train, choice.processors), rows, s.seed)
     proxy = Proxy(job, config, recipe, batches)
     steps = max(LEAST_STEPS, round(seconds / proxy.try_step() / OVERHEAD))
     warmup, out = max(1, steps // 20), []
-    held = some_windows(job.val, steps * rows // 4)
+    some = some_windows(job.val, steps * rows // 4)
+    held = Feed(job.task, some, choice.processors)
     for amount in AMOUNTS:
         end = max(8, round(amount * steps))
-        proxy.go(Course(round(STABLE * end), recipe.lr, "constant", warmup))
-        outputs = proxy.decayed(Course(end, recipe.lr, "wsd", warmup), held)
-        loss = float(job.task.metric(outputs))
+        proxy.go(LoopConfig(round(STABLE * end), recipe.lr, "constant", warmup))
+        said = proxy.decayed(LoopConfig(end, recipe.lr, "wsd", warmup), held)
+        loss = float(job.task.metric(*job.task.scored(said, held.examples)))
         job.console.progress(
             f"  proxy of {config.dim}, {end} of {steps} steps: {loss:.3f}", every=0
         )
         out.append({"width": width, "params": n, "tokens": end * rows * T, "loss": loss,
-                    "sampling": sampling_error(outputs, len(job.val))})  # fmt: skip
+                    "sampling": sampling_error(said, len(job.val))})  # fmt: skip
     pace = proxy.seconds / (proxy.state.step * rows * T)
     return [run | {"pace": pace} for run in out]
 
@@ -221,20 +239,20 @@ class Proxy:
         self.optimizer = self.optimizer_of(self.network)
         self.state, self.seconds = State(seed=recipe.seed), 0.0
 
-    def optimizer_of(self, network: nn.Module) -> Any:
+    def optimizer_of(self, network: Network) -> Any:
         r = self.recipe
         return build_optimizer(r.optimizer, parameter_groups(network, r.weight_decay), r.lr)
 
-    def branch(self) -> tuple[nn.Module, Any, State]:
+    def branch(self) -> tuple[Network, Any, State]:
         network = copy.deepcopy(self.network)
         optimizer = self.optimizer_of(network)
         optimizer.load_state_dict(copy.deepcopy(self.optimizer.state_dict()))
         return network, optimizer, State(step=self.state.step, seed=self.state.seed)
 
-    def walk(self, network: nn.Module, optimizer: Any, course: Course, state: State) -> State:
+    def walk(self, network: Network, optimizer: Any, config: LoopConfig, state: State) -> State:
         task, machine = self.job.task, self.job.machine
-        state = train(network, task, self.batches, optimizer, course, state, machine, Hooks())
-        if state.step < course.steps:
+        state = train(network, task, self.batches, optimizer, config, state, machine, Hooks())
+        if state.step < config.steps:
             raise KeyboardInterrupt
         return state
 
@@ -244,31 +262,48 @@ class Proxy:
         times = []
         for step in range(1, TRIED_STEPS + 1):
             started = time.perf_counter()
-            state = self.walk(network, optimizer, Course(step, self.recipe.lr, "constant"), state)
+            state = self.walk(
+                network, optimizer, LoopConfig(step, self.recipe.lr, "constant"), state
+            )
             times.append(time.perf_counter() - started)
         return min(times)
 
-    def go(self, course: Course) -> None:
+    def go(self, config: LoopConfig) -> None:
         started = time.perf_counter()
-        self.state = self.walk(self.network, self.optimizer, course, self.state)
+        self.state = self.walk(self.network, self.optimizer, config, self.state)
         self.seconds += time.perf_counter() - started
 
-    def decayed(self, course: Course, held: Any) -> np.ndarray:
-        """Raw outputs on `held` of a copy that has gone its decay."""
+    def decayed(self, config: LoopConfig, held: Feed) -> list[Any]:
+        """Predictions of `held` by a copy that has gone its decay."""
         network, optimizer, state = self.branch()
-        self.walk(network, optimizer, course, state)
-        job = self.job
-        return predict_rows(network, job.task, None, held, job.machine)
+        self.walk(network, optimizer, config, state)
+        return predict_rows(network, held, self.job.machine)
 
 
-def some_windows(val: Any, most: int) -> Any:
+def some_windows(val: Examples, most: int) -> Examples:
     """Windows to validate on, evenly spaced; at least 32 of them, where there are as many."""
     n = min(len(val), max(32, most))
     return val.subset(np.unique(np.linspace(0, len(val) - 1, n).astype(int)))
 
 
-def sampling_error(outputs: np.ndarray, n_all: int) -> float:
+def sampling_error(predictions: Sequence[Any], n_all: int) -> float:
     """By how much the mean of these windows may miss that of all, relative."""
-    each = outputs[:, 0] / np.maximum(outputs[:, 1], 1)
+    each = np.array([p.loss / max(p.tokens, 1) for p in predictions], np.float32)
     missing = max(0.0, 1 - len(each) / n_all)
     return float(each.std() / max(each.mean(), 1e-9) * math.sqrt(missing / len(each)))
+
+
+def affordable_flops(seconds: float, machine: Runtime) -> float:
+    """FLOPs that a training budget pays for here, about, at the rate of large matrix products."""
+    return EFFICIENCY * seconds * product_rate(machine)
+
+
+def product_rate(machine: Runtime, side: int = 768) -> float:
+    """FLOP/s of a matrix product of side x side in the arithmetic of this run, the best of five."""
+    a, b = (torch.randn(side, side, dtype=machine.dtype, device=machine.device) for _ in "ab")
+    best = float("inf")
+    for _ in range(5):
+        started = time.perf_counter()
+        float((a @ b)[0, 0])
+        best = min(best, time.perf_counter() - started)
+    return 2 * side**3 / best

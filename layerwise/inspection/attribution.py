@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from layerwise.data.examples import Batch
 from layerwise.errors import DataError
+from layerwise.models.network import Network
 from layerwise.runtime import evaluating, generator
 
 # ---- saliency ------------------------------------------------------------------------------------
@@ -77,7 +78,7 @@ class Unit:
 
 
 def top_examples(
-    network: nn.Module, batches: Iterable[Batch], units_per_layer: int = 4, rows_per_unit: int = 8
+    network: Network, batches: Iterable[Batch], units_per_layer: int = 4, rows_per_unit: int = 8
 ) -> dict[str, list[Unit]]:
     """The real rows that excite each layer's most selective units.
 
@@ -98,7 +99,7 @@ def top_examples(
         with evaluating(network), torch.compiler.set_stance("force_eager"):
             for batch in batches:
                 rows = batch.rows
-                network(batch["inputs"].to(device))
+                network(**batch.to(str(device)).select(network.READS))
     finally:
         for hook in hooks:
             hook.remove()

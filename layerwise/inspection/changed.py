@@ -4,18 +4,17 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from torch import nn
-
 from layerwise.data.examples import Batch
 from layerwise.inspection.depth import CKA_ROWS, collect
 from layerwise.inspection.probe import cka
 from layerwise.inspection.texts import tokenwise
+from layerwise.models.network import Network
 
 LEAST_CHANGE = 5e-4  # of a layer's size: below it a base was taken as it is
 
 
 def changed_layers(
-    network: nn.Module, base: nn.Module, batches: Iterable[Batch]
+    network: Network, base: Network, batches: Iterable[Batch]
 ) -> list[dict[str, Any]]:
     """[{name, change, cka}] of the layers that both have, in order.
 
@@ -26,7 +25,7 @@ def changed_layers(
     batches = list(batches)
     if not all(map(tokenwise, batches)):  # then a row is a text, whatever shape its answers have
         batches = [without_targets(batch) for batch in batches]
-    ours, theirs = network.layers(), base.layers()  # type: ignore[operator]
+    ours, theirs = network.layers(), base.layers()
     now, before = collect(network, batches)[0], collect(base, batches)[0]
     out: list[dict[str, Any]] = []
     for name in (n for n in ours if n in theirs and n in now and n in before):

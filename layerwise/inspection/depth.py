@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from layerwise.data.examples import Batch
 from layerwise.data.splits import stratified_folds as folds_of
@@ -24,6 +24,7 @@ from layerwise.errors import DataError
 from layerwise.inspection.floors import DepthReport, LayerDepth
 from layerwise.inspection.probe import CrossFit, cka, effective_rank, one_hot, r_squared
 from layerwise.inspection.texts import is_text, rows_of_text, thinned, tokenwise
+from layerwise.models.network import Network
 from layerwise.runtime import evaluating
 
 POOLED, WIDEST = (
@@ -36,7 +37,7 @@ CONTROLS = 3  # shuffles of the labels
 
 
 def depth_report(
-    network: nn.Module,
+    network: Network,
     batches: Iterable[Batch],
     labels: Sequence[str] = (),
     seed: int = 0,
@@ -44,7 +45,7 @@ def depth_report(
 ) -> DepthReport:
     """Probe every layer of a trained network.
 
-    batches: rows with "inputs" and "targets": (B,) classes, (B,) numbers, (B, C) several labels, or
+    batches: rows with "targets": (B,) classes, (B,) numbers, (B, C) several labels, or
     (B, T) a class for each token of a text, negative where there is none; best rows it was not
     trained on; about 2,000 are used. labels: names of the classes, for the sentences.
     gradients: {layer: gradient norm}, as the watch saw them.
@@ -54,13 +55,13 @@ def depth_report(
     n = len(targets)
     if n < FEWEST:
         raise DataError(f"a depth report needs at least {FEWEST} labelled rows; {n} were given")
-    task = Task(targets, seed)
+    question = Question(targets, seed)
     floors: list[LayerDepth] = []
     merits: list[np.ndarray] = []  # (n,) per layer: how right the probe was on each row
     for name, x in features.items():
         before = merits[-1] if merits else None
         gradient = (gradients or {}).get(name)
-        floor, merit = probe_layer(name, x, task, properties, before, gradient)
+        floor, merit = probe_layer(name, x, question, properties, before, gradient)
         floors.append(floor)
         merits.append(merit)
     some = np.random.default_rng(seed).permutation(n)[:CKA_ROWS]
@@ -68,14 +69,14 @@ def depth_report(
         layers=floors,
         cka=rounded(cka([x[some] for x in features.values()])),
         errors=rounded(np.array([[standard_error(a - b) for a in merits] for b in merits])),
-        recall=recall_by_class(merits, targets, labels) if task.classes else {},
-        chance=task.chance,
-        score_name="accuracy" if task.classes else "r2",
+        recall=recall_by_class(merits, targets, labels) if question.classes else {},
+        chance=question.chance,
+        score_name="accuracy" if question.classes else "r2",
         n_rows=n,
     )
 
 
-class Task:
+class Question:
     """What the probes have to find: targets as a matrix, shuffles of it, and folds."""
 
     def __init__(self, targets: np.ndarray, seed: int):
@@ -101,16 +102,16 @@ class Task:
 def probe_layer(
     name: str,
     x: np.ndarray,
-    task: Task,
+    question: Question,
     properties: dict[str, np.ndarray],
     before: np.ndarray | None,
     gradient: float | None,
 ) -> tuple[LayerDepth, np.ndarray]:
     """One floor from its features (n, D), and how right the probe was on each row."""
-    fit = CrossFit(x, task.folds)
-    merit = task.merit(fit.predict(task.targets), task.targets)
+    fit = CrossFit(x, question.folds)
+    merit = question.merit(fit.predict(question.targets), question.targets)
     change = merit - before if before is not None else np.zeros_like(merit)
-    controls = [task.merit(fit.predict(y), y).mean() for y in task.shuffled]
+    controls = [question.merit(fit.predict(y), y).mean() for y in question.shuffled]
     floor = LayerDepth(
         name=name,
         probe=float(merit.mean()),
@@ -146,13 +147,13 @@ def rounded(table: np.ndarray) -> list[list[float]]:
 
 
 def collect(
-    network: nn.Module, batches: Iterable[Batch]
+    network: Network, batches: Iterable[Batch]
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], np.ndarray]:
     """{layer: features (n, D)} beginning with the inputs; of images {property: (n, K)}; targets.
 
     Of texts with a class for each token such a token is a row, the commonest class `thinned`.
     """
-    layers: dict[str, nn.Module] = dict(network.layers())  # type: ignore[operator]
+    layers = dict(network.layers())
     layers.pop("pos_embed", None)  # says the same of every text
     device = str(next(network.parameters()).device)
     kept: dict[str, list[np.ndarray]] = {"inputs": [], **{name: [] for name in layers}}
@@ -168,11 +169,11 @@ def collect(
         with evaluating(network), torch.compiler.set_stance("force_eager"):
             for batch in batches:
                 now = thinned(batch).to(device)
-                network(now["inputs"], **now.context)
-                kept["inputs"].append(features_of(now["inputs"], now))
-                if batch["inputs"].ndim == 4:
-                    seen.append(image_properties(batch["inputs"].float().cpu()))
-                none = torch.zeros(len(batch["inputs"]))  # texts of pairs: nothing to probe for
+                network(**now.select(network.READS))
+                kept["inputs"].append(features_of(now.main(network.READS), now))
+                if "image" in batch.tensors:
+                    seen.append(image_properties(batch["image"].float().cpu()))
+                none = torch.zeros(len(batch))  # texts of pairs: nothing to probe for
                 wanted = now.tensors.get("targets", none)
                 wanted = wanted[wanted >= 0] if tokenwise(now) else wanted
                 targets.append(wanted.cpu().numpy())

@@ -13,7 +13,6 @@ from dataclasses import fields
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from layerwise.data.examples import Batch
 from layerwise.inspection import rules, text_rules
@@ -22,6 +21,7 @@ from layerwise.inspection.rules import Diagnosis
 from layerwise.inspection.signal import chance_loss, likeness, signal
 from layerwise.inspection.structure import structure
 from layerwise.inspection.texts import is_text, tokenwise
+from layerwise.models.network import Network
 from layerwise.settings import Settings
 
 __all__ = ["Diagnosis", "diagnose", "split_cure"]
@@ -69,7 +69,7 @@ EXPLAINS: dict[str, tuple[str, ...]] = {  # a cause and the faults that follow f
 
 def diagnose(
     history: Sequence[dict[str, Any]],
-    network: nn.Module | None = None,
+    network: Network | None = None,
     curve: Sequence[dict[str, Any]] = (),
     *,
     probe: Batch | None = None,
@@ -101,8 +101,8 @@ def diagnose(
         rows = [b.to(device) if b is not None else None for b in (probe, held_out)]
         assert rows[0] is not None
         if not is_text(rows[0]):
-            case.structure = structure(network, rows[0]["inputs"][:2])
-        elif hasattr(network, "features") and not tokenwise(rows[0]):
+            case.structure = structure(network, rows[0].first(2).main(network.READS))
+        elif not tokenwise(rows[0]):
             case.likeness = likeness(network, rows[1] or rows[0])
         case.signal = signal(network, rows[0], rows[1])
     return ranked(case)

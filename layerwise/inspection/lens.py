@@ -16,14 +16,15 @@ from torch import Tensor, nn
 
 from layerwise.data.examples import Batch
 from layerwise.layers.loss import chunks
+from layerwise.models.network import Network, head_kind
 from layerwise.runtime import evaluating
 
 STRIP = 160  # tokens of the example text
 
 
-def read_out(network: nn.Module) -> Callable[[Tensor], Tensor]:
+def read_out(network: Network) -> Callable[[Tensor], Tensor]:
     """Scores (N, V) of the network's own features (N, D)."""
-    return getattr(network, "score", None) or network.head  # type: ignore[return-value]
+    return network.score if head_kind(network) == "masked" else network.head
 
 
 def judged(
@@ -46,10 +47,10 @@ def judged(
 
 
 @contextmanager
-def outputs_seen(network: nn.Module) -> Iterator[dict[str, Tensor]]:
+def outputs_seen(network: Network) -> Iterator[dict[str, Tensor]]:
     """Inside, what goes into the first block, as "embeddings", and what each block hands on."""
     seen: dict[str, Tensor] = {}
-    stack: dict[str, nn.Module] = network.layers()  # type: ignore[operator]
+    stack = network.layers()
     blocks = {name: layer for name, layer in stack.items() if name.startswith("blocks.")}
     first = next(iter(blocks.values()))
     undo = [first.register_forward_pre_hook(lambda _, args: seen.update(embeddings=args[0]))]
@@ -63,13 +64,13 @@ def outputs_seen(network: nn.Module) -> Iterator[dict[str, Tensor]]:
             hook.remove()
 
 
-def logit_lens(network: nn.Module, batches: Sequence[Batch]) -> list[dict[str, float | str]]:
+def logit_lens(network: Network, batches: Sequence[Batch]) -> list[dict[str, float | str]]:
     """[{name, right, bits}] from the embeddings to the last block: the share of tokens the head
     would name rightly there, and its mean loss in bits.
 
     batches: with "targets" (B, T), negative where no loss is carried. The last one is the network.
     """
-    norm = network.layers().get("norm", nn.Identity())  # type: ignore[operator]
+    norm = network.layers().get("norm", nn.Identity())
     score = read_out(network)
     found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
     with (
@@ -78,7 +79,7 @@ def logit_lens(network: nn.Module, batches: Sequence[Batch]) -> list[dict[str, f
         outputs_seen(network) as seen,
     ):
         for batch in batches:
-            network.features(batch["inputs"], **batch.context)  # type: ignore[operator]
+            network.features(**batch.select(network.READS))
             for name, x in seen.items():
                 parts = judged(lambda rows: score(norm(rows)), x, batch["targets"])
                 found.setdefault(name, []).append(parts)
@@ -89,10 +90,10 @@ def logit_lens(network: nn.Module, batches: Sequence[Batch]) -> list[dict[str, f
     return out
 
 
-def token_bits(network: nn.Module, batch: Batch) -> np.ndarray:
+def token_bits(network: Network, batch: Batch) -> np.ndarray:
     """(B, T) the loss of every position in bits, NaN where none is carried."""
     with evaluating(network), torch.compiler.set_stance("force_eager"):
-        x = network.features(batch["inputs"], **batch.context)  # type: ignore[operator]
+        x = network.features(**batch.select(network.READS))
         bits, _ = judged(read_out(network), x, batch["targets"])
     out = np.full(batch["targets"].shape, np.nan)
     out[(batch["targets"] >= 0).cpu().numpy()] = bits
@@ -105,7 +106,7 @@ def strip(batch: Batch, bits: np.ndarray, stream: Callable[[], object]) -> list[
     Where loss is carried the token is the target's, else the input's, with NaN. stream: makes a
     decoder with `push(token) -> text`; a token whose characters are not whole yet has no text.
     """
-    targets, inputs = batch["targets"][0], batch["inputs"][0]
+    targets, inputs = batch["targets"][0], batch["tokens"][0]
     tokens = torch.where(targets >= 0, targets, inputs).tolist()[:STRIP]
     decoder = stream()
     return [(decoder.push(t), float(b)) for t, b in zip(tokens, bits[0], strict=False)]  # type: ignore[attr-defined]

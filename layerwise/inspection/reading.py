@@ -21,9 +21,9 @@ from layerwise.inspection.depth import depth_report
 from layerwise.inspection.floors import DepthReport
 from layerwise.inspection.heads import MEASURES, SHARP, heads_seen, measures
 from layerwise.inspection.lens import guessing, logit_lens, strip, token_bits
+from layerwise.models.network import Network
 from layerwise.runtime import evaluating
 
-NAMES_TOKENS = ("causal", "masked")  # tasks whose answers are tokens
 LOOKED_AT = 16  # rows for the heads: all their weights are held at once
 MOSTLY = 0.5  # of a head's weight
 ADDS = 0.02  # bits below which a block adds nothing that the head can read
@@ -64,18 +64,20 @@ class Reading:
 
 
 def reading(
-    network: nn.Module,
+    network: Network,
     batches: Sequence[Batch],
-    task: str,
+    names_tokens: bool,
     labels: Sequence[str] = (),
+    probes: bool = False,
     stream: Callable[[], Any] | None = None,
-    base: nn.Module | None = None,
+    base: Network | None = None,
     seed: int = 0,
     gradients: dict[str, float] | None = None,
 ) -> Reading:
     """Look into a trained text network.
 
-    batches: as its task makes them, best of rows it was not trained on. task: its name. stream:
+    batches: as its task makes them, best of rows it was not trained on. names_tokens: whether it
+    learned what each token is; probes: whether it learned labels that probes can look for. stream:
     makes a decoder of tokens, for the example. base: the network it was fine-tuned from. The rest
     as for `depth_report`. Errors: DataError when there are too few rows to score a probe on.
     """
@@ -83,7 +85,7 @@ def reading(
     batches = [batch.to(device) for batch in batches]
     some = len(batches) // 2  # texts come in order of their length
     found: dict[str, Any] = {"heads": head_table(network, batches[some])}
-    if task in NAMES_TOKENS and "targets" in batches[0].tensors:
+    if names_tokens and "targets" in batches[0].tensors:
         bits = [token_bits(network, batch) for batch in batches]
         found["lens"], found["guess"] = logit_lens(network, batches), guessing(batches)
         found["hard"], found["n_tokens"] = (
@@ -91,16 +93,16 @@ def reading(
             int(sum(np.isfinite(b).sum() for b in bits)),
         )
         found["tokens"] = strip(batches[some], bits[some], stream) if stream else []
-    elif task in ("classify", "tag", "words", "regress"):
+    elif probes:
         found["depth"] = depth_report(network, batches, labels, seed, gradients)
     if base is not None:
         found["changed"] = changed_layers(network, base.to(device), batches)
     return Reading(**found)
 
 
-def head_table(network: nn.Module, batch: Batch) -> dict[str, list[dict[str, float]]]:
+def head_table(network: Network, batch: Batch) -> dict[str, list[dict[str, float]]]:
     """{layer: one dict of MEASURES per head}, over the first rows of a batch."""
-    some = Batch({k: v[:LOOKED_AT] for k, v in batch.tensors.items()}, batch.rows[:LOOKED_AT])
+    some = batch.first(LOOKED_AT)
     keep = some.tensors.get("mask")
     found: dict[str, dict[str, np.ndarray]] = {}
 
@@ -108,7 +110,7 @@ def head_table(network: nn.Module, batch: Batch) -> dict[str, list[dict[str, flo
         found[name.rpartition(".")[0]], _ = measures(q, k, mask, causal, options, keep)
 
     with evaluating(network), torch.compiler.set_stance("force_eager"), heads_seen(network, see):
-        network.features(some["inputs"], **some.context)  # type: ignore[operator]
+        network.features(**some.select(network.READS))
     table = {n: np.stack([where[m] for m in MEASURES], 1) for n, where in found.items()}  # (H, 5)
     return {
         name: [dict(zip(MEASURES, head.round(4).tolist(), strict=True)) for head in rows]

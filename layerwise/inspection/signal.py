@@ -4,7 +4,7 @@ Legend: n rows, C classes, D features.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,8 @@ from layerwise.data.splits import stratified_folds
 from layerwise.inspection.lens import judged, read_out
 from layerwise.inspection.probe import CrossFit, one_hot
 from layerwise.inspection.texts import is_text, rows_of_text, tokenwise
-from layerwise.kinds.sources import TOKENS
+from layerwise.kinds.text.source import TOKENS
+from layerwise.models.network import Network
 from layerwise.runtime import evaluating
 
 FEW = 100  # rows below which nothing can be said
@@ -54,7 +55,7 @@ def chance_loss(batch: Batch) -> float | None:
     return float(-(shares * shares.log()).sum())
 
 
-def signal(network: nn.Module, probe: Batch, held_out: Batch | None) -> Signal:
+def signal(network: Network, probe: Batch, held_out: Batch | None) -> Signal:
     """Does anything beat guessing on rows it has not seen?
 
     The network is asked on `held_out`; a ridge regression in five folds on the raw values is asked
@@ -72,7 +73,7 @@ def signal(network: nn.Module, probe: Batch, held_out: Batch | None) -> Signal:
     for batch in (probe, held_out):
         if batch is None or not usable(batch):
             continue
-        for name, features in views(network if batch is held_out else None, batch):
+        for name, features in views(network.READS, network if batch is held_out else None, batch):
             score = ridge_score(features, batch["targets"].cpu().numpy())
             tried.append(sentence(f"a linear probe on {name}", score, batch))
             if above(score, batch):
@@ -95,23 +96,25 @@ def usable(batch: Batch) -> bool:
     return len(batch) >= FEW and names_classes(batch)
 
 
-def views(network: nn.Module | None, batch: Batch) -> list[tuple[str, np.ndarray]]:
-    """The rows as numbers (n, D): the raw values, and the network's features where it has them."""
-    inputs = batch["inputs"]
+def views(
+    reads: Sequence[str], network: Network | None, batch: Batch
+) -> list[tuple[str, np.ndarray]]:
+    """The rows as numbers (n, D): the raw values, and the network's features where it is given."""
+    inputs = batch.main(reads)
     raw = rows_of_text(inputs, batch) if is_text(batch) else inputs.float()
     while raw.ndim == 4 and raw[0].numel() > LARGEST:
         raw = nn.functional.avg_pool2d(raw, 2)
     what = "the counts of the words" if is_text(batch) else "the raw values"
     found = [(what, raw.flatten(1)[:, :LARGEST].cpu().numpy())]
-    if network is not None and hasattr(network, "features"):
-        features = in_pieces(network, network.features, batch)  # type: ignore[arg-type]
+    if network is not None:
+        features = in_pieces(network, network.features, batch)
         features = features.flatten(1)[:, :LARGEST]
         if bool(torch.isfinite(features).all()):
             found.append(("the network's features", features.cpu().numpy()))
     return found
 
 
-def in_pieces(network: nn.Module, call: Callable[..., Tensor], batch: Batch) -> Tensor:
+def in_pieces(network: Network, call: Callable[..., Tensor], batch: Batch) -> Tensor:
     """call(inputs) in evaluation mode, PIECE rows at a time: large images would not fit at once.
 
     What is said of a text token by token is pooled, (B, T, D) to (B, D).
@@ -119,25 +122,25 @@ def in_pieces(network: nn.Module, call: Callable[..., Tensor], batch: Batch) -> 
     out = []
     with evaluating(network):
         for part in batch.split(-(-len(batch) // PIECE)):
-            x = call(part["inputs"], **part.context).float()
+            x = call(**part.select(network.READS)).float()
             out.append(rows_of_text(x, part) if is_text(part) and x.ndim == 3 else x)
     return torch.cat(out)
 
 
-def network_score(network: nn.Module, batch: Batch) -> float:
+def network_score(network: Network, batch: Batch) -> float:
     logits = in_pieces(network, network, batch)  # (n, C)
     return float((logits.argmax(1) == batch["targets"]).float().mean())
 
 
-def likeness(network: nn.Module, batch: Batch) -> float:
+def likeness(network: Network, batch: Batch) -> float:
     """The mean cosine between what the network makes of different texts: 1 where it is the same."""
-    x = in_pieces(network, network.features, batch)  # type: ignore[arg-type]
+    x = in_pieces(network, network.features, batch)
     x = nn.functional.normalize(x.double(), dim=1)  # (n, D)
     n = len(x)
     return float((x.sum(0).square().sum() - n) / (n * (n - 1))) if n > 1 else 0.0
 
 
-def token_signal(network: nn.Module, probe: Batch, held_out: Batch) -> Signal:
+def token_signal(network: Network, probe: Batch, held_out: Batch) -> Signal:
     """Can the targets of tokens be foretold better than by their frequencies?
 
     Asked is the network on `held_out`, against the frequencies there, and a table of which target
@@ -147,7 +150,7 @@ def token_signal(network: nn.Module, probe: Batch, held_out: Batch) -> Signal:
     seen, wanted = (b["targets"][b["targets"] >= 0] for b in (probe, held_out))
     if min(len(seen), len(wanted)) < FEW:
         return Signal(None, f"only {len(wanted)} tokens: too few to tell")
-    inputs, asked = (b["inputs"][b["targets"] >= 0] for b in (probe, held_out))
+    inputs, asked = (b["tokens"][b["targets"] >= 0] for b in (probe, held_out))
     V = 1 + int(max(seen.max(), wanted.max()))
     own, known = (torch.bincount(x, minlength=V).float() for x in (wanted, seen))
     shares = (known + 1) / (len(seen) + V)
@@ -159,8 +162,8 @@ def token_signal(network: nn.Module, probe: Batch, held_out: Batch) -> Signal:
     table = (together + PRIOR * shares[wanted]) / (often + PRIOR)
     bits: list[np.ndarray] = []
     with evaluating(network):
-        for part in held_out.split(-(-held_out["inputs"].numel() // TOKENS)):
-            x = network.features(part["inputs"], **part.context)  # type: ignore[operator]
+        for part in held_out.split(-(-held_out["tokens"].numel() // TOKENS)):
+            x = network.features(**part.select(network.READS))
             bits.append(judged(read_out(network), x, part["targets"])[0])
     losses = torch.from_numpy(np.concatenate(bits) * math.log(2)).to(table)
     tried = []

@@ -3,7 +3,7 @@
 Shapes: B texts, T tokens, D width, N tokens that have a label, n rows.
 """
 
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ WORDS = 512  # columns that token numbers are counted in
 
 
 def is_text(batch: Batch) -> bool:
-    return not batch["inputs"].is_floating_point()
+    return "tokens" in batch.tensors
 
 
 def tokenwise(batch: Batch) -> bool:
@@ -24,13 +24,16 @@ def tokenwise(batch: Batch) -> bool:
     found = batch.tensors.get("targets")
     if found is None or found.is_floating_point():
         return False
-    return is_text(batch) and found.shape == batch["inputs"].shape
+    return is_text(batch) and found.shape == batch["tokens"].shape
 
 
-def legible(batch: Batch, task: Any) -> Batch:
-    """A batch as probes and rules read it: a text or window per row, tags at their words."""
-    if hasattr(task, "token_targets"):
-        tags = task.token_targets(batch).view_as(batch["inputs"])
+def legible(batch: Batch, token_targets: Callable[[Batch], Tensor | None]) -> Batch:
+    """A batch as probes and rules read it: a text or window per row, tags at their words.
+
+    token_targets: of its task.
+    """
+    if (tags := token_targets(batch)) is not None:
+        tags = tags.view_as(batch["tokens"])
         batch = Batch(batch.tensors | {"targets": tags}, batch.rows)
     return batch.flat
 

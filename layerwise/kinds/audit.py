@@ -8,24 +8,17 @@ Legend: n rows, C classes, g groups of copies.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
+from layerwise import kinds
 from layerwise.data.examples import Examples, Finding, Severity
-from layerwise.data.label_errors import (
-    out_of_fold,
-    pixel_features,
-    stratified_groups,
-    suspect_labels,
-)
+from layerwise.data.groups import first_alike
+from layerwise.data.label_errors import out_of_fold, stratified_groups, suspect_labels
 from layerwise.data.naming import about
-from layerwise.data.splits import content_hashes
 from layerwise.errors import DataError
-from layerwise.kinds.image import audit as audit_images
-from layerwise.kinds.image.duplicates import first_alike, groups_of, near_duplicates
-from layerwise.kinds.table import audit as audit_tables
-from layerwise.kinds.text import audit as audit_text
+from layerwise.kinds.contract import Looks
 
 IMBALANCE = 10  # largest class over smallest, from which on it is said
 FOLDS = 5  # for predictions of rows that were not learned from
@@ -38,15 +31,13 @@ class AuditReport:
     """What the audit found.
 
     keep: (n,) bool, rows that can be used. clean_test: the test rows of which no copy, exact or
-    near, lies in train or val. groups: (n,) the smallest row each row is a copy of (itself: none).
-    looks: thumbnails, for images.
+    near, lies in train or val. looks: what the kinds saw.
     """
 
     findings: list[Finding]
     keep: np.ndarray
     clean_test: np.ndarray
-    groups: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    looks: audit_images.Looks | None = None
+    looks: Looks
 
     def lines(self) -> list[str]:
         """The findings as sentences for a terminal, the gravest first."""
@@ -61,30 +52,29 @@ def audit(examples: Examples, splits: Mapping[str, np.ndarray] | None = None) ->
     splits: {"train": rows, "val": rows, "test": rows}; what the data gave when left out.
     Errors: DataError when no row can be used, with the reason.
     """
-    n = len(examples)
-    if not n:
+    if not len(examples):
         raise DataError(f"'{examples.source}' has no rows; was the right folder or file given?")
-    part, looks = parts_of(examples, splits), None
-    if examples.kind == "image":
-        looks = audit_images.look_at_all(examples.inputs, examples.names)
-        keep, findings = looks.usable, looks.findings
-        require_some(keep, findings, examples.source)
-        exact = first_alike(looks.digests)
-        first = np.flatnonzero(keep & (exact == np.arange(n)))  # one of each content
-        pairs = first[near_duplicates(looks.grey[first], looks.colour[first])]
-        copies = np.stack([exact, np.arange(n)], 1)
-        groups = groups_of(n, np.concatenate([pairs, copies]))
-    elif examples.kind == "text":
-        exact = first_alike(content_hashes(examples))
-        keep, groups, findings = audit_text.look_at_texts(examples, exact)
-        require_some(keep, findings, examples.source)
-    else:
-        keep, findings = np.ones(n, bool), audit_tables.audit_columns(examples)
-        groups = exact = first_alike(content_hashes(examples))
-    findings = (
-        findings + audit_copies(examples, exact, groups, part) + balance(examples, keep, part)
+    part, looks = parts_of(examples, splits), look_at(examples)
+    require_some(looks.keep, looks.findings, examples.source)
+    findings = [
+        *looks.findings,
+        *audit_copies(examples, looks.exact, looks.groups, part),
+        *balance(examples, looks.keep, part),
+    ]
+    return AuditReport(findings, looks.keep, clean_rows(looks.groups, part), looks)
+
+
+def look_at(examples: Examples) -> Looks:
+    """A look at every field by its kind; rows are alike where all their fields are."""
+    looks = [kind.look(examples) for kind in kinds.several(examples)]
+    if len(looks) == 1:
+        return looks[0]
+    keep = np.logical_and.reduce([found.keep for found in looks])
+    exact, groups = (
+        first_alike(zip(*(getattr(found, what).tolist() for found in looks), strict=True))
+        for what in ("exact", "groups")
     )
-    return AuditReport(findings, keep, clean_rows(groups, part), groups, looks)
+    return Looks(keep, exact, groups, [f for found in looks for f in found.findings])
 
 
 def audit_labels(
@@ -97,28 +87,28 @@ def audit_labels(
     """Rows whose label looks wrong, by confident learning on out-of-fold predictions.
 
     rows: the rows looked at, all usable ones when left out. features: (len(rows), D), a pre-trained
-    base's; small pixels when left out (images only, and MANY of them drawn at random at most).
+    base's; what the kind has when left out (pixels of images), of at most MANY rows at random.
     Copies stay in one fold. None when nothing is suspected, or where there are not two classes of
     at least FOLDS rows to tell apart.
     """
-    if examples.targets is None or examples.target_kind != "class":
+    known = report.looks.features
+    if examples.target_kind != "class" or (features is None and known is None):
         return None
-    if features is None and report.looks is None:
-        return None
+    targets = np.asarray(examples.targets)
     rows = np.flatnonzero(report.keep) if rows is None else rows
     if features is None:
         rows = np.sort(np.random.default_rng(seed).permutation(rows)[:MANY])
-    sizes = np.bincount(examples.targets[rows], minlength=len(examples.labels))
-    enough = (sizes >= FOLDS)[examples.targets[rows]] & report.keep[rows]
+    sizes = np.bincount(targets[rows], minlength=len(examples.labels))
+    enough = (sizes >= FOLDS)[targets[rows]] & report.keep[rows]
     rows = rows[enough]
-    if len(np.unique(examples.targets[rows])) < 2:
+    if len(np.unique(targets[rows])) < 2:
         return None
     if features is not None:
         features = features[enough]
-    elif report.looks is not None:
-        features = pixel_features(report.looks.grey[rows], report.looks.colour[rows], seed)
-    classes, y = np.unique(examples.targets[rows], return_inverse=True)
-    fold = stratified_groups(y, report.groups[rows], FOLDS, seed)
+    elif known is not None:
+        features = known(rows, seed)
+    classes, y = np.unique(targets[rows], return_inverse=True)
+    fold = stratified_groups(y, report.looks.groups[rows], FOLDS, seed)
     assert features is not None
     probabilities = out_of_fold(features, y, fold, seed)
     names = [str(examples.names[i]) for i in rows.tolist()]
@@ -158,20 +148,18 @@ def audit_copies(
     rows = np.flatnonzero(np.bincount(groups, minlength=len(groups))[groups] > 1)
     rows = rows[np.argsort(groups[rows], kind="stable")]  # group after group
     sets = np.split(rows, np.flatnonzero(np.diff(groups[rows])) + 1) if len(rows) else []
-    table = examples.kind == "table"  # equal rows of a table can be different cases
-    severity = "note" if table else "warning"
-    cure = "look whether they are separate cases" if table else "keep one of each"
-    nearly = {"text": "say nearly the same as another"}
-    near = nearly.get(examples.kind, "show the same picture as another")
+    kind = kinds.of(examples)
+    severity = kind.copies
+    cure = "keep one of each" if severity == "warning" else "look whether they are separate cases"
     found: list[Finding] = []
-    for kind, same, what in (
+    for what_kind, same, what in (
         ("duplicate", True, "have exactly the same content as another"),
-        ("near_duplicate", False, near),
+        ("near_duplicate", False, kind.alike),
     ):
         chosen = [s for s in sets if (len(np.unique(exact[s])) == 1) == same]
         names = [str(examples.names[i]) for s in chosen for i in s.tolist()]
         what = f"of {len(examples):,} rows {what}, in {len(chosen):,} groups"
-        found += about(kind, severity, names, what, cure)
+        found += about(what_kind, severity, names, what, cure)
     return found + leaks(examples, groups, part) + conflicts(examples, sets, severity)
 
 
@@ -215,7 +203,7 @@ def label_of(examples: Examples, row: int) -> str:
 
 def balance(examples: Examples, keep: np.ndarray, part: np.ndarray) -> list[Finding]:
     """Classes that are rare, or that the test never asks for."""
-    if examples.target_kind == "tags":
+    if examples.has("tags"):
         return untaught_tags(examples, keep, part)
     if examples.targets is None or examples.target_kind not in ("class", "classes"):
         return []
@@ -242,9 +230,12 @@ def balance(examples: Examples, keep: np.ndarray, part: np.ndarray) -> list[Find
 
 def untaught_tags(examples: Examples, keep: np.ndarray, part: np.ndarray) -> list[Finding]:
     """Tags that held-out sentences ask for and no training sentence has."""
-    held, tags = np.isin(part, ("val", "test")), np.asarray(examples.targets)
-    asked, known = (set(tags[keep & rows].ravel().tolist()) for rows in (held, ~held))
-    names = [examples.labels[i] for i in sorted(asked - known) if i >= 0]
+    held, tags = np.isin(part, ("val", "test")), examples["tags"]
+    asked, known = (
+        {tag for i in np.flatnonzero(keep & rows).tolist() for tag in tags[i]}
+        for rows in (held, ~held)
+    )
+    names = [label for label in examples.labels if label in asked - known]
     what = "tags never occur in train, so they cannot be learned"
     return about("untaught_tag", "warning", names, what, "add sentences with them")
 

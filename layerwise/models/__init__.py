@@ -11,9 +11,8 @@ import importlib
 from types import ModuleType
 from typing import Any
 
-from torch import nn
-
 from layerwise.errors import OptionError, unknown
+from layerwise.models.network import Network
 
 FAMILIES = {
     "mlp": "layerwise.models.mlp",
@@ -74,6 +73,16 @@ def config_from_dict(family_name: str, values: dict[str, Any]) -> Any:
         raise OptionError(f"config of {family_name}: {e}") from e
 
 
-def build(family_name: str, config: Any) -> nn.Module:
+def build(family_name: str, config: Any) -> Network:
     """A network with fresh weights (on whatever device is the default: `meta` costs nothing)."""
     return family(family_name).Model(config)
+
+
+def reads(family_name: str) -> tuple[str, ...]:
+    """The tensors that networks of this family take."""
+    return family(family_name).Model.READS
+
+
+def heads(family_name: str) -> tuple[str, ...]:
+    """What networks of this family can end in."""
+    return family(family_name).Model.HEADS

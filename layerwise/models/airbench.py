@@ -18,7 +18,7 @@ Departures from the paper
 Shapes: b images, c channels, h x w pixels, k side of the whitened patch, C classes.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -108,6 +108,8 @@ class Group(nn.Module):
 class Airbench(nn.Module):
     """Images (b, 3, h, w) of at least 28 x 28, mean 0 and deviation 1, to class scores (b, C)."""
 
+    READS, HEADS, unit_vectors = ("image",), ("class",), False
+
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
@@ -118,22 +120,26 @@ class Airbench(nn.Module):
         self.group3 = Group(c2, c3, config)
         self.head = unit_linear(c3, config.n_classes)
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.features(images))  # (b, C)
+    def forward(self, image: Tensor) -> Tensor:
+        return self.head(self.features(image))  # (b, C)
 
-    def features(self, images: Tensor) -> Tensor:
+    def features(self, image: Tensor) -> Tensor:
         """The largest response of every filter of the last group, divided by their number."""
-        x = self.group1(self.whiten(images))  # (b, c1, 15, 15) from 32 x 32
+        x = self.group1(self.whiten(image))  # (b, c1, 15, 15) from 32 x 32
         x = self.group3(self.group2(x))  # (b, c3, 3, 3)
         return x.flatten(2).amax(2) / x.shape[1]  # (b, c3)
+
+    def pooled(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
+        return features
 
     def layers(self) -> dict[str, nn.Module]:
         """The stack in the order in which data flows through it."""
         names = ("whiten", "group1", "group2", "group3", "head")
         return {name: getattr(self, name) for name in names}
 
-    def reset_head(self, n_classes: int) -> None:
+    def reset_head(self, n_classes: int, kind: str = "class") -> None:
         """A fresh last layer for another set of classes; everything below keeps what it learned."""
+        self.config = replace(self.config, n_classes=n_classes)
         self.head = unit_linear(self.head.in_features, n_classes)
 
 

@@ -208,6 +208,8 @@ class Bert(nn.Module):
     each document then stands for itself, as if it had the row alone. Without `mask` and pooling.
     """
 
+    READS, HEADS = ("tokens", "mask", "token_types", "documents"), HEADS
+
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
@@ -247,19 +249,24 @@ class Bert(nn.Module):
         """One vector (B, D) for each text as the config says, whatever the head is."""
         return pool(features, mask, self.config.pooling, self.config.normalise)
 
+    @property
+    def unit_vectors(self) -> bool:
+        return self.config.normalise
+
     def layers(self) -> dict[str, nn.Module]:
         """The stack in the order in which data flows through it."""
         blocks = {f"blocks.{i}": block for i, block in enumerate(self.blocks)}
         hidden = {"transform": self.transform} if list(self.transform.parameters()) else {}
         return {"embed": self.embed, **blocks, **hidden, "head": self.head}
 
-    def reset_head(self, n_classes: int, head_kind: str | None = None) -> None:
+    def reset_head(self, n_classes: int, kind: str | None = None) -> None:
         """A fresh head for another set of classes or another kind; all below keeps what it learned.
 
-        head_kind: by default as it is, and "class" for a network that had no classes.
+        kind: by default as it is, and "class" for a network that had no classes.
         """
-        now = self.config.head_kind
-        kind = head_kind or (now if now in ("class", "tag", "pooled") else "class")
+        now, classes = self.config.head_kind, ("class", "tag", "pooled")
+        kind = kind or (now if now in classes else "class")
+        n_classes = self.config.n_classes if kind == "masked" else n_classes
         self.config = replace(self.config, n_classes=n_classes, head_kind=kind)
         like = self.embed.token_embed.weight
         parts = make_head(self.config, self.embed.token_embed)

@@ -27,6 +27,7 @@ from layerwise.layers.gelu import gelu_tanh
 from layerwise.layers.head import TiedHead, untied_head
 from layerwise.layers.mask import Sight, positions_of, sight
 from layerwise.layers.mlp import GatedMlp
+from layerwise.layers.pool import pool
 from layerwise.layers.rope import Turn, make_rope
 from layerwise.layers.self_attention import SelfAttention
 
@@ -144,6 +145,9 @@ class Block(nn.Module):
 class Gemma(nn.Module):
     """Tokens (B, T) to scores of the next token (B, T, V)."""
 
+    READS, HEADS, unit_vectors = ("tokens", "documents", "mask"), ("causal",), False
+    BALANCES = False
+
     def __init__(self, config: Config):
         super().__init__()
         c = self.config = config
@@ -197,12 +201,15 @@ class Gemma(nn.Module):
         windows = [0 if c.is_global(i) else c.window for i in range(c.n_layers)]
         return Cache(self.token_embed.weight, batch, length, c.n_kv_heads, c.head_dim, windows)
 
+    def pooled(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
+        return pool(features, mask, normalise=False)
+
     def layers(self) -> dict[str, nn.Module]:
         """The stack in the order in which data flows through it."""
         blocks = {f"blocks.{i}": block for i, block in enumerate(self.blocks)}
         return {"token_embed": self.token_embed, **blocks, "norm": self.norm, "head": self.head}
 
-    def reset_head(self, n_classes: int) -> None:
+    def reset_head(self, n_classes: int, kind: str = "causal") -> None:
         """A fresh last layer, tied to nothing and without a softcap; everything below stays."""
         self.head = untied_head(self.token_embed, n_classes)
 

@@ -25,6 +25,7 @@ from layerwise.layers.gelu import gelu_tanh
 from layerwise.layers.head import TiedHead, untied_head
 from layerwise.layers.mask import Sight, positions_of, sight
 from layerwise.layers.mlp import Mlp
+from layerwise.layers.pool import pool
 from layerwise.layers.self_attention import MultiHeadAttention
 
 
@@ -72,6 +73,9 @@ class Block(nn.Module):
 
 class GPT(nn.Module):
     """Tokens (B, T) to scores of the next token (B, T, V)."""
+
+    READS, HEADS, unit_vectors = ("tokens", "documents", "mask"), ("causal",), False
+    BALANCES = False
 
     def __init__(self, config: Config):
         super().__init__()
@@ -122,13 +126,16 @@ class GPT(nn.Module):
         weight = self.token_embed.weight
         return Cache(weight, batch, length, c.n_heads, c.dim // c.n_heads, [0] * c.n_layers)
 
+    def pooled(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
+        return pool(features, mask, normalise=False)
+
     def layers(self) -> dict[str, nn.Module]:
         """The stack in the order in which data flows through it."""
         blocks = {f"blocks.{i}": block for i, block in enumerate(self.blocks)}
         below = {"token_embed": self.token_embed, "pos_embed": self.pos_embed}
         return {**below, **blocks, "norm": self.norm, "head": self.head}
 
-    def reset_head(self, n_classes: int) -> None:
+    def reset_head(self, n_classes: int, kind: str = "causal") -> None:
         """A fresh last layer, no longer tied to the embedding; everything below stays."""
         self.head = untied_head(self.token_embed, n_classes)
 

@@ -24,6 +24,7 @@ from layerwise.layers.head import TiedHead, untied_head
 from layerwise.layers.mask import Sight, positions_of, sight
 from layerwise.layers.mlp import GatedMlp
 from layerwise.layers.norm import RMSNorm
+from layerwise.layers.pool import pool
 from layerwise.layers.rope import Turn, make_rope
 from layerwise.layers.self_attention import SelfAttention
 
@@ -135,6 +136,9 @@ class Block(nn.Module):
 class Llama(nn.Module):
     """Tokens (B, T) to scores of the next token (B, T, V)."""
 
+    READS, HEADS, unit_vectors = ("tokens", "documents", "mask"), ("causal",), False
+    BALANCES = False
+
     def __init__(self, config: Config):
         super().__init__()
         c = self.config = config
@@ -181,12 +185,15 @@ class Llama(nn.Module):
         windows = [c.window] * c.n_layers
         return Cache(self.token_embed.weight, batch, length, c.n_kv_heads, c.head_dim, windows)
 
+    def pooled(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
+        return pool(features, mask, normalise=False)
+
     def layers(self) -> dict[str, nn.Module]:
         """The stack in the order in which data flows through it."""
         blocks = {f"blocks.{i}": block for i, block in enumerate(self.blocks)}
         return {"token_embed": self.token_embed, **blocks, "norm": self.norm, "head": self.head}
 
-    def reset_head(self, n_classes: int) -> None:
+    def reset_head(self, n_classes: int, kind: str = "causal") -> None:
         """A fresh last layer, tied to nothing; everything below keeps what it learned."""
         self.head = untied_head(self.token_embed, n_classes)
 

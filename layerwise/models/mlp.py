@@ -114,6 +114,8 @@ class ResidualLayer(nn.Module):
 class Mlp(nn.Module):
     """Rows (B, n_in), or images (B, ...) of n_in values each, to class scores (B, C)."""
 
+    READS, HEADS, unit_vectors = ("table", "image"), ("class",), False
+
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
@@ -131,11 +133,13 @@ class Mlp(nn.Module):
         self.head = nn.Linear(config.dim, config.n_classes)
         init_weights(self)
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        return self.head(self.features(inputs))  # (B, C)
+    def forward(self, table: Tensor | None = None, image: Tensor | None = None) -> Tensor:
+        return self.head(self.features(table, image))  # (B, C)
 
-    def features(self, inputs: Tensor) -> Tensor:
+    def features(self, table: Tensor | None = None, image: Tensor | None = None) -> Tensor:
         """What the last hidden layer makes of each row: (B, D)."""
+        inputs = image if table is None else table
+        assert inputs is not None, "rows of a table, or images"
         x = inputs.flatten(1)  # (B, n)
         if x.shape[1] != self.config.n_in:
             raise DataError(
@@ -147,6 +151,9 @@ class Mlp(nn.Module):
             x = block(x)
         return self.activation(self.norm(x))
 
+    def pooled(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
+        return features
+
     def layers(self) -> dict[str, nn.Module]:
         """The stack in the order in which data flows through it."""
         stack: dict[str, nn.Module] = {f"blocks.{i}": block for i, block in enumerate(self.blocks)}
@@ -154,8 +161,9 @@ class Mlp(nn.Module):
             stack["norm"] = self.norm
         return {**stack, "head": self.head}
 
-    def reset_head(self, n_classes: int) -> None:
+    def reset_head(self, n_classes: int, kind: str = "class") -> None:
         """A fresh last layer for another set of classes; everything below keeps what it learned."""
+        self.config = replace(self.config, n_classes=n_classes)
         head = nn.Linear(self.head.in_features, n_classes)
         init_linear(head, self.config)
         self.head = head.to(self.head.weight)

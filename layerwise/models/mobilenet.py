@@ -17,7 +17,7 @@ Shapes: b images, c channels, h x w pixels, D features, C classes.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from torch import Tensor, nn
@@ -121,6 +121,8 @@ def _stage(config: Config, stage: int, n_in: int, n_out: int, unit: Unit) -> nn.
 class MobileNet(nn.Module):
     """Images (b, 3, h, w), normalised as the card says, to class scores (b, C)."""
 
+    READS, HEADS, unit_vectors = ("image",), ("class",), False
+
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
@@ -151,13 +153,16 @@ class MobileNet(nn.Module):
         nn.init.normal_(self.head.weight, std=0.01)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.features(images))  # (b, C)
+    def forward(self, image: Tensor) -> Tensor:
+        return self.head(self.features(image))  # (b, C)
 
-    def features(self, images: Tensor) -> Tensor:
+    def features(self, image: Tensor) -> Tensor:
         """What the network knows before it names a class: (b, D)."""
-        x = self.last(self.blocks(self.stem(images)))  # (b, D, h / 32, w / 32)
+        x = self.last(self.blocks(self.stem(image)))  # (b, D, h / 32, w / 32)
         return self.dropout(x.mean((2, 3)))
+
+    def pooled(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
+        return features
 
     def layers(self) -> dict[str, nn.Module]:
         """The stack in the order in which data flows through it."""
@@ -169,8 +174,9 @@ class MobileNet(nn.Module):
         last = {"last": self.last} if self.config.last_channels else {}
         return {"stem": self.stem, **blocks, **last, "head": self.head}
 
-    def reset_head(self, n_classes: int) -> None:
+    def reset_head(self, n_classes: int, kind: str = "class") -> None:
         """A fresh last layer for another set of classes; everything below keeps what it learned."""
+        self.config = replace(self.config, n_classes=n_classes)
         self.head = nn.Linear(self.head.in_features, n_classes)
 
 

@@ -12,7 +12,7 @@ Departures from the paper
 Shapes: b images, c channels, h x w pixels, D features, C classes.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch.nn.functional as F
@@ -109,6 +109,8 @@ def stages(channels: tuple[int, ...]) -> list[list[int]]:
 class MobileNetV3(nn.Module):
     """Images (b, 3, h, w), normalised as the card says, to class scores (b, C)."""
 
+    READS, HEADS, unit_vectors = ("image",), ("class",), False
+
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
@@ -137,13 +139,16 @@ class MobileNetV3(nn.Module):
             if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.features(images))  # (b, C)
+    def forward(self, image: Tensor) -> Tensor:
+        return self.head(self.features(image))  # (b, C)
 
-    def features(self, images: Tensor) -> Tensor:
+    def features(self, image: Tensor) -> Tensor:
         """What the network knows before it names a class: (b, D)."""
-        x = self.blocks(self.stem(images))  # (b, last_channels, h / 32, w / 32)
+        x = self.blocks(self.stem(image))  # (b, last_channels, h / 32, w / 32)
         return self.dropout(F.hardswish(self.fc(x.mean((2, 3)))))
+
+    def pooled(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
+        return features
 
     def layers(self) -> dict[str, nn.Module]:
         """The stack in the order in which data flows through it."""
@@ -154,8 +159,9 @@ class MobileNetV3(nn.Module):
         }
         return {"stem": self.stem, **blocks, "fc": self.fc, "head": self.head}
 
-    def reset_head(self, n_classes: int) -> None:
+    def reset_head(self, n_classes: int, kind: str = "class") -> None:
         """A fresh last layer for another set of classes; everything below keeps what it learned."""
+        self.config = replace(self.config, n_classes=n_classes)
         self.head = nn.Linear(self.head.in_features, n_classes)
 
 

@@ -119,6 +119,8 @@ class Bottleneck(nn.Module):
 class ResNet(nn.Module):
     """Images (b, 3, h, w), normalised as the card says, to class scores (b, C)."""
 
+    READS, HEADS, unit_vectors = ("image",), ("class",), False
+
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
@@ -136,15 +138,18 @@ class ResNet(nn.Module):
         self.head = nn.Linear(c, config.n_classes)
         self.apply(init_weights)
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.features(images))  # (b, C)
+    def forward(self, image: Tensor) -> Tensor:
+        return self.head(self.features(image))  # (b, C)
 
-    def features(self, images: Tensor) -> Tensor:
+    def features(self, image: Tensor) -> Tensor:
         """The last feature map averaged over all places: (b, c)."""
-        x = self.pool(self.stem(images))  # (b, c, h/4, w/4), or (b, c, h, w) with the small stem
+        x = self.pool(self.stem(image))  # (b, c, h/4, w/4), or (b, c, h, w) with the small stem
         for stage in self.stages:
             x = stage(x)
         return x.mean(dim=(2, 3))
+
+    def pooled(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
+        return features
 
     def layers(self) -> dict[str, nn.Module]:
         """The stack in the order in which data flows through it: stem, every block, head."""
@@ -155,8 +160,9 @@ class ResNet(nn.Module):
         }
         return {"stem": self.stem, **blocks, "head": self.head}
 
-    def reset_head(self, n_classes: int) -> None:
+    def reset_head(self, n_classes: int, kind: str = "class") -> None:
         """A fresh last layer for another set of classes; everything below keeps what it learned."""
+        self.config = replace(self.config, n_classes=n_classes)
         self.head = nn.Linear(self.head.in_features, n_classes).to(self.head.weight)
 
 

@@ -99,6 +99,8 @@ class MeanHead(nn.Linear):
 class SqueezeNet(nn.Module):
     """Images (b, 3, h, w), normalised as the card says, to class scores (b, C)."""
 
+    READS, HEADS, unit_vectors = ("image",), ("class",), False
+
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
@@ -119,23 +121,26 @@ class SqueezeNet(nn.Module):
                 nn.init.kaiming_uniform_(module.weight)
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.features(images))  # (b, C)
+    def forward(self, image: Tensor) -> Tensor:
+        return self.head(self.features(image))  # (b, C)
 
-    def features(self, images: Tensor) -> Tensor:
+    def features(self, image: Tensor) -> Tensor:
         """What the network knows at every place: (b, 512, h, w), about a 17th of the image's."""
-        x = images
+        x = image
         for name, layer in self.layers().items():
             if name != "head":
                 x = layer(x)
         return self.dropout(x)
+
+    def pooled(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
+        return features.mean((2, 3))
 
     def layers(self) -> dict[str, nn.Module]:
         """The stack in the order in which data flows through it."""
         fires = [f"fire{number}" for number in range(2, 2 + len(self.config.squeeze))]
         return {name: getattr(self, name) for name in ["conv1", *fires, "head"]}
 
-    def reset_head(self, n_classes: int) -> None:
+    def reset_head(self, n_classes: int, kind: str = "class") -> None:
         """A fresh last layer for another set of classes; everything below keeps what it learned."""
         self.config = replace(self.config, n_classes=n_classes, linear_head=True)
         self.head = MeanHead(2 * EXPANSION * self.config.squeeze[-1], n_classes)

@@ -127,6 +127,8 @@ class Block(nn.Module):
 class ViT(nn.Module):
     """Images (B, 3, h, w), normalised as the card says, to class scores (B, C)."""
 
+    READS, HEADS, unit_vectors = ("image",), ("class",), False
+
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
@@ -136,23 +138,27 @@ class ViT(nn.Module):
         self.head = nn.Linear(config.dim, config.n_classes)
         self.apply(init_weights)
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.features(images))  # (B, C)
+    def forward(self, image: Tensor) -> Tensor:
+        return self.head(self.features(image))  # (B, C)
 
-    def features(self, images: Tensor) -> Tensor:
+    def features(self, image: Tensor) -> Tensor:
         """What the class token has gathered, normalised: (B, D)."""
-        x = self.embed(images)  # (B, T, D)
+        x = self.embed(image)  # (B, T, D)
         for block in self.blocks:
             x = block(x)
         return self.norm(x)[:, 0]
+
+    def pooled(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
+        return features
 
     def layers(self) -> dict[str, nn.Module]:
         """The stack in the order in which data flows through it."""
         blocks = {f"blocks.{i}": block for i, block in enumerate(self.blocks)}
         return {"embed": self.embed, **blocks, "norm": self.norm, "head": self.head}
 
-    def reset_head(self, n_classes: int) -> None:
+    def reset_head(self, n_classes: int, kind: str = "class") -> None:
         """A fresh last layer for another set of classes; everything below keeps what it learned."""
+        self.config = replace(self.config, n_classes=n_classes)
         head = nn.Linear(self.head.in_features, n_classes)
         init_weights(head)
         self.head = head.to(self.head.weight)

@@ -1,17 +1,18 @@
 """What one step of a plan is: its setting, and the step itself, for rehearsals and measurements.
 
-The same function runs on fake tensors (to count) and on real ones (to time), and mirrors the
-training loop: micro-batches, backward of the mean over the whole step, clipping, update.
+The same function runs on fake tensors (to count) and on real ones (to time); forward and backward
+of a step are the training loop's own.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from layerwise.data.examples import Batch
@@ -103,10 +104,46 @@ def stretched(batch: Batch, setting: Setting, device: str = "cpu") -> Batch:
     return Batch(tensors, np.arange(rows))
 
 
+class Learnt(Protocol):
+    """Of a task what a step needs."""
+
+    joint: bool
+
+    def count(self, batch: Batch) -> int: ...
+    def loss(self, network: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]: ...
+
+
+def accumulate(
+    network: nn.Module,
+    task: Learnt,
+    micros: Sequence[Batch],
+    count: float,
+    context: Callable[[], AbstractContextManager[Any]],
+    entering: Callable[[str], None] = lambda phase: None,
+) -> Tensor:
+    """Add the gradients of a step's mean loss to the parameters' own; the summed loss.
+
+    count: terms that carry loss in the whole step, by which every micro-batch's sum is divided.
+    context: of the forward pass. entering: hears "forward" and "backward" as they begin.
+    """
+    total = None
+    for micro in micros:
+        entering("forward")
+        with context():
+            loss = task.loss(network, micro)[0]
+        mean = loss / count
+        entering("backward")
+        mean.backward()
+        total = loss.detach() if total is None else total + loss.detach()
+        del loss, mean  # and their graph, whose nodes would keep freed memory from being used again
+    assert total is not None, "a step has micro-batches"
+    return total
+
+
 def train_step(
     network: nn.Module,
     batch: Batch,
-    task: Any,
+    task: Learnt,
     setting: Setting,
     optimizer: torch.optim.Optimizer,
     micro_batches: int | None = None,
@@ -116,16 +153,10 @@ def train_step(
 
     micro_batches: run only so many of the `grad_accum_steps`, None for all.
     """
-    device = batch["inputs"].device.type
-    for micro in batch.split(setting.grad_accum_steps)[:micro_batches]:
-        entering("forward")
-        with autocast(setting, device):
-            loss, parts = task.loss(network, micro)
-        mean = loss / task.count(batch)
-        entering("backward")
-        del loss, parts
-        mean.backward()
-        del mean
+    device = next(iter(batch.tensors.values())).device.type
+    micros = batch.split(setting.grad_accum_steps, task.joint)[:micro_batches]
+    context = lambda: autocast(setting, device)  # noqa: E731
+    accumulate(network, task, micros, task.count(batch), context, entering)
     entering("update")
     if setting.grad_clip:
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)

@@ -1,6 +1,6 @@
 """The page of a run: one self-contained HTML file, no network, light and dark.
 
-`write_page` takes the document that `collect.finish` gathered; the template shows it.
+`write_page` takes the document that `fitting.finish` gathered; the template shows it.
 """
 
 import math
@@ -11,17 +11,17 @@ from jinja2.sandbox import SandboxedEnvironment
 
 from layerwise.console import duration
 from layerwise.report import charts
+from layerwise.storage import replacing
 
 HERE = pathlib.Path(__file__).parent
 SHOWN_CLASSES = 60  # a confusion matrix larger than this is not readable
 
 
 def write_page(path: pathlib.Path, page: dict[str, Any]) -> pathlib.Path:
-    """Render the page to `path`, written beside and renamed."""
+    """Render the page to `path`, whole or not at all."""
     html = render(page)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(html, "utf-8")
-    partial.replace(path)
+    with replacing(path) as partial:
+        partial.write_text(html, "utf-8")
     return path
 
 

@@ -3,32 +3,58 @@
 Bits per byte do not depend on the tokenizer, so models with different vocabularies compare.
 Scores of tokens are never held whole: `token_loss` works through them in chunks.
 
-Shapes: B windows, T positions, D width, V vocabulary.
+Shapes: B windows, T positions, D width, V vocabulary, n windows to score.
 """
 
 import math
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from layerwise.data.examples import Batch, Examples
 from layerwise.errors import DataError
-from layerwise.kinds.sources import batch_of
+from layerwise.kinds.contract import PlainFeatures
 from layerwise.kinds.text.corpus import NO_LOSS
+from layerwise.kinds.text.language import in_stretches, unigram_bits, windows_of
 from layerwise.layers.loss import n_with_loss, token_loss, token_losses
+from layerwise.models.network import Decoder, Network
 from layerwise.tasks.scores.metrics import scalar
+from layerwise.tasks.task import Baseline, Marked, Options, Prediction, Processors, Task
+
+
+@dataclass(frozen=True)
+class LossPrediction(Prediction):
+    """How well the tokens of a window were foretold. units: what the loss is given per: bytes of
+    text, or tokens that were hidden; right: of these."""
+
+    loss: float  # summed, in nats
+    tokens: int  # that carry loss
+    units: float
+    right: float = 0.0
+    name: str = ""
+
+    def of_row(self, name: str, row: dict[str, Any], top: int, level: float | None) -> Self:
+        return replace(self, name=name)
+
+    def row(self) -> dict[str, Any]:
+        return {"name": self.name, "loss": self.loss, "tokens": self.tokens}
+
+    def show(self) -> str:
+        return f"{self.name}  loss {self.loss:.3f} over {self.tokens} tokens"
 
 
 def bits_per_byte(
     outputs: np.ndarray, targets: Any = None, weights: np.ndarray | None = None
 ) -> Any:
-    """outputs: (n, 3) summed loss in nats, tokens with loss, bytes of text.
+    """outputs: (n, 2) summed loss in nats, bytes of text.
 
     weights: (..., n), how often each row counts; the result has their leading shape.
     """
-    return bits(outputs[:, 0], outputs[:, 2], weights)
+    return bits(outputs[:, 0], outputs[:, 1], weights)
 
 
 def bits(loss: np.ndarray, units: np.ndarray, weights: np.ndarray | None) -> Any:
@@ -38,25 +64,40 @@ def bits(loss: np.ndarray, units: np.ndarray, weights: np.ndarray | None) -> Any
     return scalar(found / math.log(2))
 
 
-class Causal:
+class Causal(Task):
     """Learn to continue text."""
 
     name = "causal"
     score = "bits_per_byte"
     metric = staticmethod(bits_per_byte)
     higher_is_better = False
-    labels: tuple[str, ...] = ()
     n_outputs = 3
-    target_kind = "none"
     head_kind = "causal"
-    batch = staticmethod(batch_of)
+    every_position = True
+    follows_law = True
+    answers = False
+    top = "next token"
+    usual: ClassVar[int] = 2  # what `fits` says of plain text
 
     @classmethod
-    def of(cls, examples: Examples, **options: Any) -> "Causal":
+    def fits(cls, examples: Examples) -> int:
+        plain = examples.has("text") and len(examples.kinds) == 1 and examples.targets is None
+        return cls.usual * (plain or examples.has("windows"))
+
+    @classmethod
+    def of(cls, examples: Examples, options: Options) -> Self:
         return cls()
 
     def to_dict(self) -> dict[str, Any]:
         return {"name": self.name}
+
+    @classmethod
+    def whole_rows(cls, examples: Examples, val: float, test: float) -> Examples:
+        return in_stretches(examples, val, test)
+
+    def task_rows(self, examples: Examples, processors: Processors) -> Examples:
+        """Documents as windows of tokens."""
+        return windows_of(examples, processors["text"], masked=self.head_kind == "masked")  # type: ignore[arg-type]  # texts' own
 
     def count(self, batch: Batch) -> int:
         n = n_with_loss(batch["targets"])
@@ -64,42 +105,57 @@ class Causal:
             raise DataError("no token of this batch carries loss; look at the data")
         return n
 
-    def loss(self, network: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, network: Network, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Where experts are routed to, their balance within this batch counts, too."""
-        balance = getattr(network, "balance", None) if network.training else None
-        routed: dict[str, list[Tensor]] = {"routed": []} if balance else {}
-        hidden = network.features(batch["inputs"], **batch.context, **routed)  # type: ignore[operator]
-        total = token_loss(hidden, network.head, batch["targets"])  # type: ignore[arg-type]
+        decoder = cast(Decoder, network)
+        balances = network.training and decoder.BALANCES
+        routed: dict[str, list[Tensor]] = {"routed": []} if balances else {}
+        hidden = network.features(**batch.select(network.READS), **routed)
+        total = token_loss(hidden, network.head, batch["targets"])
         parts = {"cross_entropy": total.detach()}
-        if balance:
+        if balances:
             keep = (batch["targets"] != NO_LOSS).flatten()
-            total = total + keep.sum() * balance(routed["routed"], keep)
+            total = total + keep.sum() * decoder.balance(routed["routed"], keep)
         return total, parts
 
-    def predict(self, network: nn.Module, batch: Batch) -> Tensor:
-        """(B, 3): loss in nats, tokens with loss, bytes."""
-        hidden = network.features(batch["inputs"], **batch.context)  # type: ignore[operator]
-        each = token_losses(hidden, network.head, batch["targets"])  # type: ignore[arg-type]
-        carried = (batch["targets"] != NO_LOSS).sum(1)
-        return torch.stack([each.sum(1), carried, batch["n_bytes"]], 1)
-
-    def scored(self, outputs: np.ndarray) -> np.ndarray:
-        return outputs
-
-    def metrics(self, outputs: np.ndarray, targets: Any = None) -> dict[str, float]:
-        loss, tokens, _ = outputs.sum(0, dtype=np.float64)
-        mean = float(loss / max(tokens, 1))
-        return {
-            "bits_per_byte": bits_per_byte(outputs),
-            "loss": mean,
-            "perplexity": math.exp(min(mean, 700.0)),
-        }
-
-    def lens(self, batch: Batch) -> list[list[tuple[int, bool]]]:
+    def lens(self, batch: Batch) -> list[Marked]:
         """A token carries loss where it is to be predicted; padding behind the last is left out."""
         out = []
-        for seen, wanted in zip(batch["inputs"].tolist(), batch["targets"].tolist(), strict=True):
+        for seen, wanted in zip(batch["tokens"].tolist(), batch["targets"].tolist(), strict=True):
             n = max((t for t, w in enumerate(wanted) if w != NO_LOSS), default=len(wanted) - 1) + 1
             tokens = [*seen[:n], seen[n] if wanted[n - 1] == NO_LOSS else wanted[n - 1]][: n + 1]
             out.append(list(zip(tokens, [False, *(w != NO_LOSS for w in wanted[:n])], strict=True)))
         return out
+
+    # ---- predictions and their scores ----------------------------------------------------------
+    def predict(self, network: Network, batch: Batch) -> list[LossPrediction]:
+        hidden = network.features(**batch.select(network.READS))
+        each = token_losses(hidden, network.head, batch["targets"])
+        carried = (batch["targets"] != NO_LOSS).sum(1)
+        rows = torch.stack([each.sum(1), carried, batch["n_bytes"]], 1).float().tolist()
+        return [LossPrediction(loss, int(tokens), n_bytes) for loss, tokens, n_bytes in rows]
+
+    def scored(
+        self, predictions: Sequence[LossPrediction], examples: Examples | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        return np.array([(p.loss, p.units) for p in predictions]), np.zeros(len(predictions))
+
+    def metrics(
+        self, predictions: Sequence[LossPrediction], examples: Examples | None = None
+    ) -> dict[str, float]:
+        loss, tokens = np.array([(p.loss, p.tokens) for p in predictions]).sum(0)
+        mean = float(loss / max(tokens, 1))
+        return {
+            "bits_per_byte": bits_per_byte(self.scored(predictions)[0]),
+            "loss": mean,
+            "perplexity": math.exp(min(mean, 700.0)),
+        }
+
+    def baseline(
+        self, train: Examples, test: Examples, plain: Callable[[], PlainFeatures | None]
+    ) -> Baseline:
+        return Baseline("tokens by their frequency alone", unigram_bits(train, test))
+
+    def next(self, model: str, data: str) -> list[tuple[str, str]]:
+        go_on = ("go on with a text", f"layerwise generate {model} 'A PROMPT'")
+        return [go_on, *super().next(model, data)[1:]]

@@ -1,19 +1,96 @@
 """One class out of C: cross-entropy, accuracy.
 
-The same for images, tables and texts: the modality lies in the processor, the loss here.
-Shapes: B rows, C classes.
+The same for every kind of rows: what is special about these lies in their processors.
+Shapes: B rows, n rows, C classes.
 """
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
+import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from layerwise.data.examples import Batch, Examples
-from layerwise.errors import DataError
-from layerwise.tasks.labels import Labels
+from layerwise.data.sources import Tensors
+from layerwise.kinds.contract import PlainFeatures
+from layerwise.models.network import Network
+from layerwise.tasks import probes
+from layerwise.tasks.labels import Labels, in_order, outputs_of
 from layerwise.tasks.scores import metrics
+from layerwise.tasks.scores.calibration import (
+    conformal_quantile,
+    ece,
+    fit_temperature,
+    reliability,
+)
+from layerwise.tasks.task import Baseline, Calibration, Mistake, Options, Prediction
+
+ALPHA = 0.1  # of the conformal sets that a report measures
+
+
+@dataclass(frozen=True)
+class ClassPrediction(Prediction):
+    """Scores of the classes; the label, its probability and the likeliest others follow."""
+
+    logits: np.ndarray  # (C,)
+    labels: tuple[str, ...]
+    name: str = ""
+    n_top: int = 3
+    level: float | None = None  # a class is in the set where 1 - its probability is at most this
+
+    def of_row(self, name: str, row: dict[str, Any], top: int, level: float | None) -> Self:
+        return replace(self, name=name, n_top=top, level=level)
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        return metrics.softmax(self.logits[None])[0]
+
+    @property
+    def order(self) -> np.ndarray:
+        """The classes, the likeliest first."""
+        return np.argsort(-self.probabilities, kind="stable")
+
+    @property
+    def label(self) -> str:
+        return self.labels[self.order[0]]
+
+    @property
+    def probability(self) -> float:
+        return float(self.probabilities[self.order[0]])
+
+    @property
+    def top(self) -> list[tuple[str, float]]:
+        shares = self.probabilities
+        return [(self.labels[i], float(shares[i])) for i in self.order[: self.n_top]]
+
+    @property
+    def set(self) -> list[str] | None:
+        """The labels that contain the truth at the confidence asked for."""
+        if self.level is None:
+            return None
+        shares = self.probabilities
+        return [self.labels[i] for i in self.order if 1 - shares[i] <= self.level]
+
+    @property
+    def unsure(self) -> bool | None:
+        """Whether the set is not one label."""
+        return None if self.set is None else len(self.set) != 1
+
+    def row(self) -> dict[str, Any]:
+        out = {"name": self.name, "label": self.label, "probability": self.probability}
+        out |= {"top": self.top} if self.n_top else {}
+        sets = {"set": self.set, "unsure": self.unsure}
+        return out | {k: v for k, v in sets.items() if v not in (None, [])}
+
+    def show(self) -> str:
+        others = ", ".join(f"{name} {share:.3f}" for name, share in self.top[1:])
+        said = "unsure" if self.unsure else self.label
+        kept = f"  set: {', '.join(self.set) or '(none)'}" if self.set is not None else ""
+        others = f"  ({others})" if others else ""
+        return f"{self.name}  {said} {self.probability:.3f}{others}{kept}"
 
 
 class Classify(Labels):
@@ -24,44 +101,143 @@ class Classify(Labels):
     metric = staticmethod(metrics.accuracy)
     target_kind = "class"
     head_kind = "class"
+    named_by_classes = True
+    probe = staticmethod(probes.of_classes)
 
-    def __init__(self, labels: tuple[str, ...] | list[str], label_smoothing: float = 0.0):
+    def __init__(self, labels: Sequence[str], label_smoothing: float = 0.0):
         super().__init__(labels)
         self.label_smoothing = label_smoothing
 
     @classmethod
-    def of(cls, examples: Examples, label_smoothing: float = 0.0) -> "Classify":
-        return cls(examples.labels, label_smoothing)
+    def of(cls, examples: Examples, options: Options) -> Self:
+        return cls(examples.labels, options.label_smoothing)
 
     def to_dict(self) -> dict[str, Any]:
         return {**super().to_dict(), "label_smoothing": self.label_smoothing}
 
-    def count(self, batch: Batch) -> int:
-        if not len(batch):
-            raise DataError("a batch without rows carries no loss; is the data set empty?")
-        return len(batch)
-
-    def loss(self, network: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, network: Network, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The summed cross-entropy over the rows; targets (B,) classes or (B, C) shares."""
-        logits = network(batch["inputs"], **batch.context).float()  # (B, C)
         total = F.cross_entropy(
-            logits, batch["targets"], reduction="sum", label_smoothing=self.label_smoothing
+            outputs_of(network, batch),
+            batch["targets"],
+            reduction="sum",
+            label_smoothing=self.label_smoothing,
         )
         return total, {"cross_entropy": total.detach()}
 
-    def metrics(self, outputs: np.ndarray, targets: np.ndarray) -> dict[str, float]:
-        """outputs: logits (n, C); targets: (n,)."""
-        probabilities = metrics.softmax(outputs)
-        two = len(self.labels) == 2
-        return {
-            "accuracy": metrics.accuracy(outputs, targets),
-            "balanced_accuracy": metrics.balanced_accuracy(outputs, targets),
-            "macro_f1": metrics.macro_f1(outputs, targets),
-            "log_loss": metrics.log_loss(probabilities, targets),
-            **({"auc": metrics.auc(outputs, targets)} if two else {}),
-        }
+    def example_targets(self, rows: int, main: Tensor) -> Tensors:
+        return {"targets": torch.zeros(rows, dtype=torch.int64)}
 
     def lens(self, batch: Batch) -> list[str]:
         targets = batch["targets"]
         classes = targets.argmax(1) if targets.ndim == 2 else targets
         return [self.labels[int(i)] for i in classes]
+
+    # ---- predictions and their scores ----------------------------------------------------------
+    def predict(self, network: Network, batch: Batch) -> list[ClassPrediction]:
+        return self.of_outputs(outputs_of(network, batch).cpu().numpy())
+
+    def of_outputs(self, outputs: np.ndarray) -> list[ClassPrediction]:
+        return [ClassPrediction(row, self.labels) for row in outputs]
+
+    def logits(self, predictions: Sequence[ClassPrediction]) -> np.ndarray:
+        """(n, C), in the order of this task's labels."""
+        return np.stack([in_order(p.logits, p.labels, self.labels) for p in predictions])
+
+    def scored(
+        self, predictions: Sequence[ClassPrediction], examples: Examples
+    ) -> tuple[np.ndarray, np.ndarray]:
+        return self.logits(predictions), np.asarray(examples.targets)
+
+    def metrics(
+        self, predictions: Sequence[ClassPrediction], examples: Examples
+    ) -> dict[str, float]:
+        outputs, targets = self.scored(predictions, examples)
+        probabilities = metrics.softmax(outputs)
+        return {
+            "accuracy": metrics.accuracy(outputs, targets),
+            "balanced_accuracy": metrics.balanced_accuracy(outputs, targets),
+            "macro_f1": metrics.macro_f1(outputs, targets),
+            "log_loss": metrics.log_loss(probabilities, targets),
+            **({"auc": metrics.auc(outputs, targets)} if len(self.labels) == 2 else {}),
+        }
+
+    def calibrate(self, predictions: Sequence[ClassPrediction], examples: Examples) -> Calibration:
+        outputs, targets = self.scored(predictions, examples)
+        temperature = fit_temperature(outputs, targets)
+        shares = metrics.softmax(outputs / temperature)
+        own = 1 - shares[np.arange(len(shares)), targets]
+        return Calibration(temperature, tuple(np.sort(own).round(6).tolist()))
+
+    def calibrated(
+        self, predictions: Sequence[ClassPrediction], temperature: float
+    ) -> list[ClassPrediction]:
+        return [replace(p, logits=p.logits / temperature) for p in predictions]
+
+    def calibration_error(
+        self, predictions: Sequence[ClassPrediction], examples: Examples
+    ) -> float:
+        outputs, targets = self.scored(predictions, examples)
+        return ece(metrics.softmax(outputs), targets)
+
+    def mistakes(self, predictions: Sequence[ClassPrediction], examples: Examples) -> list[Mistake]:
+        """The rows that the network is most sure of and wrong about."""
+        outputs, targets = self.scored(predictions, examples)
+        shares = metrics.softmax(outputs)
+        said = shares.argmax(1)
+        wrong = np.flatnonzero(said != targets)
+        order = wrong[np.argsort(-shares[wrong, said[wrong]], kind="stable")].tolist()
+        name = self.labels
+        return [
+            Mistake(i, name[int(targets[i])], name[int(said[i])], float(shares[i, said[i]]))
+            for i in order
+        ]
+
+    def figures(
+        self,
+        predictions: Sequence[ClassPrediction],
+        examples: Examples,
+        calibration: Calibration,
+    ) -> dict[str, Any]:
+        """Confusion; calibration with and without the temperature; conformal sets as they came."""
+        outputs, targets = self.scored(predictions, examples)
+        before = metrics.softmax(outputs * calibration.temperature)
+        after = metrics.softmax(outputs)
+        level = conformal_quantile(np.asarray(calibration.conformal), ALPHA)
+        sets = 1 - after <= level
+        return {
+            "calibration": {
+                "temperature": calibration.temperature,
+                "ece_before": ece(before, targets),
+                "ece_after": ece(after, targets),
+                "bins": reliability(after, targets),
+            },
+            "conformal": {
+                "confidence": 1 - ALPHA,
+                "coverage": float(sets[np.arange(len(targets)), targets].mean()),
+                "mean_size": float(sets.sum(1).mean()),
+                "unsure": float((sets.sum(1) != 1).mean()),
+            },
+            "confusion": {
+                "labels": list(self.labels),
+                "matrix": metrics.confusion(outputs, targets).tolist(),
+            },
+        }
+
+    def baseline(
+        self, train: Examples, test: Examples, plain: Callable[[], PlainFeatures | None]
+    ) -> Baseline:
+        """A linear model on plain features of the rows, or always the commonest class."""
+        if found := plain():
+            model = probes.logistic().fit(found.of(train), train.targets)
+            outputs = model.decision_function(found.of(test))
+            outputs = np.stack([-outputs, outputs], 1) / 2 if outputs.ndim == 1 else outputs
+            return Baseline(found.what, predictions=self.of_outputs(outputs))
+        common = np.bincount(np.asarray(train.targets)).argmax()
+        share = float((np.asarray(test.targets) == common).mean())
+        return Baseline(f"always '{self.labels[common]}'", share)
+
+    def votes(
+        self, known: np.ndarray, targets: np.ndarray, asked: np.ndarray
+    ) -> list[ClassPrediction]:
+        return self.of_outputs(probes.neighbours(known, targets, asked, self.n_outputs))

@@ -16,24 +16,71 @@ batch, the memory that of one part, for a third more time.
 Shapes: B rows, K texts of a row, T tokens, D width, n rows to score.
 """
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from layerwise.data.examples import Batch, Examples
+from layerwise.data.sources import Tensors
 from layerwise.errors import DataError, OptionError
-from layerwise.kinds.sources import batch_of
+from layerwise.kinds.contract import PlainFeatures
+from layerwise.kinds.text.matches import matches
+from layerwise.models.network import Network
+from layerwise.tasks.labels import given_targets
 from layerwise.tasks.scores import metrics
+from layerwise.tasks.task import Baseline, Options, Prediction, Task
 
 BLOCK = 20_000  # rows among whose texts the right one is looked for
-SHORT = 1 << 24  # fp32 tells whole numbers apart up to here
+FIELDS = (("anchor", "positive"), ("text_a", "text_b"))
 
 
-class Embed:
+@dataclass(frozen=True)
+class VectorsPrediction(Prediction):
+    """The vectors of a row's K texts, of length 1."""
+
+    vectors: np.ndarray  # (K, D)
+    texts: tuple[int, ...]  # (K,) numbers that only equal texts share, 0 for one that is not there
+    name: str = ""
+
+    def of_row(self, name: str, row: dict[str, Any], top: int, level: float | None) -> Self:
+        return replace(self, name=name)
+
+    @property
+    def value(self) -> float:
+        """The cosine of the first two."""
+        return float(self.vectors[0] @ self.vectors[1])
+
+    def row(self) -> dict[str, Any]:
+        return {"name": self.name, "value": self.value}
+
+    def show(self) -> str:
+        return f"{self.name}  {self.value:.6g}"
+
+
+@dataclass(frozen=True)
+class CosinePrediction(Prediction):
+    """The cosine of a row's two texts."""
+
+    value: float
+    name: str = ""
+
+    def of_row(self, name: str, row: dict[str, Any], top: int, level: float | None) -> Self:
+        return replace(self, name=name)
+
+    def row(self) -> dict[str, Any]:
+        return {"name": self.name, "value": self.value}
+
+    def show(self) -> str:
+        return f"{self.name}  {self.value:.6g}"
+
+
+class Embed(Task):
     """Learn vectors. learns: "scores" of pairs, or "matches" (of pairs and triples).
 
     low, high: the scores for a cosine of 0 and of 1. scale: what cosines are multiplied by among
@@ -41,12 +88,11 @@ class Embed:
     """
 
     name = "embed"
-    higher_is_better = True
-    labels: tuple[str, ...] = ()
     n_outputs = 1
-    target_kind = "none"
+    reader = "each"
     head_kind = "embed"
-    batch = staticmethod(batch_of)
+    works_untrained = True
+    top = "vectors"
 
     def __init__(
         self,
@@ -62,15 +108,39 @@ class Embed:
         self.metric = metrics.spearman if learns == "scores" else recall_at_1
 
     @classmethod
-    def of(cls, examples: Examples, dims: str = "", **options: Any) -> "Embed":
-        """dims: as in "64,128". Errors: OptionError for what is no size of vectors."""
-        sizes = [d.strip() for d in dims.split(",")] if dims else []
+    def fits(cls, examples: Examples) -> int:
+        """As usual for scored pairs and triples, and for pairs without a label."""
+        if not any(examples.has(*names) for names in FIELDS):
+            return 0
+        labelled = examples.targets is not None and not examples.has("score")
+        return 1 if labelled else 2
+
+    @classmethod
+    def of(cls, examples: Examples, options: Options) -> Self:
+        """Errors: OptionError for sizes of vectors that are not whole numbers from 1 up."""
+        sizes = [d.strip() for d in options.dims.split(",")] if options.dims else []
         if not all(d.isdecimal() and int(d) for d in sizes):
-            raise OptionError(f"--dims takes sizes from 1 up such as 64,128; {dims!r} was given")
-        if examples.target_kind != "number":
+            raise OptionError(
+                f"--dims takes sizes from 1 up such as 64,128; {options.dims!r} was given"
+            )
+        if examples.targets is None or examples.target_kind != "number":
             return cls("matches", dims=map(int, sizes))
-        low, high = float(np.min(examples.targets)), float(np.max(examples.targets))  # type: ignore[arg-type]
+        low, high = float(np.min(examples.targets)), float(np.max(examples.targets))
         return cls("scores", low, high, dims=map(int, sizes))
+
+    @classmethod
+    def whole_rows(cls, examples: Examples, val: float, test: float) -> Examples:
+        return matches(examples)
+
+    def aligned(self, examples: Examples) -> Examples:
+        return matches(examples)
+
+    def judging(self, examples: Examples) -> "Embed":
+        """By scores, or by matches."""
+        return type(self).of(examples, Options())
+
+    def learned(self, examples: Examples) -> Callable[[np.ndarray], Tensors]:
+        return given_targets(examples)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -85,14 +155,14 @@ class Embed:
     # ---- learning ------------------------------------------------------------------------------
     def count(self, batch: Batch) -> int:
         """Errors: DataError for matches among which there is nothing to tell apart."""
-        if self.joint and len(batch) * (batch["inputs"].shape[1] - 1) < 2:
+        if self.joint and len(batch) * (batch["tokens"].shape[1] - 1) < 2:
             raise DataError(
                 "a batch of one pair has nothing to tell it from: more rows are needed, or a "
                 "larger --device-batch-size"
             )
         return len(batch)
 
-    def loss(self, network: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, network: Network, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         vectors = self.vectors(network, batch)  # (B, K, D)
         D = vectors.shape[-1]
         sizes = (D, *(d for d in self.dims if d < D))
@@ -113,66 +183,79 @@ class Embed:
         right = torch.arange(len(unit), device=unit.device)
         return F.cross_entropy(products, right, reduction="sum")
 
-    def vectors(self, network: nn.Module, batch: Batch) -> Tensor:
+    def vectors(self, network: Network, batch: Batch) -> Tensor:
         """(B, K, D) fp32; with parts, each encoded by itself and again in the backward pass."""
         if batch.parts == 1 or not torch.is_grad_enabled():
             return encoded(network, batch)
         pieces = batch.split(batch.parts)
-        return torch.cat([checkpoint(encoded, network, p, use_reentrant=False) for p in pieces])  # type: ignore[arg-type]
+        parts: list[Any] = [checkpoint(encoded, network, p, use_reentrant=False) for p in pieces]
+        return torch.cat(parts)
 
-    # ---- scoring -------------------------------------------------------------------------------
-    def predict(self, network: nn.Module, batch: Batch) -> Tensor:
-        """Scores: the cosine (B, 1). Matches: (B, 1 + K + K D): K, what tells texts apart, vectors.
-
-        Errors: DataError for one text per row.
-        """
-        if (K := batch["inputs"].shape[1]) < 2:
+    # ---- predictions and their scores ----------------------------------------------------------
+    def predict(
+        self, network: Network, batch: Batch
+    ) -> list[VectorsPrediction] | list[CosinePrediction]:
+        """Errors: DataError for one text per row."""
+        if batch["tokens"].shape[1] < 2:
             raise DataError(
                 "one text per row: there is nothing to compare it with; `layerwise embed MODEL "
                 "DATA` gives vectors"
             )
         unit = F.normalize(encoded(network, batch), dim=-1)
-        if self.learns == "scores":
-            return (unit[:, 0] * unit[:, 1]).sum(-1, keepdim=True)
-        texts = (batch["texts"] % SHORT).float()
-        return torch.cat([torch.full_like(texts[:, :1], K), texts, unit.flatten(1)], 1)
+        if not self.joint:
+            return [CosinePrediction(c) for c in (unit[:, 0] * unit[:, 1]).sum(-1).tolist()]
+        both = zip(unit.cpu().numpy(), batch["texts"].tolist(), strict=True)
+        return [VectorsPrediction(vectors, tuple(texts)) for vectors, texts in both]
 
-    def read(self, row: Any, out: np.ndarray) -> dict[str, Any]:
-        """One row of outputs as a Prediction has it: the cosine of its first two texts."""
-        if self.learns == "scores":
-            return {"value": float(out[0])}
-        unit = unpacked(out[None])[2][0]
-        return {"value": float(unit[0] @ unit[1])}
-
-    def scored(self, outputs: np.ndarray) -> np.ndarray:
+    def scored(
+        self, predictions: Sequence[Any], examples: Examples
+    ) -> tuple[np.ndarray, np.ndarray]:
         """(n,): the rank of each cosine among all, so that those of two models compare; or the
         rank (from 1) at which each first text finds its own."""
-        if self.learns == "scores":
-            return metrics.ranks(outputs[:, 0], np.ones((1, len(outputs))))[0]
-        return found_at(outputs)
+        if self.joint:
+            return found_at(*unpacked(predictions)), np.zeros(len(predictions))
+        cosines = np.array([p.value for p in predictions])
+        ranks = metrics.ranks(cosines, np.ones((1, len(cosines))))[0]
+        return ranks, np.asarray(examples.targets)
 
-    def metrics(self, outputs: np.ndarray, targets: np.ndarray) -> dict[str, float]:
-        found = self.scored(outputs)
-        if self.learns == "scores":
-            straight = metrics.pearson(outputs[:, 0], targets)
+    def metrics(self, predictions: Sequence[Any], examples: Examples) -> dict[str, float]:
+        found, targets = self.scored(predictions, examples)
+        if not self.joint:
+            straight = metrics.pearson(np.array([p.value for p in predictions]), targets)
             return {"spearman": metrics.spearman(found, targets), "pearson": straight}
-        out = {"recall_at_1": recall_at_1(found, targets), "mrr": float((1 / found).mean())}
-        _, texts, unit = unpacked(outputs)
-        if unit.shape[1] > 2 and (there := texts[:, 2] > 0).any():
+        out = {"recall_at_1": recall_at_1(found), "mrr": float((1 / found).mean())}
+        texts, unit = unpacked(predictions)
+        if unit.shape[1] > 2 and (there := texts[:, 2] != 0).any():
             near = np.einsum("nd,nkd->nk", unit[there, 0], unit[there, 1:])
             out["triple_accuracy"] = float((near[:, 0] > near[:, 1]).mean())
         return out
 
+    def baseline(
+        self, train: Examples, test: Examples, plain: Callable[[], PlainFeatures | None]
+    ) -> Baseline:
+        """The cosine of plain features, or chance among all texts."""
+        if self.joint or not (found := plain()):
+            return Baseline("by chance", 1 / len(test))
+        a, b = (found.of_field(test[name]) for name in FIELDS[1])
+        cosines = np.asarray(a.multiply(b).sum(1))[:, 0].tolist()
+        return Baseline(found.what, predictions=[CosinePrediction(c) for c in cosines])
+
+    def next(self, model: str, data: str) -> list[tuple[str, str]]:
+        _, score, _ = super().next(model, data)
+        embed = f"layerwise embed {model} TEXTS --output index.npz"
+        search = "layerwise search index.npz 'what to look for'"
+        return [("embed texts to search in", embed), score, ("search", search)]
+
     def lens(self, batch: Batch) -> list[str]:
-        names = ("pair", "triple")[batch["inputs"].shape[1] > 2]
+        names = ("pair", "triple")[batch["tokens"].shape[1] > 2]
         if self.learns != "scores":
             return [f"{names}, told from {len(batch) - 1} others"] * len(batch)
         return [f"score {float(t):g}" for t in batch["targets"]]
 
 
-def encoded(network: nn.Module, batch: Batch) -> Tensor:
+def encoded(network: Network, batch: Batch) -> Tensor:
     """The network's vector of each text of each row: (B, K, D) fp32."""
-    tokens, mask = batch["inputs"], batch.tensors.get("mask")  # (B, K, T)
+    tokens, mask = batch["tokens"], batch.tensors.get("mask")  # (B, K, T)
     flat = network(tokens.flatten(0, 1), mask=None if mask is None else mask.flatten(0, 1))
     return flat.float().unflatten(0, tokens.shape[:2])
 
@@ -196,20 +279,19 @@ def recall_at_1(places: np.ndarray, targets: Any = None, weights: np.ndarray | N
     return metrics.average(places == 1, weights)
 
 
-def unpacked(outputs: np.ndarray) -> tuple[int, np.ndarray, np.ndarray]:
-    """K, the texts' numbers (n, K) and vectors (n, K, D) out of what `predict` gives."""
-    K = int(outputs[0, 0])
-    return K, outputs[:, 1 : K + 1], outputs[:, K + 1 :].reshape(len(outputs), K, -1)
+def unpacked(predictions: Sequence[VectorsPrediction]) -> tuple[np.ndarray, np.ndarray]:
+    """The texts' numbers (n, K) and vectors (n, K, D)."""
+    texts = np.array([p.texts for p in predictions], np.int64)
+    return texts, np.stack([p.vectors for p in predictions])
 
 
-def found_at(outputs: np.ndarray) -> np.ndarray:
+def found_at(texts: np.ndarray, unit: np.ndarray) -> np.ndarray:
     """The rank of each row's own second text among those of BLOCK rows, (n,) from 1 up.
 
     Behind all that are as near: vectors that are all alike find nothing.
     """
-    _, texts, unit = unpacked(outputs)
-    found = np.empty(len(outputs))
-    for start in range(0, len(outputs), BLOCK):
+    found = np.empty(len(unit))
+    for start in range(0, len(unit), BLOCK):
         part = slice(start, start + BLOCK)
         near_by = torch.from_numpy(np.ascontiguousarray(unit[part]))
         numbers = torch.from_numpy(np.ascontiguousarray(texts[part]))

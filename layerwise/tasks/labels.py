@@ -1,42 +1,104 @@
 """What the tasks with a set of labels share: how they are made and kept, and read off a network.
 
-Shapes: B rows, C labels.
+Shapes: B rows, n rows, C labels.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, Self
 
 import numpy as np
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
-from layerwise.data.examples import Batch, Examples
-from layerwise.kinds.sources import batch_of
+from layerwise.data.examples import Batch, Examples, TargetKind
+from layerwise.data.sources import Tensors
+from layerwise.errors import DataError
+from layerwise.models.network import Network
+from layerwise.tasks.task import Options, Task
+
+DTYPES = {"class": np.int64, "classes": np.float32, "number": np.float32}
 
 
-class Labels:
-    """Learn about `labels`, which the network has an output for each."""
+def given_targets(examples: Examples) -> Callable[[np.ndarray], Tensors]:
+    """The targets that rows came with, as tensors: (B,) classes or numbers, (B, C) labels."""
+    if examples.targets is None:
+        return lambda rows: {}
+    targets = torch.from_numpy(np.array(examples.targets, DTYPES[examples.target_kind]))
+    return lambda rows: {"targets": targets[torch.from_numpy(rows)]}
 
-    name: str
-    higher_is_better = True
-    batch = staticmethod(batch_of)
+
+def has_target(examples: Examples, kind: TargetKind) -> int:
+    """`Task.fits` for rows with a label or a number."""
+    return 2 * (examples.target_kind == kind)
+
+
+def outputs_of(network: Network, batch: Batch) -> Tensor:
+    """What the network says of each row: (B, C) fp32."""
+    return network(**batch.select(network.READS)).float()
+
+
+def same_question(examples: Examples, kind: TargetKind) -> None:
+    """Errors: DataError where rows ask for something else than this kind of target."""
+    if examples.targets is None:
+        raise DataError(
+            f"{examples.source} has no labels to score against: name their column with --target, "
+            "or `layerwise predict` it"
+        )
+    if examples.target_kind != kind:
+        raise DataError(
+            f"this model answers with a {kind}; {examples.source} asks a {examples.target_kind}"
+        )
+
+
+class Labels(Task):
+    """Learn about `labels`; the network has an output for each."""
 
     def __init__(self, labels: Sequence[str]):
         self.labels = tuple(labels)
+        self.n_outputs = len(self.labels)
 
     @classmethod
-    def of(cls, examples: Examples, **options: Any) -> Any:
-        return cls(examples.labels)
+    def fits(cls, examples: Examples) -> int:
+        return has_target(examples, cls.target_kind)
 
-    @property
-    def n_outputs(self) -> int:
-        return len(self.labels)
+    @classmethod
+    def of(cls, examples: Examples, options: Options) -> Self:
+        return cls(examples.labels)
 
     def to_dict(self) -> dict[str, Any]:
         return {"name": self.name, "labels": list(self.labels)}
 
-    def predict(self, network: nn.Module, batch: Batch) -> Tensor:
-        return network(batch["inputs"], **batch.context).float()  # (B, C) logits
+    def learned(self, examples: Examples) -> Callable[[np.ndarray], Tensors]:
+        return given_targets(examples)
 
-    def scored(self, outputs: np.ndarray) -> np.ndarray:
-        """What `metric` takes of the raw outputs (B, C): all of them."""
-        return outputs
+    def aligned(self, examples: Examples) -> Examples:
+        """Errors: classes that the model does not know."""
+        same_question(examples, self.target_kind)
+        if examples.labels == self.labels:
+            return examples
+        strange = [name for name in examples.labels if name not in self.labels]
+        numbered, named = (all(map(str.isdigit, x)) for x in (examples.labels, self.labels))
+        if strange and len(examples.labels) == len(self.labels) and numbered and not named:
+            return examples  # classes given by number alone
+        require_known(strange, examples.source, self.labels)
+        place = np.array([self.labels.index(name) for name in examples.labels])
+        return replace(examples, targets=self.moved(examples, place), labels=self.labels)
+
+    def moved(self, examples: Examples, place: np.ndarray) -> np.ndarray:
+        """The targets where label i of the examples is label `place[i]` here."""
+        return place[np.asarray(examples.targets)]
+
+
+def require_known(strange: Sequence[str], source: str, labels: Sequence[str]) -> None:
+    """Errors: DataError for labels that the model does not know."""
+    if strange:
+        raise DataError(
+            f"{source} has classes the model does not know: {', '.join(strange[:5])}; "
+            f"it knows {', '.join(labels[:8])}"
+        )
+
+
+def in_order(values: np.ndarray, labels: tuple[str, ...], wanted: tuple[str, ...]) -> np.ndarray:
+    """Values of labels (C,) in the order that another model has them."""
+    return values if labels == wanted else values[[labels.index(name) for name in wanted]]

@@ -3,33 +3,33 @@
 The score is bits per masked token: it is what training lowers, and it changes where accuracy, which
 counts first places only, does not yet. Both depend on the tokenizer: they compare models that share
 one. Only positions that are asked for reach the head, which is most of a small encoder's work.
+Which words are hidden follows from the window and the step, see `kinds.text.masked`.
 
-Shapes: B windows, T positions, N positions asked for, D width, V vocabulary.
+Shapes: B windows, T positions, N positions asked for, D width, V vocabulary, n windows to score.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from layerwise.data.examples import Batch
+from layerwise.data.examples import Batch, Examples
 from layerwise.kinds.text.corpus import NO_LOSS
 from layerwise.kinds.text.masked import LEARNED
 from layerwise.layers.loss import chunks, token_loss
-from layerwise.tasks.causal import Causal, bits
+from layerwise.models.network import Network
+from layerwise.tasks.causal import Causal, LossPrediction, bits
 
 
 def bits_per_masked_token(
     outputs: np.ndarray, targets: Any = None, weights: np.ndarray | None = None
 ) -> Any:
-    """outputs: (n, 3) summed loss in nats, masked tokens, how many of them were right.
-
-    weights: (..., n), how often each row counts; the result has their leading shape.
-    """
+    """outputs: (n, 2) summed loss in nats, masked tokens; weights as in `bits_per_byte`."""
     return bits(outputs[:, 0], outputs[:, 1], weights)
 
 
@@ -40,37 +40,47 @@ class Masked(Causal):
     score = "bits_per_masked_token"
     metric = staticmethod(bits_per_masked_token)
     head_kind = "masked"
+    follows_law = False
+    with_lora = False
+    top = "hidden words"
+    usual = 1
 
-    def loss(self, network: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, network: Network, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         hidden, wanted = asked(network, batch)
-        total = token_loss(network.transform(hidden), network.head, wanted)  # type: ignore[operator, arg-type]
+        total = token_loss(network.transform(hidden), network.head, wanted)
         return total, {"cross_entropy": total.detach()}
 
-    def predict(self, network: nn.Module, batch: Batch) -> Tensor:
-        """(B, 3): loss in nats, masked tokens, those of them that were right."""
+    def predict(self, network: Network, batch: Batch) -> list[LossPrediction]:
         hidden, wanted = asked(network, batch)
         rows = (batch["targets"] != NO_LOSS).nonzero()[:, 0]  # (N,) of the batch
         out = torch.zeros(len(batch), 3, device=hidden.device)
-        head: Any = network.head
-        for part in chunks(len(hidden), head.out_features):
-            scores = network.score(hidden[part]).float()  # type: ignore[operator]  # (n, V)
+        for part in chunks(len(hidden), network.config.vocab_size):
+            scores = network.score(hidden[part]).float()  # (n, V)
             loss = F.cross_entropy(scores, wanted[part], reduction="none")
             right = (scores.argmax(1) == wanted[part]).float()
             out.index_add_(0, rows[part], torch.stack([loss, torch.ones_like(loss), right], 1))
-        return out
+        return [LossPrediction(loss, int(n), n, right) for loss, n, right in out.tolist()]
 
-    def metrics(self, outputs: np.ndarray, targets: Any = None) -> dict[str, float]:
-        loss, _, right = outputs.sum(0, dtype=np.float64) / max(outputs[:, 1].sum(), 1)
+    def metrics(
+        self, predictions: Sequence[LossPrediction], examples: Examples | None = None
+    ) -> dict[str, float]:
+        sums = np.array([(p.loss, p.tokens, p.right) for p in predictions]).sum(0)
+        loss, _, right = sums / max(sums[1], 1)
         return {
-            "bits_per_masked_token": bits_per_masked_token(outputs),
+            "bits_per_masked_token": bits_per_masked_token(self.scored(predictions)[0]),
             "masked_accuracy": float(right),
             "loss": float(loss),
         }
 
+    def next(self, model: str, data: str) -> list[tuple[str, str]]:
+        command = f"layerwise fit LABELLED_TEXTS --base {model}"
+        first = ("learn labels with it as the base", command)
+        return [first, *super().next(model, data)[1:]]
 
-def asked(network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+
+def asked(network: Network, batch: Batch) -> tuple[Tensor, Tensor]:
     """What is known at the positions that are asked for, (N, D), and their words, (N,)."""
-    hidden = network.features(batch["inputs"], **batch.context)  # type: ignore[operator]
+    hidden = network.features(**batch.select(network.READS))
     wanted = batch["targets"]
     if isinstance(hidden, FakeTensor):  # of which nobody knows where they are: as many of them
         some = math.ceil(LEARNED * wanted.shape[1])

@@ -12,17 +12,22 @@ Shapes: B questions, N windows, T tokens, n questions.
 import re
 import string
 from collections import Counter
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from layerwise.data.examples import Batch, Examples
+from layerwise.data.sources import Tensors
 from layerwise.errors import DataError
-from layerwise.kinds.sources import batch_of
+from layerwise.kinds.contract import PlainFeatures
+from layerwise.models.network import Network
 from layerwise.tasks.scores.metrics import average
+from layerwise.tasks.task import Baseline, Mistake, Options, Prediction, Task
 from layerwise.tasks.words import over_windows
 
 LONGEST = 30  # tokens between the start of an answer and its end
@@ -49,75 +54,119 @@ def f1(said: str, true: str) -> float:
     return 2 * common / (len(a) + len(b))
 
 
-def text_of(row: dict[str, Any], out: np.ndarray) -> str:
-    """The answer (start, end, ...) in the context of a row; empty for none."""
-    return row["context"][int(out[0]) : int(out[1])] if out[0] >= 0 else ""
+@dataclass(frozen=True)
+class SpanPrediction(Prediction):
+    """Where in its context the likeliest answer stands; -1 and -1 where there is none."""
+
+    start: int  # its first character
+    end: int  # the one behind its last
+    probability: float
+    name: str = ""
+    context: str = ""
+
+    def of_row(self, name: str, row: dict[str, Any], top: int, level: float | None) -> Self:
+        return replace(self, name=name, context=row["context"])
+
+    @property
+    def answer(self) -> str:
+        """Empty for none."""
+        return self.within(self.context)
+
+    @property
+    def place(self) -> tuple[int, int] | None:
+        return (self.start, self.end) if self.start >= 0 else None
+
+    def within(self, context: str) -> str:
+        return context[self.start : self.end] if self.start >= 0 else ""
+
+    def row(self) -> dict[str, Any]:
+        found = {"name": self.name, "probability": self.probability, "answer": self.answer}
+        return found | ({} if self.place is None else {"place": self.place})
+
+    def show(self) -> str:
+        return f"{self.name}  {self.answer or '(no answer)'} {self.probability:.3f}"
 
 
-def scores(outputs: np.ndarray, rows: np.ndarray, score: Any) -> np.ndarray:
+def scores(
+    predictions: Sequence[SpanPrediction],
+    examples: Examples,
+    score: Callable[[str, str], float],
+) -> np.ndarray:
     """The score of each answer against the best of those given: (n,)."""
-    found = np.empty(len(rows))
-    for i, (row, out) in enumerate(zip(rows, outputs, strict=True)):
-        said = text_of(row, out)
-        true = [t for a in row["answers"] if plain(t := a["text"])] or [""]
-        found[i] = max(score(said, t) for t in true)
+    found = np.empty(len(predictions))
+    rows = zip(predictions, examples["context"], examples["answers"], strict=True)
+    for i, (p, context, answers) in enumerate(rows):
+        true = [t for a in answers if plain(t := a["text"])] or [""]
+        found[i] = max(score(p.within(context), t) for t in true)
     return found
 
 
-def answer_f1(outputs: np.ndarray, targets: np.ndarray, weights: Any = None) -> Any:
-    """outputs: (n, 3); targets: (n,) rows with context and answers. weights: as in `metrics`."""
-    return average(scores(outputs, targets, f1), weights)
+def answer_f1(values: np.ndarray, targets: Any = None, weights: Any = None) -> Any:
+    """values: (n,) the F1 of each answer. weights: as in `metrics`."""
+    return average(values, weights)
 
 
-class Span:
+class Span(Task):
     """Learn where the answer stands. null: some questions have none."""
 
     name = "span"
     score = "f1"
     metric = staticmethod(answer_f1)
-    higher_is_better = True
-    labels: tuple[str, ...] = ()
     n_outputs = 2
-    target_kind = "answers"
+    reader = "spans"
     head_kind = "span"
-    batch = staticmethod(batch_of)
+    top = "answers"
 
     def __init__(self, null: bool = False):
         self.null = null
 
     @classmethod
-    def of(cls, examples: Examples, **options: Any) -> "Span":
-        return cls(any(not row["answers"] for row in examples.inputs))
+    def fits(cls, examples: Examples) -> int:
+        asked = examples.has("context", "question", "answers")
+        return 2 * (asked and any(examples["answers"]))
+
+    @classmethod
+    def of(cls, examples: Examples, options: Options) -> Self:
+        return cls(not all(examples["answers"]))
 
     def to_dict(self) -> dict[str, Any]:
         return {"name": self.name, "null": self.null}
 
-    def count(self, batch: Batch) -> int:
-        if not len(batch):
-            raise DataError("a batch without rows carries no loss; is the data set empty?")
-        return 2 * len(batch)
+    def aligned(self, examples: Examples) -> Examples:
+        """Errors: rows without answers to compare with."""
+        if not examples.has("answers") or not any(examples["answers"]):
+            raise DataError(
+                f"{examples.source} has no answers to score against; `layerwise predict` it"
+            )
+        return examples
 
-    def choices(self, network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    def count(self, batch: Batch) -> int:
+        return 2 * super().count(batch)
+
+    def example_targets(self, rows: int, main: Tensor) -> Tensors:
+        places = main.to(torch.bool)
+        targets = torch.zeros(rows, 2, dtype=torch.int64)
+        return {"targets": targets, "starts": places, "ends": places}
+
+    def choices(self, network: Network, batch: Batch) -> tuple[Tensor, Tensor]:
         """Log probabilities (B, N, T) of the start among all windows, of the end in each."""
         starts, ends = (t if t.ndim == 3 else t[:, None] for t in (batch["starts"], batch["ends"]))
         starts, ends = starts.clone(), ends.clone()
         starts[:, 0, 0] = ends[:, 0, 0] = self.null
-        start, end = over_windows(network, batch).unflatten(1, starts.shape[1:]).unbind(-1)
+        start, end = (
+            over_windows(network, network.READS, batch).unflatten(1, starts.shape[1:]).unbind(-1)
+        )
         start = start.masked_fill(~starts, HIDDEN).flatten(1).log_softmax(1).view_as(start)
         return start, end.masked_fill(~ends, HIDDEN).log_softmax(-1)
 
-    def loss(self, network: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, network: Network, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         start, end = (scores.flatten(1) for scores in self.choices(network, batch))
         first, last = batch["targets"].split(1, 1)  # (B, 1) each
         taught = (last > 0) | self.null  # a context may lose its answer to the tokenizer
         total = -torch.where(taught, start.gather(1, first) + end.gather(1, last), 0.0).sum()
         return total, {"cross_entropy": total.detach()}
 
-    def predict(self, network: nn.Module, batch: Batch) -> Tensor:
-        """(B, 3): first character of the likeliest answer, the one behind its last, probability.
-
-        -1 and -1 where the likeliest is that there is none.
-        """
+    def predict(self, network: Network, batch: Batch) -> list[SpanPrediction]:
         start, end = self.choices(network, batch)  # (B, N, T)
         ends = F.pad(end, (0, LONGEST), value=HIDDEN).unfold(-1, LONGEST + 1, 1)
         both = start[..., None] + ends  # (B, N, T, LONGEST + 1)
@@ -128,43 +177,48 @@ class Span:
         row = torch.arange(len(chars), device=chars.device)
         place = torch.stack([chars[row, first, 0], chars[row, first + where % (LONGEST + 1), 1]], 1)
         none = (first == 0) | (best < HIDDEN / 2)
-        place = place.float().masked_fill(none[:, None], -1.0)
-        return torch.cat([place, best.exp()[:, None].float()], 1)
+        places = place.masked_fill(none[:, None], -1).tolist()
+        return [
+            SpanPrediction(start, end, float(share))
+            for (start, end), share in zip(places, best.exp().float().tolist(), strict=True)
+        ]
 
-    def scored(self, outputs: np.ndarray) -> np.ndarray:
-        return outputs
+    def scored(
+        self, predictions: Sequence[SpanPrediction], examples: Examples
+    ) -> tuple[np.ndarray, np.ndarray]:
+        return scores(predictions, examples, f1), np.zeros(len(predictions))
 
-    def metrics(self, outputs: np.ndarray, targets: np.ndarray) -> dict[str, float]:
-        """outputs: (n, 3); targets: (n,) rows with context and answers."""
-        exact = average(scores(outputs, targets, exact_match), None)
-        return {"f1": answer_f1(outputs, targets), "exact_match": exact}
+    def metrics(
+        self, predictions: Sequence[SpanPrediction], examples: Examples
+    ) -> dict[str, float]:
+        exact = average(scores(predictions, examples, exact_match), None)
+        return {"f1": average(scores(predictions, examples, f1), None), "exact_match": exact}
 
     def lens(self, batch: Batch) -> list[str]:
         return [f"tokens {a} to {b}" if b else "no answer" for a, b in batch["targets"].tolist()]
 
-    def read(self, row: Any, out: np.ndarray) -> dict[str, Any]:
-        """One row of outputs (3,) as a Prediction has it."""
-        place = (int(out[0]), int(out[1])) if out[0] >= 0 else None
-        return {"answer": text_of(row, out), "place": place, "probability": float(out[2])}
-
-    def mistakes(self, inputs: Any, outputs: np.ndarray, targets: np.ndarray) -> list[tuple]:
-        """Rows without a word in common with an answer: (row, truth, said, probability, text), the
-        surest first; the places marked in what stands around them."""
-        wrong = np.flatnonzero(scores(outputs, targets, f1) == 0)
+    def mistakes(self, predictions: Sequence[SpanPrediction], examples: Examples) -> list[Mistake]:
+        """Rows without a word in common with an answer, the surest first; the places marked in what
+        stands around them."""
+        wrong = np.flatnonzero(scores(predictions, examples, f1) == 0)
+        shares = np.array([p.probability for p in predictions])
         out = []
-        for i in wrong[np.argsort(-outputs[wrong, 2], kind="stable")].tolist():
-            row: Any = targets[i]
-            spans = [(a["start"], a["start"] + len(a["text"])) for a in row["answers"][:1]]
-            said = [(int(outputs[i, 0]), int(outputs[i, 1]))] if outputs[i, 0] >= 0 else []
-            marked = (
-                around(row["context"], *place[0]) if place else "none" for place in (spans, said)
+        for i in wrong[np.argsort(-shares[wrong], kind="stable")].tolist():
+            context, answers = examples["context"][i], examples["answers"][i]
+            true = [(a["start"], a["start"] + len(a["text"])) for a in answers[:1]]
+            said = [p.place] if (p := predictions[i]).place else []
+            truth, answer = (
+                around(context, *place[0]) if place else "none" for place in (true, said)
             )
-            out.append((i, *marked, float(outputs[i, 2]), row["question"]))
+            question = examples["question"][i]
+            out.append(Mistake(i, truth, answer, p.probability, question))
         return out
 
-    def yardstick(self, train: Examples, test: Examples) -> tuple[str, np.ndarray]:
-        whole = [(0, len(row["context"]), 1.0) for row in test.inputs]
-        return "always the whole context", np.array(whole, np.float32)
+    def baseline(
+        self, train: Examples, test: Examples, plain: Callable[[], PlainFeatures | None]
+    ) -> Baseline:
+        whole = [SpanPrediction(0, len(context), 1.0) for context in test["context"]]
+        return Baseline("always the whole context", predictions=whole)
 
 
 def around(text: str, start: int, end: int) -> str:

@@ -1,16 +1,55 @@
 """Any number of labels per row: binary cross-entropy, mean average precision.
 
-Shapes: B rows, C labels.
+Shapes: B rows, n rows, C labels.
 """
 
-import numpy as np
-import torch.nn.functional as F
-from torch import Tensor, nn
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
-from layerwise.data.examples import Batch
-from layerwise.errors import DataError
-from layerwise.tasks.labels import Labels
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from layerwise.data.examples import Batch, Examples
+from layerwise.data.sources import Tensors
+from layerwise.kinds.contract import PlainFeatures
+from layerwise.models.network import Network
+from layerwise.tasks import probes
+from layerwise.tasks.labels import Labels, in_order, outputs_of
 from layerwise.tasks.scores import metrics
+from layerwise.tasks.task import Baseline, Prediction
+
+
+@dataclass(frozen=True)
+class TagsPrediction(Prediction):
+    """Scores of the labels, each for itself; those above one half are the answer."""
+
+    logits: np.ndarray  # (C,)
+    of: tuple[str, ...]  # what the scores are of
+    name: str = ""
+    n_top: int = 3
+
+    def of_row(self, name: str, row: dict[str, Any], top: int, level: float | None) -> Self:
+        return replace(self, name=name, n_top=top)
+
+    @property
+    def labels(self) -> list[str]:
+        return [self.of[i] for i in np.flatnonzero(metrics.sigmoid(self.logits) > 0.5)]
+
+    @property
+    def top(self) -> list[tuple[str, float]]:
+        shares = metrics.sigmoid(self.logits)
+        order = np.argsort(-shares, kind="stable")[: self.n_top]
+        return [(self.of[i], float(shares[i])) for i in order]
+
+    def row(self) -> dict[str, Any]:
+        found = {"name": self.name, "top": self.top, "labels": self.labels}
+        return {k: v for k, v in found.items() if v != []}
+
+    def show(self) -> str:
+        return f"{self.name}  {', '.join(self.labels) or '(none)'}"
 
 
 class Tag(Labels):
@@ -21,19 +60,46 @@ class Tag(Labels):
     metric = staticmethod(metrics.mean_average_precision)
     target_kind = "classes"
     head_kind = "class"
+    probe = staticmethod(probes.of_labels)
 
     def count(self, batch: Batch) -> int:
-        if not len(batch):
-            raise DataError("a batch without rows carries no loss; is the data set empty?")
-        return len(batch) * self.n_outputs
+        return super().count(batch) * self.n_outputs
 
-    def loss(self, network: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        logits = network(batch["inputs"], **batch.context).float()  # (B, C)
+    def loss(self, network: Network, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        logits = outputs_of(network, batch)  # (B, C)
         total = F.binary_cross_entropy_with_logits(logits, batch["targets"], reduction="sum")
         return total, {"binary_cross_entropy": total.detach()}
 
-    def metrics(self, outputs: np.ndarray, targets: np.ndarray) -> dict[str, float]:
-        """outputs: logits (n, C); targets: (n, C) of 0 and 1."""
+    def example_targets(self, rows: int, main: Tensor) -> Tensors:
+        return {"targets": torch.zeros(rows, self.n_outputs)}
+
+    def lens(self, batch: Batch) -> list[str]:
+        rows = batch["targets"] > 0.5
+        return [", ".join(self.labels[int(i)] for i in row.nonzero()[:, 0]) for row in rows]
+
+    def moved(self, examples: Examples, place: np.ndarray) -> np.ndarray:
+        targets = np.asarray(examples.targets)
+        full = np.zeros((len(targets), len(self.labels)), targets.dtype)
+        full[:, place] = targets
+        return full
+
+    # ---- predictions and their scores ----------------------------------------------------------
+    def predict(self, network: Network, batch: Batch) -> list[TagsPrediction]:
+        return self.of_outputs(outputs_of(network, batch).cpu().numpy())
+
+    def of_outputs(self, outputs: np.ndarray) -> list[TagsPrediction]:
+        return [TagsPrediction(row, self.labels) for row in outputs]
+
+    def scored(
+        self, predictions: Sequence[TagsPrediction], examples: Examples
+    ) -> tuple[np.ndarray, np.ndarray]:
+        logits = np.stack([in_order(p.logits, p.of, self.labels) for p in predictions])
+        return logits, np.asarray(examples.targets)
+
+    def metrics(
+        self, predictions: Sequence[TagsPrediction], examples: Examples
+    ) -> dict[str, float]:
+        outputs, targets = self.scored(predictions, examples)  # (n, C) each
         chosen = outputs > 0
         hits = (chosen & (targets > 0)).sum()
         return {
@@ -42,6 +108,15 @@ class Tag(Labels):
             "exact_match": float((chosen == (targets > 0)).all(1).mean()),
         }
 
-    def lens(self, batch: Batch) -> list[str]:
-        rows = batch["targets"] > 0.5
-        return [", ".join(self.labels[int(i)] for i in row.nonzero()[:, 0]) for row in rows]
+    def baseline(
+        self, train: Examples, test: Examples, plain: Callable[[], PlainFeatures | None]
+    ) -> Baseline:
+        """Linear models on plain features of the rows, or the share of each label."""
+        if found := plain():
+            from sklearn.multiclass import OneVsRestClassifier
+
+            model = OneVsRestClassifier(probes.logistic()).fit(found.of(train), train.targets)
+            outputs = model.decision_function(found.of(test))
+            outputs = np.stack([-outputs, outputs], 1) / 2 if outputs.ndim == 1 else outputs
+            return Baseline(found.what, predictions=self.of_outputs(outputs))
+        return Baseline("the labels' shares", float(np.asarray(test.targets).mean()))

@@ -10,21 +10,27 @@ Shapes: B sentences, T tokens (of all windows of a sentence), W words, C tags, n
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from layerwise.data.examples import Batch, Examples
+from layerwise.data.sources import Tensors
 from layerwise.errors import DataError
+from layerwise.kinds.contract import PlainFeatures
 from layerwise.kinds.text.corpus import NO_LOSS
 from layerwise.kinds.text.tagged import words_of
 from layerwise.layers.loss import n_with_loss
-from layerwise.tasks.labels import Labels
+from layerwise.models.network import Network
+from layerwise.tasks import probes
+from layerwise.tasks.labels import Labels, require_known
 from layerwise.tasks.scores.metrics import divide, scalar
+from layerwise.tasks.task import Baseline, Calibration, Mistake, Prediction
 
 MARKED = re.compile(r"O|[BIESLUM]-.+")
 SAME = {"L": "E", "U": "S", "M": "I"}  # marks of other schemes
@@ -53,33 +59,125 @@ def ratio(counts: np.ndarray, weights: Any) -> Any:
     return scalar(divide(above, below))
 
 
-def over_windows(network: Callable[..., Tensor], batch: Batch) -> Tensor:
+def entity_f1(counts: np.ndarray, targets: Any = None, weights: Any = None) -> Any:
+    """counts: (n, 2) entities that are right twice over, entities said and true."""
+    return ratio(counts, weights)
+
+
+def accuracy(counts: np.ndarray, targets: Any = None, weights: Any = None) -> Any:
+    """counts: (n, 2) words that are right, words that have a tag."""
+    return ratio(counts, weights)
+
+
+def over_windows(network: Callable[..., Tensor], reads: Sequence[str], batch: Batch) -> Tensor:
     """What a network, or its features, are at each token, windows one after another: (B, T, C)."""
-    inputs, context = batch["inputs"], batch.context
-    if inputs.ndim == 2:
-        return network(inputs, **context).float()
-    N = inputs.shape[1]
-    flat = {name: t.flatten(0, 1) for name, t in {"inputs": inputs, **context}.items()}
-    size = len(flat["inputs"]) if torch.is_grad_enabled() else AT_ONCE
-    parts = [{k: v[i : i + size] for k, v in flat.items()} for i in range(0, len(inputs) * N, size)]
-    out = torch.cat([network(part.pop("inputs"), **part).float() for part in parts])
-    return out.unflatten(0, (len(inputs), N)).flatten(1, 2)
+    given, tokens = batch.select(reads), batch["tokens"]
+    if tokens.ndim == 2:
+        return network(**given).float()
+    N = tokens.shape[1]
+    flat = {name: t.flatten(0, 1) for name, t in given.items()}
+    n = len(tokens) * N
+    size = n if torch.is_grad_enabled() else AT_ONCE
+    parts = [{k: v[i : i + size] for k, v in flat.items()} for i in range(0, n, size)]
+    out = torch.cat([network(**part).float() for part in parts])
+    return out.unflatten(0, (len(tokens), N)).flatten(1, 2)
+
+
+@dataclass(frozen=True)
+class WordsPrediction(Prediction):
+    """The likeliest tag of each of W words, and its probability."""
+
+    tags: tuple[str, ...]  # (W,)
+    shares: np.ndarray  # (W,)
+    marked: bool  # whether tags mark entities
+    name: str = ""
+    text: str = ""
+    places: tuple[tuple[int, int], ...] = ()  # of the words in the text
+
+    def of_row(self, name: str, row: dict[str, Any], top: int, level: float | None) -> Self:
+        text, places = words_of(row)
+        return replace(self, name=name, text=text, places=tuple(places))
+
+    @property
+    def words(self) -> list[tuple[str, str, float]]:
+        """Each word with its tag and that tag's probability."""
+        found = zip(self.places, self.tags, self.shares.astype(float), strict=False)
+        return [(self.text[a:b], tag, float(p)) for (a, b), tag, p in found]
+
+    @property
+    def entities(self) -> list[dict[str, Any]]:
+        """Kind, text, place in characters (start, end) and words (first, last), and the probability
+        of the least sure word."""
+        found = []
+        for kind, i, j in entities(self.tags) if self.marked else ():
+            a, b = self.places[i][0], self.places[j][1]
+            share = float(self.shares[i : j + 1].min())
+            found.append({"kind": kind, "text": self.text[a:b], "start": a, "end": b,
+                          "words": (i, j), "probability": share})  # fmt: skip
+        return found
+
+    def row(self) -> dict[str, Any]:
+        found = {"name": self.name, "words": self.words, "entities": self.entities}
+        return {k: v for k, v in found.items() if v != []}
+
+    def show(self) -> str:
+        found = [f"{e['text']} ({e['kind']} {e['probability']:.3f})" for e in self.entities]
+        return f"{self.name}  " + (
+            ", ".join(found) or " ".join(f"{w}/{t}" for w, t, _ in self.words)
+        )
 
 
 class Words(Labels):
     """Learn the tag of each word."""
 
     name = "words"
-    target_kind = "tags"
+    reader = "words"
     head_kind = "tag"
+    reads_lines = True
+    each_token = True
+    probe = staticmethod(probes.of_classes)
 
     def __init__(self, labels: Sequence[str]):
         super().__init__(labels)
         marked = all(map(MARKED.fullmatch, self.labels))
         self.marked = marked and any("-" in tag for tag in self.labels)
         self.score = "entity_f1" if self.marked else "accuracy"
+        self.metric = entity_f1 if self.marked else accuracy
+
+    @classmethod
+    def fits(cls, examples: Examples) -> int:
+        return 2 * examples.has("tokens", "tags")
 
     # ---- learning --------------------------------------------------------------------------------
+    def aligned(self, examples: Examples) -> Examples:
+        """Errors: rows without tags, or with tags that the model does not know."""
+        if not examples.has("tags"):
+            raise DataError(
+                f"this model answers with a tag for each word; {examples.source} has none"
+            )
+        strange = [tag for tag in examples.labels if tag not in self.labels]
+        require_known(strange, examples.source, self.labels)
+        return examples
+
+    def learned(self, examples: Examples) -> Callable[[np.ndarray], Tensors]:
+        """ "targets" (B, W): the tag of each word, -1 behind a sentence's last."""
+        if not examples.has("tags"):
+            return lambda rows: {}
+        place = {tag: i for i, tag in enumerate(self.labels)}
+        tags = [torch.tensor([place[tag] for tag in row]) for row in examples["tags"]]
+        longest = max(map(len, tags), default=0)
+
+        def targets(rows: np.ndarray) -> Tensors:
+            out = torch.full((len(rows), longest), -1)
+            for into, row in zip(out, rows.tolist(), strict=True):
+                into[: len(tags[row])] = tags[row]
+            return {"targets": out}
+
+        return targets
+
+    def example_targets(self, rows: int, main: Tensor) -> Tensors:
+        return {"targets": main, "words": main}
+
     def token_targets(self, batch: Batch) -> Tensor:
         """(B, T): the tag of the word whose first token stands there, else NO_LOSS."""
         words, tags = batch["words"].flatten(1), batch["targets"]  # (B, T), (B, W) with -1
@@ -92,75 +190,77 @@ class Words(Labels):
             raise DataError("no word of this batch has a tag; look at the data")
         return n
 
-    def loss(self, network: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        logits = over_windows(network, batch).flatten(0, 1)  # (B T, C)
+    def loss(self, network: Network, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        logits = over_windows(network, network.READS, batch).flatten(0, 1)  # (B T, C)
         targets = self.token_targets(batch).flatten()
         total = F.cross_entropy(logits, targets, reduction="sum", ignore_index=NO_LOSS)
         return total, {"cross_entropy": total.detach()}
 
-    def predict(self, network: nn.Module, batch: Batch) -> Tensor:
-        """(B, W, 2): the likeliest tag of each word and its probability; -1 behind the last."""
-        words = batch["words"].flatten(1)  # (B, T)
-        share, tag = over_windows(network, batch).softmax(-1).max(-1)  # (B, T)
-        W = max(int(words.max()), 0) + 1
-        place = torch.where(words < 0, W, words)[..., None].expand(-1, -1, 2)
-        out = share.new_full((len(words), W + 1, 2), -1.0)
-        return out.scatter_(1, place, torch.stack([tag.to(share.dtype), share], -1))[:, :W]
-
     def lens(self, batch: Batch) -> list[list[tuple[int, bool]]]:
         """Each token, and whether a tag is learned there."""
-        inputs, carried = batch["inputs"].flatten(1), self.token_targets(batch) != NO_LOSS
-        shown = batch.context.get("mask", torch.ones_like(inputs, dtype=torch.bool)).flatten(1)
-        rows = zip(inputs, carried, shown, strict=True)
+        tokens, carried = batch["tokens"].flatten(1), self.token_targets(batch) != NO_LOSS
+        shown = batch.tensors.get("mask", torch.ones_like(tokens, dtype=torch.bool)).flatten(1)
+        rows = zip(tokens, carried, shown, strict=True)
         return [list(zip(i[s].tolist(), c[s].tolist(), strict=True)) for i, c, s in rows]
 
-    # ---- scores ----------------------------------------------------------------------------------
-    def scored(self, outputs: np.ndarray) -> np.ndarray:
-        """What `metric` takes of the raw outputs (n, W, 2): the tags (n, W)."""
-        return outputs[..., 0].astype(np.int64)
+    # ---- predictions and their scores ----------------------------------------------------------
+    def predict(self, network: Network, batch: Batch) -> list[WordsPrediction]:
+        words = batch["words"].flatten(1)  # (B, T)
+        share, tag = over_windows(network, network.READS, batch).softmax(-1).max(-1)  # (B, T)
+        out = []
+        for place, tags, shares in zip(words, tag, share, strict=True):
+            first = place >= 0
+            order = place[first].argsort()
+            ids, sure = tags[first][order].tolist(), shares[first][order].cpu().numpy()
+            out.append(WordsPrediction(tuple(self.labels[i] for i in ids), sure, self.marked))
+        return out
 
-    def tags(self, ids: np.ndarray) -> list[str]:
-        return [self.labels[i] for i in ids if i >= 0]
+    def true(self, examples: Examples) -> list[list[str]]:
+        return [list(tags) for tags in examples["tags"]]
 
-    @property
-    def metric(self) -> Any:
-        """A function of tags (n, W), targets (n, W) and weights (..., n): how often each sentence
-        counts; the result has their leading shape."""
-        return self.entity_f1 if self.marked else self.accuracy
-
-    def entity_f1(self, tags: np.ndarray, targets: np.ndarray, weights: Any = None) -> Any:
-        counts = [(len(s & t), len(s) + len(t)) for s, t in self.pairs(tags, targets)]
-        return ratio(np.array(counts) * [2, 1], weights)
-
-    def accuracy(self, tags: np.ndarray, targets: np.ndarray, weights: Any = None) -> Any:
-        width = min(tags.shape[1], targets.shape[1])
-        known = targets >= 0
-        right = known[:, :width] & (tags[:, :width] == targets[:, :width])
-        return ratio(np.stack([right.sum(1), known.sum(1)], 1), weights)
-
-    def pairs(self, tags: np.ndarray, targets: np.ndarray) -> Iterator[tuple[set, set]]:
-        """The entities of each sentence: what was said, and what is true."""
-        for said, true in zip(tags, targets, strict=True):
-            n = int((true >= 0).sum())
-            yield set(entities(self.tags(said[:n]))), set(entities(self.tags(true[:n])))
-
-    def metrics(self, outputs: np.ndarray, targets: np.ndarray) -> dict[str, float]:
-        accuracy = {"accuracy": self.accuracy(self.scored(outputs), targets)}
+    def scored(
+        self, predictions: Sequence[WordsPrediction], examples: Examples
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(n, 2) for `entity_f1`, or for `accuracy` where tags mark no entities."""
         if not self.marked:
-            return accuracy
-        whole = self.by_kind(outputs, targets)["all"]
-        return {f"entity_{k}": whole[k] for k in ("f1", "precision", "recall")} | accuracy
+            return self.right(predictions, examples), np.zeros(len(predictions))
+        counts = [(len(s & t), len(s) + len(t)) for s, t in self.pairs(predictions, examples)]
+        return np.array(counts) * [2, 1], np.zeros(len(predictions))
 
-    def by_kind(self, outputs: np.ndarray, targets: np.ndarray) -> dict[str, dict[str, float]]:
+    def right(self, predictions: Sequence[WordsPrediction], examples: Examples) -> np.ndarray:
+        """Words that are right, and words: (n, 2)."""
+        both = zip(predictions, self.true(examples), strict=True)
+        rows = [(sum(map(str.__eq__, p.tags, true)), len(true)) for p, true in both]
+        return np.array(rows)
+
+    def pairs(
+        self, predictions: Sequence[WordsPrediction], examples: Examples
+    ) -> list[tuple[set[Entity], set[Entity]]]:
+        """The entities of each sentence: what was said, and what is true."""
+        both = zip(predictions, self.true(examples), strict=True)
+        return [(set(entities(p.tags[: len(t)])), set(entities(t))) for p, t in both]
+
+    def metrics(
+        self, predictions: Sequence[WordsPrediction], examples: Examples
+    ) -> dict[str, float]:
+        found = {"accuracy": accuracy(self.right(predictions, examples))}
+        if not self.marked:
+            return found
+        whole = self.by_kind(predictions, examples)["all"]
+        return {f"entity_{k}": whole[k] for k in ("f1", "precision", "recall")} | found
+
+    def by_kind(
+        self, predictions: Sequence[WordsPrediction], examples: Examples
+    ) -> dict[str, dict[str, float]]:
         """Precision, recall and F1 of each kind of entity, and how many there are; "all" last."""
-        pairs = list(self.pairs(self.scored(outputs), targets))
-        kinds = sorted({e[0] for pair in pairs for side in pair for e in side})
+        pairs = self.pairs(predictions, examples)
+        names = sorted({e[0] for pair in pairs for side in pair for e in side})
         out = {}
-        for kind in [*kinds, "all"]:
+        for name in [*names, "all"]:
             said, true = ({(i, e) for i, pair in enumerate(pairs) for e in pair[side]
-                           if kind in ("all", e[0])} for side in (0, 1))  # fmt: skip
+                           if name in ("all", e[0])} for side in (0, 1))  # fmt: skip
             right = len(said & true)
-            out[kind] = {
+            out[name] = {
                 "precision": right / max(1, len(said)),
                 "recall": right / max(1, len(true)),
                 "f1": 2 * right / max(1, len(said) + len(true)),
@@ -168,47 +268,40 @@ class Words(Labels):
             }
         return out
 
-    # ---- in words --------------------------------------------------------------------------------
-    def read(self, row: Any, out: np.ndarray) -> dict[str, Any]:
-        """One row of outputs (W, 2) as a Prediction has it: words with their tags, and entities."""
-        text, places = words_of(row)
-        tags, shares = self.tags(out[:, 0].astype(int)), out[:, 1].astype(float)
-        words = [(text[a:b], t, float(p)) for (a, b), t, p in zip(places, tags, shares)]  # noqa: B905
-        found = []
-        for kind, i, j in entities(tags) if self.marked else ():
-            a, b = places[i][0], places[j][1]
-            share = float(shares[i : j + 1].min())
-            found.append({"kind": kind, "text": text[a:b], "start": a, "end": b,
-                          "words": (i, j), "probability": share})  # fmt: skip
-        return {"words": words, "entities": found}
+    def figures(
+        self,
+        predictions: Sequence[WordsPrediction],
+        examples: Examples,
+        calibration: Calibration,
+    ) -> dict[str, Any]:
+        return {"kinds": self.by_kind(predictions, examples)} if self.marked else {}
 
-    def mistakes(self, inputs: Any, outputs: np.ndarray, targets: np.ndarray) -> list[tuple]:
-        """Sentences tagged wrongly: (row, truth, said, probability, ""), the most mistakes first,
-        what is meant marked in the sentence."""
+    def mistakes(self, predictions: Sequence[WordsPrediction], examples: Examples) -> list[Mistake]:
+        """Sentences tagged wrongly, the most mistakes first, entities marked in the sentence."""
         read = entities if self.marked else single
-        out = []
-        for i, (said, true) in enumerate(zip(self.scored(outputs), targets, strict=True)):
-            n = int((true >= 0).sum())
-            found = [read(self.tags(ids[:n])) for ids in (true, said)]
+        out, rows = [], examples.rows()
+        for i, (p, true) in enumerate(zip(predictions, self.true(examples), strict=True)):
+            found = [read(tags) for tags in (true, p.tags[: len(true)])]
             if missed := len(set(found[0]) ^ set(found[1])):
-                text, places = words_of(inputs[i])
-                marked = (in_brackets(text, places, each) for each in found)
-                out.append((missed, (i, *marked, float(outputs[i, :n, 1].min()), "")))
-        return [row for _, row in sorted(out, key=lambda x: -x[0])]
+                text, places = words_of(rows[i])
+                truth, said = (in_brackets(text, places, each) for each in found)
+                sure = float(p.shares[: len(true)].min())
+                out.append((missed, Mistake(i, truth, said, sure, "")))
+        return [mistake for _, mistake in sorted(out, key=lambda x: -x[0])]
 
-    def yardstick(self, train: Examples, test: Examples) -> tuple[str, np.ndarray]:
+    def baseline(
+        self, train: Examples, test: Examples, plain: Callable[[], PlainFeatures | None]
+    ) -> Baseline:
         """Each word as it is tagged most often in training."""
         seen: dict[str, Counter[str]] = {}
-        usual = Counter(tag for row in train.inputs for tag in row["tags"]).most_common(1)[0][0]
-        for row in train.inputs:
-            for word, tag in zip(row["tokens"], row["tags"], strict=True):
+        usual = Counter(tag for tags in train["tags"] for tag in tags).most_common(1)[0][0]
+        for words, tags in zip(train["tokens"], train["tags"], strict=True):
+            for word, tag in zip(words, tags, strict=True):
                 seen.setdefault(word, Counter())[tag] += 1
         best = {word: tags.most_common(1)[0][0] for word, tags in seen.items()}
-        out = np.full((len(test), max(len(row["tokens"]) for row in test.inputs), 2), -1.0)
-        for row, into in zip(test.inputs, out, strict=True):
-            tags = [self.labels.index(best.get(word, usual)) for word in row["tokens"]]
-            into[: len(tags)] = np.stack([tags, np.ones(len(tags))], 1)
-        return "each word as it is tagged most often in training", out
+        said = [tuple(best.get(word) or usual for word in words) for words in test["tokens"]]
+        found = [WordsPrediction(tags, np.ones(len(tags)), self.marked) for tags in said]
+        return Baseline("each word as it is tagged most often in training", predictions=found)
 
 
 def single(tags: Iterable[str]) -> list[Entity]:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from layerwise.data.examples import Batch
+from layerwise.models.network import Network
 from layerwise.runtime import Runtime
 
 WORTH_TRYING = 600.0  # seconds of training below which compiling alone would eat the gain
@@ -35,7 +36,7 @@ class Verdict:
 
 
 def whether_to_compile(
-    network: nn.Module,
+    network: Network,
     task: Any,
     some: Callable[[], list[Batch]],
     machine: Runtime,
@@ -62,7 +63,7 @@ def whether_to_compile(
     except Exception as error:  # a compiler's own; the training goes on without it
         what = str(error).strip().partition("\n")[0]
         return Verdict(False, f"not compiled: {type(error).__name__} in trying it: {what}")
-    saved, cost = seconds * (1 - 1 / gain), cost * len(network.layers())  # type: ignore[operator]
+    saved, cost = seconds * (1 - 1 / gain), cost * len(network.layers())
     if saved < 1.5 * cost:
         return Verdict(
             False,
@@ -72,15 +73,15 @@ def whether_to_compile(
     return Verdict(True, f"compiled layer by layer: {name} runs {gain:.2f} times as fast")
 
 
-def compile_layers(network: nn.Module, batches: list[Batch]) -> None:
+def compile_layers(network: Network, batches: list[Batch]) -> None:
     """In place, for inputs of all lengths where the two batches differ in theirs."""
-    for layer in network.layers().values():  # type: ignore[operator]
+    for layer in network.layers().values():
         layer.compile(dynamic=varying(batches))
 
 
 def varying(batches: list[Batch]) -> bool | None:
     """Whether to compile for any length; None: the compiler's own choice, one length at first."""
-    first, second = (batch["inputs"].shape for batch in batches)
+    first, second = ([t.shape for t in batch.tensors.values()] for batch in batches)
     return True if first != second else None
 
 
@@ -93,13 +94,13 @@ def commonest(stack: dict[str, nn.Module]) -> str:
 
 
 def measure(
-    network: nn.Module, task: Any, batches: list[Batch], machine: Runtime
+    network: Network, task: Any, batches: list[Batch], machine: Runtime
 ) -> tuple[float, float, str]:
     """How many times as fast one layer runs compiled, what compiling it took, and its name.
 
     network: a copy, because passes move the statistics of normalisations.
     """
-    stack: dict[str, nn.Module] = network.layers()  # type: ignore[operator]
+    stack = network.layers()
     name = commonest(stack)
     layer, seen = stack[name], []
     hook = layer.register_forward_pre_hook(lambda m, args: seen.append(args))

@@ -10,14 +10,18 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from layerwise import runtime
 from layerwise.data.examples import Batch
+from layerwise.data.sources import Draw
 from layerwise.errors import TrainingStopped
+from layerwise.models.network import Network
+from layerwise.planning.step import accumulate
+from layerwise.tasks.task import Task
 from layerwise.train import guardian
 from layerwise.train.checkpoint import State
 from layerwise.train.optim import set_lr
@@ -26,12 +30,20 @@ from layerwise.train.schedule import lr_factor
 MOST_TOKENS = 2048  # of a micro-batch on the CPU: more take more memory, and no less time
 
 
+class Steps(Protocol):
+    """`batches[step]` is the whole step's batch, a pure function of the step; `draw(step)` what
+    everything random in it follows from."""
+
+    def __getitem__(self, step: int) -> Batch: ...
+    def draw(self, step: int) -> Draw: ...
+
+
 @dataclass(frozen=True)
-class Course:
-    """The scalars of one training: how many steps, how fast, how watched."""
+class LoopConfig:
+    """The scalars of one training that the loop needs."""
 
     steps: int
-    lr: float
+    lr: float = 1e-3
     schedule: str = "cosine"
     warmup_steps: int = 0
     grad_accum_steps: int = 1
@@ -46,7 +58,7 @@ class Hooks:
     """What happens around the steps; each is a plain call, and each may be left out."""
 
     log: Callable[..., None] = lambda step, **values: None
-    evaluate: Callable[[nn.Module], float | None] | None = None
+    evaluate: Callable[[Network], float | None] | None = None
     save: Callable[[State], None] = lambda state: None
     restore: Callable[[State], State] | None = None  # back to the last good checkpoint
     before_step: Callable[[int], None] = lambda step: None
@@ -56,17 +68,17 @@ class Hooks:
 
 
 def train(
-    network: nn.Module,
-    task: Any,
-    batches: Any,
+    network: Network,
+    task: Task,
+    batches: Steps,
     optimizer: torch.optim.Optimizer,
-    course: Course,
+    config: LoopConfig,
     state: State,
     machine: runtime.Runtime,
     hooks: Hooks,
     average: "Average | None" = None,
 ) -> State:
-    """Train until `course.steps`; the state says where it ended.
+    """Train until `config.steps`; the state says where it ended.
 
     batches: `batches[step]` gives the whole step's Batch, a pure function of the step.
     Returns the state; `state.finished` is False after a Ctrl-C (the step was finished and saved).
@@ -75,13 +87,15 @@ def train(
     network.train()
     hooks.save(state)
     with interruptible() as stop:
-        while state.step < course.steps and not stop:
+        while state.step < config.steps and not stop:
             # ---- what to learn from ----------------------------------------------------------
             started = time.perf_counter()
-            batch: Batch = batches[state.step].to(machine.device)
+            batch: Batch = batches[state.step].to(machine.device)  # with all that is random drawn
+            if task.learns_from_itself:
+                batch = task.act(network, batch, batches.draw(state.step))
             count = task.count(batch)
-            parts = parts_of(task, batch, len(batch), course.grad_accum_steps, machine.device)
-            micros = batch.split(parts, getattr(task, "joint", False))
+            parts = parts_of(task, batch, len(batch), config.grad_accum_steps, machine.device)
+            micros = batch.split(parts, task.joint)
             hooks.before_step(state.step)
             if hooks.watch is not None:
                 hooks.watch.before(state.step)
@@ -89,10 +103,10 @@ def train(
             # ---- forward and backward: sums, divided once by the count of the whole step -----
             torch.manual_seed(runtime.mix(state.seed, state.step))
             optimizer.zero_grad(set_to_none=True)
-            total = accumulate(network, task, micros, count, machine)
+            total = accumulate(network, task, micros, count, machine.autocast)
 
             # ---- guard and clip --------------------------------------------------------------
-            norm = clip(network, course.grad_clip)
+            norm = clip(network, config.grad_clip)
             mean_loss, grad_norm = float(total) / count, float(norm)
             try:
                 find = lambda m=micros: guardian.culprits(network, task, m)  # noqa: E731
@@ -104,8 +118,8 @@ def train(
                 hooks.watch.after_backward()
 
             # ---- update ----------------------------------------------------------------------
-            factor = lr_factor(state.step, course.steps, course.warmup_steps, course.schedule)
-            set_lr(optimizer, course.lr * factor * state.lr_scale)
+            factor = lr_factor(state.step, config.steps, config.warmup_steps, config.schedule)
+            set_lr(optimizer, config.lr * factor * state.lr_scale)
             optimizer.step()
             if average is not None:
                 average.update(network)
@@ -115,47 +129,30 @@ def train(
             state.seconds += time.perf_counter() - started
 
             # ---- log, evaluate, save: each with its own period -------------------------------
-            lr = course.lr * factor * state.lr_scale
+            lr = config.lr * factor * state.lr_scale
             hooks.log(state.step, loss=mean_loss, grad_norm=grad_norm, lr=lr, rows=len(batch))
-            last = state.step == course.steps
-            if hooks.evaluate and (last or due(state.step, course.evaluate_every)):
+            last = state.step == config.steps
+            if hooks.evaluate and (last or due(state.step, config.evaluate_every)):
                 score = hooks.evaluate(average.network if average else network)
                 note_best(state, score, hooks.higher_is_better)
                 network.train()
             state.finished = last
             best = state.best_step == state.step
-            if last or stop or best or due(state.step, course.checkpoint_every):
+            if last or stop or best or due(state.step, config.checkpoint_every):
                 hooks.save(state)
     return state
 
 
-def parts_of(task: Any, batch: Batch, rows: int, asked: int, device: str) -> int:
+def parts_of(task: Task, batch: Batch, rows: int, asked: int, device: str) -> int:
     """Into how many micro-batches `rows` rows like those of this batch are split, at least `asked`.
 
     On the CPU tokens by the thousand leave the caches and hold their activations all at once.
     """
-    inputs = batch["inputs"]
-    if device != "cpu" or inputs.is_floating_point() or getattr(task, "joint", False):
+    tokens = batch.tokens_per_row
+    if device != "cpu" or not tokens or task.joint:
         return asked
-    parts = min(rows, max(asked, -(-rows * inputs[:1].numel() // MOST_TOKENS)))
+    parts = min(rows, max(asked, -(-rows * tokens // MOST_TOKENS)))
     return next((n for n in range(parts, 2 * parts) if rows % n == 0), parts)  # equal ones
-
-
-def accumulate(
-    network: nn.Module, task: Any, micros: Sequence[Batch], count: float, machine: runtime.Runtime
-) -> Tensor:
-    """Add the gradients of a step's mean loss to the parameters' own; the summed loss.
-
-    count: terms that carry loss in the whole step, by which every micro-batch's sum is divided.
-    """
-    total = torch.zeros((), device=machine.device)
-    for micro in micros:
-        with machine.autocast():
-            loss = task.loss(network, micro)[0]
-        (loss / count).backward()
-        total += loss.detach()
-        del loss  # and its graph, whose nodes would keep freed memory from being used again
-    return total
 
 
 def due(step: int, period: int) -> bool:
@@ -226,7 +223,7 @@ class Average:
     Its decay rises with the step, min(decay, (1 + n) / (10 + n)), so early weights fade quickly.
     """
 
-    def __init__(self, network: nn.Module, copy: nn.Module, decay: float):
+    def __init__(self, network: Network, copy: Network, decay: float):
         self.network, self.decay, self.updates = copy, decay, 0
         copy.load_state_dict(network.state_dict())
         copy.requires_grad_(False)

@@ -7,70 +7,49 @@ import copy
 import json
 import pathlib
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from layerwise import runtime, storage
 from layerwise.adapt.freeze import Freezing
 from layerwise.adapt.groups import parameter_groups
-from layerwise.adapt.packed import at_once, without_padding
 from layerwise.data.examples import Batch, Examples
-from layerwise.data.loader import Batches, Prefetch, in_order
-from layerwise.kinds.image.augment import Augment
+from layerwise.data.loader import Batches, Prefetch
+from layerwise.models.network import Network
 from layerwise.planning.step import checkpoint_layers
 from layerwise.runtime import Runtime
+from layerwise.tasks.feed import Feed
+from layerwise.tasks.task import Processors, Task
 from layerwise.train import checkpoint
 from layerwise.train.checkpoint import State
 from layerwise.train.compiled import Verdict, compile_layers, whether_to_compile
 from layerwise.train.log import MetricsLog
-from layerwise.train.loop import Average, Course, Hooks, parts_of, train
+from layerwise.train.loop import Average, Hooks, LoopConfig, parts_of, train
 from layerwise.train.optim import build_optimizer, load_optimizer_tensors, optimizer_tensors
+from layerwise.train.predicting import predict_rows
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(LoopConfig):
     """Every choice of a training, none of them "auto" any more."""
 
-    steps: int
-    global_batch_size: int  # rows per step
-    grad_accum_steps: int = 1  # micro-batches, at least
-    lr: float = 1e-3
+    global_batch_size: int = 1  # rows per step
     optimizer: str = "adamw"
     weight_decay: float = 0.05
     momentum: float = 0.9
-    schedule: str = "cosine"
-    warmup_steps: int = 0
-    grad_clip: float = 1.0
-    ema: float = 0.0
     layer_decay: float = 1.0
     unfreeze: str = "all"
-    augment: Augment = field(default_factory=Augment)
-    evaluate_every: int = 0
-    checkpoint_every: int = 0
+    augment: Any = None  # as the rows' kind has it
     keep: int = 2
     seed: int = 0
     loader_threads: int = 2
     watch_every: int = 0
     checkpointing: bool = False  # recompute each layer's activations in backward
     compile: str = "off"
-
-    def course(self) -> Course:
-        return Course(
-            steps=self.steps,
-            lr=self.lr,
-            schedule=self.schedule,
-            warmup_steps=self.warmup_steps,
-            grad_accum_steps=self.grad_accum_steps,
-            grad_clip=self.grad_clip,
-            ema=self.ema,
-            evaluate_every=self.evaluate_every,
-            checkpoint_every=self.checkpoint_every,
-        )
 
 
 @dataclass
@@ -90,9 +69,9 @@ class Training:
     def __init__(
         self,
         folder: pathlib.Path,
-        network: nn.Module,
-        task: Any,
-        processor: Any,
+        network: Network,
+        task: Task,
+        processors: Processors,
         train_rows: Examples,
         val_rows: Examples | None,
         recipe: Recipe,
@@ -101,27 +80,17 @@ class Training:
         planned_seconds: float = 0.0,
         groups: list[dict[str, Any]] | None = None,
     ):
-        self.folder, self.network, self.task, self.processor = folder, network, task, processor
-        self.val_rows, self.recipe, self.machine, self.progress = (
-            val_rows,
-            recipe,
-            machine,
-            progress,
-        )
+        self.folder, self.network, self.task = folder, network, task
+        self.recipe, self.machine, self.progress = recipe, machine, progress
         self.checkpoints = folder / "checkpoints"
         self.names = train_rows.names
         self.freezing = Freezing(network, recipe.unfreeze, recipe.steps)
         groups = groups or parameter_groups(network, recipe.weight_decay, recipe.layer_decay)
         self.optimizer = build_optimizer(recipe.optimizer, groups, recipe.lr, recipe.momentum)
         self.average = Average(network, copy.deepcopy(network), recipe.ema) if recipe.ema else None
-        self.batches = Batches(
-            train_rows,
-            processor,
-            recipe.augment,
-            recipe.global_batch_size,
-            recipe.seed,
-            threads=recipe.loader_threads,
-        )
+        rows = Feed(task, train_rows, processors, recipe.augment, threads=recipe.loader_threads)
+        self.batches = Batches(rows, recipe.global_batch_size, recipe.seed)
+        self.validation = Feed(task, val_rows, processors) if val_rows else None
         self.watch: Any = None
         self.looks = folder / "watch.json"  # what it saw, as old as the newest checkpoint
         self.planned_seconds, self.compiled = planned_seconds, ""
@@ -136,10 +105,10 @@ class Training:
         if self.recipe.watch_every:
             from layerwise.inspection.watch import Watch
 
-            self.watch = Watch(self.network.layers(), self.optimizer, self.recipe.watch_every)  # type: ignore[operator]
+            self.watch = Watch(self.network.layers(), self.optimizer, self.recipe.watch_every)
             kept = json.loads(self.looks.read_text()) if state.step and self.looks.exists() else []
             self.watch.history += [look for look in kept if look["step"] < state.step]
-        layers: dict[str, nn.Module] = self.network.layers()  # type: ignore[operator]
+        layers = self.network.layers()
         started = time.perf_counter()
         try:
             if self.recipe.checkpointing:
@@ -151,7 +120,7 @@ class Training:
                 self.task,
                 feed,
                 self.optimizer,
-                self.recipe.course(),
+                self.recipe,
                 state,
                 self.machine,
                 self.hooks(log),
@@ -257,15 +226,14 @@ class Training:
             log.write(step, **values)
             self.progress(step=step, steps=self.recipe.steps, **values)
 
-        def on_evaluate(network: nn.Module) -> float:
-            rows = self.val_rows
-            assert rows is not None
+        def on_evaluate(network: Network) -> float:
+            assert self.validation is not None
             # what steps and this leave behind they can seldom use of one another
             runtime.give_back()
-            outputs = predict_rows(network, self.task, self.processor, rows, self.machine)
+            found = predict_rows(network, self.validation, self.machine)
             runtime.give_back()
-            metrics = self.task.metrics(outputs, rows.targets)
-            step = getattr(self.watch, "step", None)
+            metrics = self.task.metrics(found, self.validation.examples)
+            step = self.watch.step if self.watch else None
             log.write(self.current, **{f"val_{k}": v for k, v in metrics.items()})
             self.progress(step=self.current, steps=self.recipe.steps, val=metrics, watched=step)
             return metrics[self.task.score]
@@ -276,7 +244,7 @@ class Training:
 
         return Hooks(
             log=on_log,
-            evaluate=on_evaluate if self.val_rows is not None and len(self.val_rows) else None,
+            evaluate=on_evaluate if self.validation else None,
             save=self.save,
             restore=self.restore,
             before_step=before,
@@ -286,43 +254,7 @@ class Training:
         )
 
 
-def predict_rows(
-    network: nn.Module,
-    task: Any,
-    processor: Any,
-    rows: Examples,
-    machine: Runtime,
-    batch_size: int = 0,
-    progress: Callable[[int, int], None] | None = None,
-) -> np.ndarray:
-    """Raw outputs for every row, in order: (n, ...) float32, -1 behind those of shorter rows.
-
-    batch_size: rows at once; 0: as many as surely take less memory than a step of training.
-    """
-    outputs = np.empty((len(rows), 0), np.float32)
-    with runtime.evaluating(network):
-        quick = without_padding(network, machine, len(rows))
-        for batch in in_order(rows, processor, batch_size, times=at_once(quick, machine)):
-            with machine.autocast():
-                got = task.predict(quick, batch.to(machine.device))
-            outputs = room_for(outputs, got.shape)
-            outputs[batch.rows, : got.shape[1]] = got.float().cpu().numpy()
-            if progress:
-                progress(int(batch.rows[-1]) + 1, len(rows))
-    return outputs
-
-
-def room_for(outputs: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """The same outputs (n, W, ...), wide enough for rows of this shape (B, W, ...)."""
-    if outputs.shape[1] >= shape[1]:
-        return outputs
-    wider = np.full((len(outputs), *shape[1:]), -1, np.float32)
-    if outputs.shape[1]:
-        wider[:, : outputs.shape[1]] = outputs
-    return wider
-
-
-def fresh(builder: Callable[[], nn.Module], seed: int) -> nn.Module:
+def fresh(builder: Callable[[], Network], seed: int) -> Network:
     """A network whose initial weights follow from the seed alone."""
     with runtime.seeded(seed, 0x1A7E5):
         network = builder()

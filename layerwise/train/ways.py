@@ -31,9 +31,10 @@ from layerwise import runtime
 from layerwise.adapt.freeze import parameters_by_layer
 from layerwise.data.examples import Batch
 from layerwise.kinds.text.corpus import NO_LOSS
-from layerwise.planning.step import checkpoint_layers, layers_of
+from layerwise.models.network import Network
+from layerwise.planning.step import accumulate, checkpoint_layers, layers_of
 from layerwise.runtime import Runtime
-from layerwise.train.loop import accumulate
+from layerwise.tasks.task import Task
 
 PARTS = 3  # micro-batches, the last one smaller
 ORDERS = 3  # in which rows are dealt to see what rounding does
@@ -68,7 +69,7 @@ class Trial:
     """
 
     def __init__(
-        self, network: nn.Module, task: Any, batch: Batch, machine: Runtime, exact: bool = False
+        self, network: Network, task: Task, batch: Batch, machine: Runtime, exact: bool = False
     ):
         dtype = torch.float64 if exact else torch.float32
         self.network = copy.deepcopy(network).to(machine.device, dtype).requires_grad_().eval()
@@ -90,7 +91,7 @@ class Trial:
     def gradients(self, micros: Sequence[Batch]) -> Gradients:
         """Of the mean loss over the whole step, which has `count` terms."""
         self.network.zero_grad(set_to_none=True)
-        total = accumulate(self.network, self.task, micros, self.count, self.machine)
+        total = accumulate(self.network, self.task, micros, self.count, self.machine.autocast)
         return by_layer(self.network) | {LOSS: total[None].double() / self.count}
 
     def measure_rounding(self, truth: "Trial") -> None:
@@ -137,8 +138,7 @@ def reordered(trial: Trial) -> tuple[Gradients, Gradients]:
 
 
 def in_parts(trial: Trial) -> tuple[Gradients, Gradients]:
-    joint = getattr(trial.task, "joint", False)
-    return trial.gradients(trial.batch.split(PARTS, joint)), trial.base
+    return trial.gradients(trial.batch.split(PARTS, trial.task.joint)), trial.base
 
 
 def recomputed(trial: Trial) -> tuple[Gradients, Gradients]:
@@ -176,23 +176,23 @@ def packed_and_padded(batch: Batch) -> tuple[Batch, Batch]:
 
     Every row is cut into two documents at a third of it, besides where it has several already.
     """
-    inputs, targets = batch["inputs"], batch["targets"].clone()
-    B, T = inputs.shape
-    cut = torch.arange(T, device=inputs.device) >= T // 3
-    documents = 2 * batch.tensors.get("documents", torch.zeros_like(inputs)) + cut
+    whole, targets = batch["tokens"], batch["targets"].clone()
+    B, T = whole.shape
+    cut = torch.arange(T, device=whole.device) >= T // 3
+    documents = 2 * batch.tensors.get("documents", torch.zeros_like(whole)) + cut
     targets[:, T // 3 - 1] = NO_LOSS  # what follows is of another document now
-    together = Batch({"inputs": inputs, "targets": targets, "documents": documents}, batch.rows)
+    together = Batch({"tokens": whole, "targets": targets, "documents": documents}, batch.rows)
     found = [(b, documents[b] == d) for b in range(B) for d in documents[b].unique()]
     own = [(b, where) for b, where in found if bool((targets[b, where] != NO_LOSS).any())]
     longest = max(int(where.sum()) for _, where in own)
-    tokens = inputs.new_zeros(len(own), longest)
+    tokens = whole.new_zeros(len(own), longest)
     asked = targets.new_full((len(own), longest), NO_LOSS)
-    mask = torch.zeros(len(own), 1, 1, longest, dtype=torch.bool, device=inputs.device)
+    mask = torch.zeros(len(own), 1, 1, longest, dtype=torch.bool, device=whole.device)
     for i, (b, where) in enumerate(own):
         n = int(where.sum())
-        tokens[i, :n], asked[i, :n], mask[i, ..., :n] = inputs[b, where], targets[b, where], True
+        tokens[i, :n], asked[i, :n], mask[i, ..., :n] = whole[b, where], targets[b, where], True
     rows = batch.rows[[b for b, _ in own]]
-    return together, Batch({"inputs": tokens, "targets": asked, "mask": mask}, rows)
+    return together, Batch({"tokens": tokens, "targets": asked, "mask": mask}, rows)
 
 
 def on_two_ranks(trial: Trial) -> tuple[Gradients, Gradients]:
@@ -208,7 +208,7 @@ def on_two_ranks(trial: Trial) -> tuple[Gradients, Gradients]:
 
 
 def one_rank(
-    rank: int, folder: str, network: nn.Module, task: Any, shares: Any, machine: Runtime
+    rank: int, folder: str, network: Network, task: Task, shares: Any, machine: Runtime
 ) -> None:
     """What each process does; the first writes the sums."""
     from torch import distributed
@@ -221,7 +221,7 @@ def one_rank(
     )
     count = torch.tensor(float(sum(task.count(micro) for micro in shares[rank])))
     distributed.all_reduce(count)
-    total = accumulate(network, task, shares[rank], float(count), machine)
+    total = accumulate(network, task, shares[rank], float(count), machine.autocast)
     sums = by_layer(network) | {LOSS: total[None].double() / count}
     for name in sorted(sums):
         distributed.all_reduce(sums[name])
@@ -232,8 +232,8 @@ def one_rank(
 
 # ---- all of them -------------------------------------------------------------------------------
 def compare(
-    network: nn.Module,
-    task: Any,
+    network: Network,
+    task: Task,
     batch: Batch,
     machine: Runtime,
     alone: Sequence[Batch] = (),
@@ -272,11 +272,10 @@ def reasons_to_skip(batch: Batch, alone: bool) -> dict[str, str]:
     out: dict[str, str] = {}
     if not torch.distributed.is_available():
         out["two ranks or one"] = "this PyTorch is built without torch.distributed"
-    if not alone and (batch["inputs"].ndim != 2 or batch["inputs"].dtype != torch.int64):
+    tokens, device = batch.tensors.get("tokens"), next(iter(batch.tensors.values())).device
+    if not alone and (tokens is None or tokens.ndim != 2):
         out["packed or padded"] = "only texts are"
-    if batch["inputs"].device.type == "cpu" and not (
-        shutil.which("g++") or shutil.which("clang++")
-    ):
+    if device.type == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
         out["compiled or eager"] = "it needs a C++ compiler, and there is none"
     return out
 
@@ -301,7 +300,7 @@ def judge(name: str, way: Callable[..., Any], truth: Trial, own: Trial) -> Pair:
     return pair
 
 
-def batch_statistics(network: nn.Module, task: Any, batch: Batch, machine: Runtime) -> Pair | None:
+def batch_statistics(network: Network, task: Task, batch: Batch, machine: Runtime) -> Pair | None:
     """What layers that normalise by the statistics of a batch make of smaller ones, in training."""
     normalising = [n for n, m in network.named_modules() if isinstance(m, _BatchNorm)]
     if not normalising:

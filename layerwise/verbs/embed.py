@@ -17,17 +17,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from layerwise import runtime
+from layerwise import kinds, runtime
 from layerwise.adapt.packed import PackedBert
-from layerwise.data.examples import Examples
+from layerwise.data.examples import Examples, listed
 from layerwise.data.naming import some
 from layerwise.errors import DataError, OptionError
 from layerwise.fitting.probes import features_of
+from layerwise.kinds.contract import Kind
 from layerwise.kinds.opening import open_data
-from layerwise.kinds.text.each import texts_of
 from layerwise.layers.pool import pool
 from layerwise.model.evaluation import as_model
 from layerwise.model.model import Model
+from layerwise.models.bert import Bert
+from layerwise.models.network import reads_tokens
 from layerwise.storage import replacing
 
 AT_ONCE = 10_000  # texts that are tokenised and sorted by length together
@@ -53,32 +55,35 @@ class Embedder:
         self.model, self.progress, self.n_full = as_model(model), progress, 0
         self.machine = runtime.start(dtype=dtype, threads=threads)
         self.packed: PackedBert | None = None
-        if self.model.family == "bert" and self.machine.device == "cpu":
-            self.packed = PackedBert(self.model.network, self.machine.dtype)  # type: ignore[arg-type]
+        if isinstance(self.model.network, Bert) and self.machine.device == "cpu":
+            self.packed = PackedBert(self.model.network, self.machine.dtype)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of a text that are read."""
+        return self.model.processor.max_seq_len
 
     def __call__(self, inputs: Sequence[Any], normalise: bool | None = None) -> np.ndarray:
         """Texts, or images as paths or pixels, to (n, D) float32.
 
         normalise: to length 1; None as the model does. Errors: DataError for a text that is empty.
         """
-        if self.model.kind == "text":
+        kind, network = self.model.kind, self.model.network
+        if reads_tokens(network):
             found = self.of_texts(list(inputs))
-        elif self.model.kind == "image":
-            paths = [pathlib.Path(x) if isinstance(x, str) else x for x in inputs]
-            names, given = [f"image {i + 1}" for i in range(len(paths))], np.full(len(paths), "")
-            rows = Examples("image", paths, None, "none", (), names, given, "images")
-            found = features_of(self.model, rows, self.machine)
+        elif kind.has_vectors:
+            rows = kind.of_values(list(inputs))
+            found = features_of(self.model, rows, self.model.answers(), self.machine)
         else:
-            raise DataError(f"{self.model.kind}s have no vectors; texts and images do")
-        own = bool(getattr(self.model.network.config, "normalise", False))
-        return unit(found) if (own if normalise is None else normalise) else found
+            raise DataError(f"{kind.noun} have no vectors; texts and images do")
+        return unit(found) if (network.unit_vectors if normalise is None else normalise) else found
 
     def of_texts(self, texts: list[str]) -> np.ndarray:
         empty = [f"text {i + 1}" for i, text in enumerate(texts) if not str(text).strip()]
         if empty:
             raise DataError(f"{some(empty)}: nothing to embed, only blanks; leave them out")
-        tokenizer, longest = self.model.processor.tokenizer, self.model.processor.max_seq_len
-        self.n_full, parts = 0, [np.empty((0, self.model.network.config.dim), np.float32)]  # type: ignore[union-attr]
+        tokenizer, longest = self.model.tokenizer, self.longest
+        self.n_full, parts = 0, [np.empty((0, self.model.network.config.dim), np.float32)]
         for start in range(0, len(texts), AT_ONCE):
             stretch = texts[start : start + AT_ONCE]
             ids = [np.array(row) for row in tokenizer.encode_batch(stretch, max_length=longest)]
@@ -89,17 +94,17 @@ class Embedder:
 
     def padded(self, ids: list[np.ndarray]) -> np.ndarray:
         """As the packed network, for other families and processors."""
-        network: Any = self.model.network.to(self.machine.device)
-        processor: Any = self.model.processor
+        network = self.model.network.to(self.machine.device)
+        looks_back = "causal" in network.HEADS  # what is behind a token, padding too, is not seen
         order, parts = np.argsort([len(row) for row in ids], kind="stable"), []
         with runtime.evaluating(network), self.machine.autocast():
             for start in range(0, len(ids), BATCH):
                 rows = [ids[i] for i in order[start : start + BATCH]]
-                tokens, mask = processor.tokenizer.pad(rows, processor.max_seq_len)
+                tokens, mask = self.model.tokenizer.pad(rows, self.longest)
                 mask = None if mask is None else mask.to(self.machine.device)
-                seen = {"mask": mask} if self.model.family == "bert" else {}  # others look back
+                seen = {} if looks_back else {"mask": mask}
                 features = network.features(tokens.to(self.machine.device), **seen)
-                how = getattr(network.config, "pooling", "mean")
+                how = "mean" if looks_back else network.config.pooling
                 parts.append(pool(features, mask, how, normalise=False).cpu().numpy())
         return np.concatenate(parts)[np.argsort(order)]
 
@@ -110,23 +115,28 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 
 # ---- what is embedded ----------------------------------------------------------------------------
-def things_in(data: Any, kind: str) -> tuple[Sequence[Any], list[str]]:
+def things_in(data: Any, kind: Kind) -> tuple[Any, list[str]]:
     """What to embed, and what to call each: of a list its items, of files what lies in them.
 
     Rows of several texts give each of them; plain text its paragraphs, or its lines where no line
     is blank. Errors: DataError for data of another kind than the model reads.
     """
     if isinstance(data, list | tuple | np.ndarray):
-        return data, [f"{kind} {i + 1}" for i in range(len(data))]  # type: ignore[return-value]
-    rows = data if isinstance(data, Examples) else open_data(data, kind=kind, learn=False)  # type: ignore[arg-type]
-    if rows.kind != kind:
-        raise DataError(f"this model reads {kind}s, but {rows.source} holds {rows.kind}s")
-    if kind == "image":
-        return rows.inputs, list(rows.names)
-    parts = passages if rows.form == "plain" else lambda text: [(text, "")]
+        return data, [f"{kind.noun[:-1]} {i + 1}" for i in range(len(data))]
+    given = isinstance(data, Examples)
+    rows = data if given else open_data(data, kind=kind.name, learn=False)
+    if kind.name not in rows.kinds.values():
+        raise DataError(
+            f"this model reads {kind.noun}, but {rows.source} holds {kinds.of(rows).noun}"
+        )
+    fields = list(rows.of_kind(kind.name).values())
+    if len(fields) == 1 and not rows.has("text"):
+        return fields[0], list(rows.names)
+    documents = rows.has("text") and rows.targets is None
+    parts = passages if documents else lambda text: [(text, "")]
     found = [
         (part, name + (f" text {k}" if len(texts) > 1 else "") + where)
-        for name, texts in zip(rows.names, map(texts_of, rows.inputs), strict=True)
+        for name, texts in zip(rows.names, zip(*map(listed, fields), strict=True), strict=True)
         for k, text in enumerate(texts, 1)
         for part, where in parts(text)
     ]
@@ -172,7 +182,7 @@ class Index:
         things, names = things_in(data, embedder.model.kind)
         width = embedder(list(things)[:1]).shape[1]
         vectors = embed(embedder, list(things), **options)
-        texts = list(things) if embedder.model.kind == "text" else [""] * len(names)
+        texts = [thing if isinstance(thing, str) else "" for thing in things]
         source = "" if isinstance(model, Model | Embedder) else str(model)
         here = pathlib.Path(source)
         source = str(here.resolve()) if source and here.exists() else source
@@ -265,7 +275,7 @@ def embed(model: Any, data: Any, normalise: bool | None = None, dims: int = 0) -
         return vectors
     if not 0 < dims <= vectors.shape[1]:
         raise OptionError(f"--dims {dims}: the vectors have {vectors.shape[1]} numbers")
-    own = bool(getattr(embedder.model.network.config, "normalise", False))
+    own = embedder.model.network.unit_vectors
     cut = np.ascontiguousarray(vectors[:, :dims])
     return unit(cut) if (own if normalise is None else normalise) else cut
 

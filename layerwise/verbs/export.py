@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.errors import OptionError, WeightsError, unknown
-from layerwise.model import model as bundle
 from layerwise.model.evaluation import as_model
+from layerwise.model.model import Model
+from layerwise.model.saved import OURS, saved_format
+from layerwise.models.network import head_kind, reads_tokens
 from layerwise.weights.gguf.models import load_gguf, save_gguf
 from layerwise.weights.published import load_published
 
@@ -74,23 +76,23 @@ def export(model: Any, output: str = "", to: str = "gguf", quantize: str = "bf16
 
 def _stem(model: Any) -> str:
     """A name for the file: of the run's folder, the file or the published model."""
-    if isinstance(model, bundle.Model):
+    if isinstance(model, Model):
         return model.variant or model.family
     path = pathlib.Path(model)
     return path.parent.name if path.name == "model" and path.parent.name else path.stem
 
 
-def _gguf(loaded: bundle.Model, path: pathlib.Path, kind: str, name: str) -> nn.Module:
-    if loaded.kind != "text":
+def _gguf(loaded: Model, path: pathlib.Path, kind: str, name: str) -> nn.Module:
+    if "causal" not in loaded.network.HEADS:
         raise OptionError("GGUF is for models that continue text; take --to huggingface")
-    keys = {"general.name": name, **loaded.processor.tokenizer.to_gguf()}
+    keys = {"general.name": name, **loaded.tokenizer.to_gguf()}
     save_gguf(path, loaded.family, loaded.network, kind, keys)
     return load_gguf(path, torch.float32)[0]
 
 
-def _folder(loaded: bundle.Model, path: pathlib.Path) -> nn.Module:
-    averages = getattr(loaded.network.config, "head_kind", "") == "pooled"
-    if loaded.saved_format() == bundle.OURS or averages:
+def _folder(loaded: Model, path: pathlib.Path) -> nn.Module:
+    averages = head_kind(loaded.network) == "pooled"
+    if saved_format(loaded) == OURS or averages:
         raise WeightsError(
             f"no other tool has a network like this {loaded.family}; `RUN/model` is its folder"
             + "; of texts, transformers knows what --method lora and full make of a base" * averages
@@ -99,29 +101,29 @@ def _folder(loaded: bundle.Model, path: pathlib.Path) -> nn.Module:
     return load_published(path)[0]  # by its config.json, as others would
 
 
-def with_temperature(loaded: bundle.Model) -> bundle.Model:
+def with_temperature(loaded: Model) -> Model:
     """The model with its temperature in the weights of the head: others know of no temperature."""
-    if loaded.temperature == 1 or loaded.task.name != "classify":
+    temperature = loaded.calibration.temperature
+    if temperature == 1:
         return loaded
     network = copy.deepcopy(loaded.network)
-    head: Any = network.head
-    *_, last = (m for m in head.modules() if isinstance(m, nn.Linear | nn.Conv2d))
+    *_, last = (m for m in network.head.modules() if isinstance(m, nn.Linear | nn.Conv2d))
     with torch.no_grad():
         for p in last.parameters():
-            p.div_(loaded.temperature)
-    return replace(loaded, network=network, temperature=1.0)
+            p.div_(temperature)
+    calibration = replace(loaded.calibration, temperature=1.0)
+    return replace(loaded, network=network, calibration=calibration)
 
 
 @torch.inference_mode()
-def compared(loaded: bundle.Model, again: nn.Module) -> tuple[float, float]:
+def compared(loaded: Model, again: nn.Module) -> tuple[float, float]:
     """The largest relative difference of the outputs for a few made-up inputs, and agreement."""
     network = loaded.network.eval()
     device = next(network.parameters()).device
     seeded = torch.Generator().manual_seed(0)
-    if loaded.kind == "text":
-        length = min(LENGTH, loaded.processor.max_seq_len)
-        size = (PROMPTS, length)
-        inputs = torch.randint(loaded.processor.tokenizer.vocab_size, size, generator=seeded)
+    if reads_tokens(network):
+        size = (PROMPTS, min(LENGTH, loaded.processor.max_seq_len))
+        inputs = torch.randint(loaded.tokenizer.vocab_size, size, generator=seeded)
     else:
         inputs = torch.randn(PROMPTS, 3, *loaded.processor.size, generator=seeded)
     ours, theirs = network(inputs.to(device)), again.to(device)(inputs.to(device))

@@ -4,7 +4,7 @@ What is compared, and how, stands in `train/ways.py`.
 """
 
 import pathlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,14 +13,13 @@ from layerwise import runtime
 from layerwise.data.examples import Examples
 from layerwise.data.loader import in_order
 from layerwise.errors import DataError, OptionError
-from layerwise.fitting.run import machine_for, open_chosen
-from layerwise.kinds.text import language
-from layerwise.kinds.text.corpus import tokenise
-from layerwise.kinds.text.documents import texts_of
-from layerwise.kinds.text.matches import matches
-from layerwise.model.evaluation import as_fitted, in_order_of
-from layerwise.model.model import Model, load, read_json
+from layerwise.fitting.run import open_chosen
+from layerwise.model.evaluation import as_fitted
+from layerwise.model.model import Model
+from layerwise.model.saved import load
 from layerwise.settings import Settings, settings
+from layerwise.storage import read_json
+from layerwise.tasks.feed import Feed
 from layerwise.train.ways import PARTS, Pair, compare
 
 ROW_BY_ROW = ("packed or padded", "two ranks or one")  # only for rows that are learned each alone
@@ -62,33 +61,31 @@ def selftest(
     values, model = read_json(folder / "run.json"), load(folder)
     chosen = settings(**values["settings"])
     machine = runtime.start(chosen.device, chosen.dtype, chosen.threads)
-    machine = machine_for(machine, model.kind, chosen)
+    machine, task = model.kind.machine(machine, chosen), model.answers()
     some = rows_of(model, values["data"], chosen, rows)
-    whole = next(in_order(some, model.processor, rows, cached=False))
-    padded = some.kind == "text"
-    joint = getattr(model.task, "joint", False)
-    alone = list(in_order(some, model.processor, 1, cached=False)) if padded and not joint else []
+    feed = Feed(task, some, model.processors, cached=False)
+    whole, joint = next(in_order(feed, rows)), task.joint
+    padded = model.kind.lengths(some, model.processor) is not None and not joint
+    alone = list(in_order(feed, 1)) if padded else []
     skip = {} if compiled else {"compiled or eager": "ask for it with --compiled: it takes minutes"}
     skip |= {} if ranks else {"two ranks or one": "as asked"}
     skip |= dict.fromkeys(ROW_BY_ROW, "its rows are learned together") if joint else {}
-    pairs = compare(model.network, model.task, whole, machine, alone, skip)
+    pairs = compare(model.network, task, whole, machine, alone, skip)
     return SelfTest(str(folder), len(some), str(machine.dtype).removeprefix("torch."), pairs)
 
 
 def rows_of(model: Model, data: str, chosen: Settings, n: int) -> Examples:
     """Training rows of the run as its model was given them; windows of tokens for plain text."""
-    examples = open_chosen(data, chosen)
-    examples = matches(examples) if model.task.name == "embed" else examples
-    examples = as_fitted(examples, chosen.seed, chosen.val, chosen.test)
+    examples, task = open_chosen(data, chosen), model.answers()
+    examples = as_fitted(model, examples, chosen.seed, chosen.val, chosen.test)
     train = np.flatnonzero(examples.given == "train")
     rng = np.random.default_rng(chosen.seed)
-    if examples.form == "plain":
+    if task.every_position:
         some = examples.subset(np.sort(rng.permutation(train)[: 4 * n]))
-        corpus = tokenise([t[:CHARACTERS] for t in texts_of(some)], model.processor.tokenizer)
-        masked = model.task.name == "masked"
-        some = language.windows_of(some, corpus, model.processor, masked)
+        texts = [text[:CHARACTERS] for text in some["text"]]
+        some = task.task_rows(replace(some, fields={"text": texts}), model.processors)
     else:
-        some = in_order_of(model, examples.subset(train))
+        some = task.aligned(examples.subset(train))
     if len(some) <= PARTS:
         raise DataError(
             f"{data}: {len(some)} rows to train on; selftest deals out more than {PARTS}"

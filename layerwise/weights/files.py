@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from layerwise.errors import WeightsError
 from layerwise.models import family as family_module
+from layerwise.models.network import Network
 from layerwise.storage import replacing
 from layerwise.weights.names import Rules, mismatch, rename
 
@@ -211,7 +212,7 @@ def filled(
     rules: Rules | None = None,
     what: str = "the weights",
     dtype: torch.dtype | None = None,
-) -> nn.Module:
+) -> Network:
     """A network around these tensors, in evaluation mode, nothing of it allocated twice.
 
     rules: the naming of the tensors where it is not ours. dtype: float32 by default.

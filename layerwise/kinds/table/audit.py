@@ -16,7 +16,7 @@ import pyarrow as pa
 from layerwise.data.cells import is_number, numbers_of, texts_of
 from layerwise.data.examples import Examples, Finding
 from layerwise.data.naming import about
-from layerwise.kinds.table.processor import Table
+from layerwise.data.table import Table
 
 MANY_MISSING = 0.5  # share of a column from which on it is a warning
 FEWEST = 50  # rows, below which nothing is suspected
@@ -26,7 +26,7 @@ LEFT = 0.02  # of what could be wrong may still be wrong for a column that tells
 
 def audit_columns(examples: Examples) -> list[Finding]:
     """Constant columns, missing shares, columns that give the target away."""
-    table = Table.of(examples.inputs)
+    table = Table.of(examples["table"])
     same = [c for c in table.columns if len(table.column(c).unique()) <= 1]
     said = about("constant_column", "warning", same, "columns have one value", "leave them out")
     return [*said, *missing(table), *giveaways(examples, table)]

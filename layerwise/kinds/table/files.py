@@ -20,6 +20,7 @@ from layerwise.data.delimited import RawTable
 from layerwise.data.examples import Examples, Finding
 from layerwise.data.naming import about, some
 from layerwise.data.records import Reading, Records, first_named, target_column, together
+from layerwise.data.table import Table
 from layerwise.data.targets import (
     Targets,
     check_few_classes,
@@ -28,7 +29,6 @@ from layerwise.data.targets import (
     with_targets,
 )
 from layerwise.errors import DataError
-from layerwise.kinds.table.processor import Table
 
 TARGET_NAMES = ("target", "label", "labels", "class", "y", "outcome", "response", "classification")
 INDEX = re.compile(r"unnamed:.*|__index_level_0__", re.IGNORECASE)  # which pandas writes in front
@@ -53,7 +53,7 @@ def open_tables(raw: Sequence[RawTable], splits: Sequence[str], reading: Reading
     said = f"a table of {len(table):,} rows and {len(table.columns)} columns to learn from "
     said += f"({records.files}{headers}); "
     examples = Examples(
-        "table", table, None, "none", (), records.names, records.given, said + "no target"
+        {"table": table}, {"table": "table"}, records.names, records.given, said + "no target"
     )
     examples.findings = records.findings
     if not target:

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from layerwise.data.examples import Examples, Finding, Severity
+from layerwise.data.groups import first_alike, groups_of
 from layerwise.data.naming import about
 from layerwise.data.text_files import MARKS
-from layerwise.kinds.image.duplicates import first_alike, groups_of
 from layerwise.kinds.text.documents import texts_of
 
 RUN, EVALUATION_RUN = 3, 8  # words
@@ -77,7 +77,7 @@ def look_at_texts(
     what = "texts hold no letter and no digit and are set aside"
     found = about("empty", "error", empty, what, "fill them in, or remove them")
     found += damage(texts, names) + private(texts, names) + _tag_conflicts(examples, names)
-    return keep, exact if examples.form == "spans" else copies(texts, exact), found
+    return keep, exact if examples.together else copies(texts, exact), found
 
 
 def damage(texts: Sequence[str], names: Sequence[str]) -> list[Finding]:
@@ -138,12 +138,12 @@ def masked(secret: str) -> str:
 
 def _tag_conflicts(examples: Examples, names: Sequence[str]) -> list[Finding]:
     """The same sentence with different tags: one of them is wrong."""
-    if examples.form != "tagged":
+    if not examples.has("tokens", "tags"):
         return []
     rows: dict[str, list[int]] = {}
-    for i, row in enumerate(examples.inputs):
-        rows.setdefault("\0".join(row["tokens"]), []).append(i)
-    tags = [row["tags"] for row in examples.inputs]
+    for i, tokens in enumerate(examples["tokens"]):
+        rows.setdefault("\0".join(tokens), []).append(i)
+    tags = examples["tags"]
     bad = [same for same in rows.values() if any(tags[i] != tags[same[0]] for i in same)]
     what = f"rows, of {len(bad):,} sentences, carry different tags"
     listed = [names[i] for same in bad for i in same]

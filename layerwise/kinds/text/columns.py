@@ -25,6 +25,7 @@ FIELDS = {
     "prompt_completion": ("prompt", "completion"),
     "preference": ("prompt", "chosen", "rejected"),
 }
+LEARNED = ("tags", "answers", "score")  # fields that are not read but learned
 _TEXT = "text content document body sentence review comment tweet post raw_content question title"
 _LABEL = """label labels target targets class category categories sentiment topic intent emotion
 stars rating gold_label label_text polarity coarse_label fine_label"""
@@ -47,6 +48,7 @@ class Layout:
     said: str  # which fields were taken for what
     label: str = ""  # the field that is the target
     labels: tuple[str, ...] = ()  # several fields that say yes or no to a label each
+    uses: tuple[str, ...] = ()  # all fields that are taken for something
 
 
 @dataclass
@@ -104,12 +106,14 @@ def texts_layout(form: str, columns: list[str], label: str = "", said: str = "")
                 raise Aside("empty", f"no {column}")
         return dict(zip(FIELDS[form], map(str, values.values()), strict=True))
 
-    return Layout(form, make, said or some(columns).replace(", ", " and "), label)
+    said = said or some(columns).replace(", ", " and ")
+    return Layout(form, make, said, label, uses=(*columns, label))
 
 
 def answering(prompt: str, completion: str) -> Layout:
     said = f"'{prompt}' and '{completion}'"
-    return Layout("prompt_completion", lambda raw: completion_row(raw, prompt, completion), said)
+    make = lambda raw: completion_row(raw, prompt, completion)  # noqa: E731
+    return Layout("prompt_completion", make, said, uses=(prompt, completion))
 
 
 # ---- flat columns --------------------------------------------------------------------------------
@@ -219,7 +223,7 @@ def _both(pair: list[str]) -> str:
 
 def _several(text: str, labels: list[str]) -> Layout:
     layout = texts_layout("labelled", [text], said=f"'{text}', labels {some(labels, 6)}")
-    return replace(layout, labels=tuple(labels))
+    return replace(layout, labels=tuple(labels), uses=(text, *labels))
 
 
 def _titled(columns: list[str], label: str) -> Layout:
@@ -232,4 +236,5 @@ def _titled(columns: list[str], label: str) -> Layout:
             raise Aside("empty", "no text")
         return {"text": text}
 
-    return Layout("labelled", make, f"{_both(columns)} together, the label '{label}'", label)
+    said = f"{_both(columns)} together, the label '{label}'"
+    return Layout("labelled", make, said, label, uses=(*columns, label))

@@ -9,8 +9,7 @@ Shapes: n tokens in all, N windows, B windows of a batch, T positions of a windo
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 
 from layerwise.errors import DataError
-from layerwise.storage import cache_folder
+from layerwise.storage import cache_folder, replacing
 
 PIECE = 1 << 20  # characters of a document that are tokenised at a time
 AT_ONCE = 1 << 23  # characters handed to the tokenizer's threads at a time
@@ -50,7 +49,7 @@ def tokenise(
 
     texts: read twice where they are not kept yet, so an iterable that can be started anew.
     progress: called with the number of characters done.
-    Errors: DataError when there is no text at all; StorageError is the caller's to make of OSError.
+    Errors: DataError when there is no text at all; StorageError for a disk that is full.
     """
     folder = cache_folder(folder)
     digest = hashlib.blake2b(tokenizer.fingerprint.encode(), digest_size=12)
@@ -58,7 +57,6 @@ def tokenise(
         digest.update(len(text).to_bytes(8, "little") + text.encode("utf-8", "surrogatepass"))
     path = folder / f"{digest.hexdigest()}.tokens"
     if not path.with_suffix(".json").exists():
-        folder.mkdir(parents=True, exist_ok=True)
         write_tokens(path, texts, tokenizer, progress)
     return read_tokens(path)
 
@@ -71,8 +69,7 @@ def write_tokens(
     starts, n_bytes, done, total = [0], 0, 0, 0
     roles = (tokenizer.cls_id,), (tokenizer.eos_id, tokenizer.sep_id)
     front, end = ([i for i in role if i is not None][:1] for role in roles)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with partial.open("wb") as file:
+    with replacing(path) as partial, partial.open("wb") as file:
         for group in grouped(texts):
             pieces = [piece for text in group for piece in in_pieces(text)]
             encoded = iter(tokenizer.encode_batch(pieces, special=False))
@@ -85,12 +82,9 @@ def write_tokens(
                 done += len(text)
             if progress:
                 progress(done)
-        file.flush()
-        os.fsync(file.fileno())
     index = {"dtype": np.dtype(dtype).name, "starts": starts, "n_bytes": n_bytes}
-    os.replace(partial, path)
-    partial.write_text(json.dumps(index))
-    os.replace(partial, path.with_suffix(".json"))
+    with replacing(path.with_suffix(".json")) as partial:
+        partial.write_text(json.dumps(index))
 
 
 def grouped(texts: Iterable[str]) -> Iterator[list[str]]:
@@ -126,10 +120,10 @@ def read_tokens(path: Path) -> Corpus:
     return Corpus(tokens, starts, index["n_bytes"])
 
 
-class Windows:
+class Windows(Sequence[np.ndarray]):
     """Rows of a corpus: stretches of T + 1 tokens that overlap by the one that is only predicted.
 
-    A sequence for `Examples.inputs` of kind "tokens": `len`, `take(rows)`, and `tensors(rows)`.
+    The values of a field "windows": `len`, `take(rows)`, and `tensors(rows)`.
     """
 
     def __init__(self, corpus: Corpus, length: int, rows: np.ndarray | None = None):
@@ -148,7 +142,7 @@ class Windows:
         """Of the whole corpus."""
         return -(-(len(self.corpus.tokens) - 1) // self.length)
 
-    def __getitem__(self, i: int) -> np.ndarray:
+    def __getitem__(self, i: int) -> np.ndarray:  # type: ignore[override]  # rows only, no slices
         start = int(self.rows[i]) * self.length
         return np.asarray(self.corpus.tokens[start : start + self.length + 1])
 
@@ -158,7 +152,7 @@ class Windows:
     def tensors(
         self, rows: np.ndarray, shift: int = 0, draw: tuple[int, ...] = ()
     ) -> dict[str, Tensor]:
-        """inputs, targets (B, T) int64, n_bytes (B,); documents (B, T) where a window has several.
+        """tokens, targets (B, T) int64, n_bytes (B,); documents (B, T) where a window has several.
 
         shift: tokens by which all windows are moved, so that every epoch cuts elsewhere; the last
         window of the corpus is moved back instead of running out. draw: what anything random in a
@@ -178,7 +172,7 @@ class Windows:
             targets[b, :n] = np.where(place[1:] == place[:-1], piece[1:], NO_LOSS)
             documents[b, : n + 1] = (place - place[0])[:T]
             documents[b, n + 1 :] = T  # padding: a document of its own
-        out = {"inputs": torch.from_numpy(inputs), "targets": torch.from_numpy(targets)}
+        out = {"tokens": torch.from_numpy(inputs), "targets": torch.from_numpy(targets)}
         if documents.any():
             out["documents"] = torch.from_numpy(documents)
         carried = torch.from_numpy((targets != NO_LOSS).sum(1))

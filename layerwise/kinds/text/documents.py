@@ -12,15 +12,13 @@ import numpy as np
 import pyarrow as pa
 
 from layerwise.data.delimited import Row
-from layerwise.data.examples import Examples, Finding
-from layerwise.data.folders import splits_said
-from layerwise.data.listing import Listing, Parts, split_named
+from layerwise.data.examples import Column, Examples, Finding, listed
+from layerwise.data.listing import Listing, Parts, split_named, splits_said
 from layerwise.data.naming import about, shown, some
 from layerwise.data.targets import class_targets, label_text
 from layerwise.data.text_files import bare, pieces
 from layerwise.errors import DataError
-from layerwise.kinds.table.processor import Table
-from layerwise.kinds.text.columns import FIELDS
+from layerwise.kinds.text.columns import FIELDS, LEARNED
 from layerwise.kinds.text.dialogue import Aside
 
 ENDS = "<|endoftext|>"  # stands between the documents of one file
@@ -47,7 +45,7 @@ def open_documents(files: Sequence[tuple[Path, str, str]]) -> Examples:
         )
     named = sum(map(bool, given)) > len(given) / 2  # else it is what these few files are called
     given = given if named and len(set(given)) > 1 else [""] * len(given)
-    out = text_examples("plain", [{"text": t} for t in texts], names, given)
+    out = plain_examples(texts, names, given)
     out.understood = plain_said(out)
     out.findings = aside_findings(empty, len(files))
     return out
@@ -56,13 +54,13 @@ def open_documents(files: Sequence[tuple[Path, str, str]]) -> Examples:
 def lines_of(examples: Examples) -> Examples:
     """Each line that says something as a text of its own."""
     rows = [
-        (f"{name} line {i}", {"text": line})
-        for name, row in zip(examples.names, examples.inputs, strict=True)
-        for i, line in enumerate(row["text"].splitlines(), 1)
+        (f"{name} line {i}", line)
+        for name, text in zip(examples.names, listed(examples["text"]), strict=True)
+        for i, line in enumerate(text.splitlines(), 1)
         if line.strip()
     ]
     names, texts = zip(*rows, strict=True)
-    out = text_examples("plain", list(texts), names, [""] * len(rows))
+    out = plain_examples(list(texts), names)
     out.source, out.understood = examples.source, f"{len(rows):,} lines of text"
     return out
 
@@ -96,7 +94,7 @@ def labelled_files(listing: Listing, files: list[Parts], depth: int) -> Examples
     labels = [label_text(shown(p[depth - 1])) for p in places]
     read.targets, read.labels = class_targets(labels)
     read.given = np.array([split_named(p[0]) if depth == 2 else "" for p in places], "U5")
-    read.form, read.target_kind = "labelled", "class"
+    read.target_kind = "class"
     read.understood = f"{len(read):,} texts in {len(read.labels)} class folders"
     read.understood += splits_said(read.given)
     what = "files lie in folders without a class and are left out"
@@ -110,14 +108,28 @@ def suffix_of(parts: Parts) -> str:
 
 # ---- examples and what is said of them ----------------------------------------------------------
 def text_examples(
-    form: str, rows: list[Row], names: Sequence[str], given: Sequence[str] | np.ndarray
+    form: str, rows: list[Row], names: Sequence[str], given: Sequence[str] | np.ndarray = ()
 ) -> Examples:
-    """Rows of plain fields in Arrow, others as they are."""
-    inputs: Sequence[Any] = rows
+    """Rows of a form of text by their fields; texts in Arrow, others as they are.
+
+    given: the split of each row; none by default.
+    """
+    extra = dict.fromkeys(name for row in rows for name in row if name not in FIELDS[form])
+    fields: dict[str, Sequence[Any]] = {
+        name: [row.get(name) for row in rows] for name in (*FIELDS[form], *extra)
+    }
     if set(FIELDS[form]) <= {"text", "text_a", "text_b", "anchor", "positive", "negative"}:
-        inputs = Table(pa.table({f: arrow_texts([row[f] for row in rows]) for f in FIELDS[form]}))
-    marks = np.array(given, "U5")
-    return Examples("text", inputs, None, "none", (), names, marks, "", form=form)
+        fields = {name: Column(arrow_texts(list(values))) for name, values in fields.items()}
+    marks = np.array(given, "U5") if len(given) else np.full(len(rows), "", "U5")
+    together = "context" * (form == "spans")  # questions on one context are one content
+    kinds = {name: "text" for name in FIELDS[form] if name not in LEARNED}
+    return Examples(fields, kinds, names, marks, together=together)
+
+
+def plain_examples(
+    texts: list[str], names: Sequence[str], given: Sequence[str] | np.ndarray = ()
+) -> Examples:
+    return text_examples("plain", [{"text": t} for t in texts], names, given)
 
 
 def arrow_texts(texts: list[str]) -> pa.Array:
@@ -159,15 +171,16 @@ def with_others(opened: Examples, listing: Listing, used: list[Parts]) -> Exampl
 
 def texts_of(examples: Examples) -> list[str]:
     """All that each row says, as one text: what the audit reads. (n,)"""
-    rows = examples.inputs
-    if isinstance(rows, Table):
-        columns = [rows.column(name).to_pylist() for name in rows.columns]
+    fields = [v for name, v in examples.fields.items() if name not in ("score", "tools", "label")]
+    if all(isinstance(values, Column) for values in fields):
+        columns = [listed(values) for values in fields]
         return columns[0] if len(columns) == 1 else list(map("\n".join, zip(*columns, strict=True)))
-    fields = FIELDS[examples.form]
-    return ["\n".join(_said(row[f]) for f in fields) for row in rows]
+    return ["\n".join(map(_said, row)) for row in zip(*fields, strict=True)]
 
 
 def _said(value: Any) -> str:
+    if value is None:
+        return ""
     if isinstance(value, str):
         return value
     if isinstance(value, list):

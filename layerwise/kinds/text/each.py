@@ -38,7 +38,7 @@ class EachProcessor:
             raise OptionError(f"texts of at least 2 tokens were expected: {self.max_seq_len}")
 
     def __call__(self, inputs: Sequence[Row]) -> dict[str, Tensor]:
-        """inputs (B, K, T); mask (B, K, T), True for tokens, where some are padding; texts (B, K):
+        """tokens (B, K, T); mask (B, K, T), True for tokens, where some are padding; texts (B, K):
         a number that only equal texts share, 0 for one that is not there."""
         return self.collate(self.encode(inputs))
 
@@ -63,7 +63,7 @@ class EachProcessor:
         flat = [text for row in rows for text in row]
         tokens, mask = self.tokenizer.pad(flat, self.max_seq_len)  # type: ignore[arg-type]
         shape = (len(rows), len(rows[0]))
-        out = {"inputs": tokens, "texts": torch.tensor([number_of(text) for text in flat])}
+        out = {"tokens": tokens, "texts": torch.tensor([number_of(text) for text in flat])}
         out |= {} if mask is None else {"mask": mask}
         return {name: tensor.unflatten(0, shape) for name, tensor in out.items()}
 

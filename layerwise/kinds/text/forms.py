@@ -77,7 +77,8 @@ def _structured(looks: list[Look], lower: dict[str, str]) -> Layout | None:
         known = [lower[k] for k in ("prompt", "instruction", "question", "query") if k in lower]
         prompt = (rest + known + [""])[0]
         how = "HH-RLHF dialogues" if chosen in hh else f"'{chosen}' and '{rejected}'"
-        return Layout("preference", lambda raw: preference_row(raw, prompt, chosen, rejected), how)
+        make = lambda raw: preference_row(raw, prompt, chosen, rejected)  # noqa: E731
+        return Layout("preference", make, how, uses=(prompt, chosen, rejected))
     if {"prompt", "completion"} <= lower.keys() and lower["prompt"] in talks:
         return answering(lower["prompt"], lower["completion"])
     if talks:
@@ -101,7 +102,7 @@ def _spans(looks: list[Look]) -> Layout | None:
             context = named.get("context") or texts[0].name
             asked = named.get("question") or next(y.name for y in texts if y.name != context)
             make = partial(spans_row, context=context, question=asked, answers=x.name)
-            return Layout("spans", make, f"'{x.name}'")
+            return Layout("spans", make, f"'{x.name}'", uses=(context, asked, x.name))
     return None
 
 
@@ -186,7 +187,8 @@ def _tagged(looks: list[Look]) -> Layout | None:
     if variety[rest[0].name] >= variety[tokens.name]:
         return None
     a, b = tokens.name, rest[0].name
-    return Layout("tagged", lambda raw: tagged_row(raw, a, b), f"'{a}' and '{b}'")
+    make = lambda raw: tagged_row(raw, a, b)  # noqa: E731
+    return Layout("tagged", make, f"'{a}' and '{b}'", uses=(a, b))
 
 
 def tagged_row(raw: Row, tokens: str, tags: str) -> Row:
@@ -213,7 +215,9 @@ def _by_names(looks: list[Look], lower: dict[str, str]) -> Layout | None:
         answers = next((lower[n] for n in ("answers", "answer", "answer_text") if n in lower), "")
         names = {"context": lower["context"], "question": lower["question"], "answers": answers}
         if not answers or _quoted(*(named[names[n]] for n in ("context", "answers"))):
-            return Layout("spans", partial(spans_row, **names), "'context' and 'question'")
+            make = partial(spans_row, **names)
+            said, uses = "'context' and 'question'", (*names.values(), *STARTS)
+            return Layout("spans", make, said, uses=uses)
     for names in _ANSWERS.split():
         found = [named[lower[n]] for n in names.split(":") if n in lower]
         written = len(found) == 2 and all(x.kind in ("text", "word") for x in found)

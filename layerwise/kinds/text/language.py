@@ -1,32 +1,28 @@
-"""Plain text for `fit`: tokenised once, cut into windows, and a decoder of the right size for it.
+"""Plain text as what a language model learns from: stretches of documents, windows of tokens, and
+a decoder of the right size.
 
 What is trained is a standard architecture (Qwen3's: rotary positions, RMSNorm, norms of query and
 key, gated mlp, tied head), so the result opens in other tools.
 
-Legend: n documents, T tokens of a window, N parameters that multiply, D tokens trained on.
+Legend: n documents, T tokens of a window, V vocabulary.
 """
 
-import time
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 
 from layerwise import models
-from layerwise.console import Console
-from layerwise.data.examples import Examples
-from layerwise.errors import DataError, OptionError
-from layerwise.fitting.choose import Choice
-from layerwise.fitting.result import Rows
+from layerwise.data.examples import Examples, listed
+from layerwise.errors import DataError
+from layerwise.kinds.contract import Choice, Ends
 from layerwise.kinds.text.corpus import Corpus, Windows, tokenise
-from layerwise.kinds.text.documents import texts_of
+from layerwise.kinds.text.documents import plain_examples, texts_of
 from layerwise.kinds.text.masked import MaskedWindows
 from layerwise.kinds.text.processor import TextProcessor
-from layerwise.model.model import Model
-from layerwise.runtime import Runtime
+from layerwise.kinds.text.source import windows_in
 from layerwise.settings import Settings
-from layerwise.tasks import task_name
 from layerwise.tokens.training import train_bpe, train_wordpiece
 
 FEW_DOCUMENTS = 20  # below which documents are split within, not among each other
@@ -34,7 +30,6 @@ LEAST_VOCABULARY, MOST_VOCABULARY = 512, 32_768
 HEAD_DIM = 64
 WIDTHS = (32, 64, 96, *range(128, 2049, 64))
 LENGTHS = (128, 256, 512)  # windows, for a corpus from small to large
-EFFICIENCY = 0.3  # of the rate of large products that small networks reach, validation included
 
 
 def in_stretches(examples: Examples, val: float, test: float) -> Examples:
@@ -46,77 +41,67 @@ def in_stretches(examples: Examples, val: float, test: float) -> Examples:
         return examples
     test = min(test, 0.1)
     shares = {"train": 1 - val - test, "val": val, "test": test}
-    rows, names, given = [], [], []
-    for name, text in zip(examples.names, texts_of(examples), strict=True):
+    texts, names, given = [], [], []
+    for name, text in zip(examples.names, listed(examples["text"]), strict=True):
         start = 0
         for i, (split, share) in enumerate(shares.items()):
             end = len(text) if i == len(shares) - 1 else start + round(share * len(text))
             if i < len(shares) - 1:  # behind a line, where there is one not far above
                 end = text.rfind("\n", (start + end) // 2, end) + 1 or end
-            rows.append({"text": text[start:end]})
+            texts.append(text[start:end])
             names.append(f"{name} ({split})")
             given.append(split)
             start = end
     said = f"{examples.understood}; the end of each document is held out"
-    out = replace(examples, inputs=rows, names=names, understood=said)
-    return replace(out, given=np.array(given, "U5"))
+    out = plain_examples(texts, names, given)
+    return replace(out, understood=said, source=examples.source, findings=examples.findings)
 
 
-def check_base(base: Model, task: str) -> None:
-    """Errors: OptionError for a base that does not do this; masked words any encoder can learn."""
-    if task == "masked" and hasattr(base.network, "pooled"):
-        return
-    if base.task is None or base.task.name != task:
-        raise OptionError(
-            f"the base {base.variant} is not of the task {task}; name one that is, or leave it out"
-        )
-
-
-def as_tokens(
-    rows: Rows, chosen: Settings, console: Console, base: Model | None = None
-) -> tuple[Rows, TextProcessor]:
-    """The documents of each split as windows of tokens, by the base's tokenizer or one of train.
-
-    Errors: DataError where a split has too little text for a single prediction.
-    """
-    parts = {name: getattr(rows, name) for name in ("train", "val", "test")}
-    texts = {name: texts_of(part) for name, part in parts.items()}
-    n_bytes = sum(len(t.encode("utf-8", "surrogatepass")) for t in texts["train"])
-    masked = task_name(rows.train, chosen.task) == "masked"
-    if base is None:
-        learn = train_wordpiece if masked else train_bpe
-        tokenizer, longest = learn(texts["train"], vocabulary_for(n_bytes)), LENGTHS[-1]
+def reader_for(
+    train: Examples, ends: Ends, settings: Settings, known: TextProcessor | None
+) -> TextProcessor:
+    """What cuts these documents into windows. known: a base's; else a tokenizer is trained."""
+    texts = texts_of(train)
+    if known is None:
+        n_bytes = sum(len(t.encode("utf-8", "surrogatepass")) for t in texts)
+        learn = train_wordpiece if ends.kind == "masked" else train_bpe
+        tokenizer, longest = learn(texts, vocabulary_for(n_bytes)), LENGTHS[-1]
     else:
-        tokenizer, longest = base.processor.tokenizer, base.processor.max_seq_len
-    corpora = {name: tokenise(part, tokenizer) for name, part in texts.items()}
-    length = chosen.max_seq_len or min(longest, length_for(len(corpora["train"].tokens)))
-    said = ", ".join(f"{len(c.tokens):,} {name}" for name, c in corpora.items())
-    console.say(
-        f"tokens: {said}; a vocabulary of {tokenizer.vocab_size:,}, "
-        f"{corpora['train'].bytes_per_token:.2f} bytes per token, windows of {length}"
-    )
-    reader = TextProcessor(tokenizer, length)
-    cut = {name: windows_of(parts[name], c, reader, masked) for name, c in corpora.items()}
-    out = replace(rows, train=cut["train"], val=cut["val"], test=cut["test"], clean_test=None)
-    return out, reader
+        tokenizer, longest = known.tokenizer, known.max_seq_len
+    n_tokens = len(tokenise(texts, tokenizer).tokens)
+    length = settings.max_seq_len or min(longest, length_for(n_tokens))
+    return TextProcessor(tokenizer, length)
 
 
-def windows_of(
-    examples: Examples, corpus: Corpus, reader: TextProcessor, masked: bool = False
-) -> Examples:
-    """A corpus as windows of the reader's length; masked: with hidden words to learn."""
+def windows_of(examples: Examples, reader: TextProcessor, masked: bool = False) -> Examples:
+    """Documents as windows of the reader's length; masked: with hidden words to learn.
+
+    Errors: DataError where there is too little text for a single prediction, or other rows.
+    """
+    if examples.has("windows"):
+        return examples
+    if not examples.has("text") or examples.targets is not None:
+        raise DataError(f"{examples.understood}: a plain text was expected, to score the words of")
+    corpus = tokenise(texts_of(examples), reader.tokenizer)
     length, words = reader.max_seq_len, reader.tokenizer
     windows = MaskedWindows(corpus, length, words) if masked else Windows(corpus, length)
     return Examples(
-        kind="tokens",
-        inputs=windows,  # type: ignore[arg-type]
-        targets=np.zeros(len(windows)),
-        target_kind="none",
-        labels=(),
-        names=[f"window {i} of {examples.source}" for i in range(len(windows))],
-        given=np.full(len(windows), "", "U5"),
-        understood=examples.understood,
+        {"windows": windows},
+        {"windows": "text"},
+        [f"window {i} of {examples.source}" for i in range(len(windows))],
+        np.full(len(windows), "", "U5"),
+        examples.understood,
         source=examples.source,
+    )
+
+
+def windows_said(parts: Mapping[str, Examples], reader: TextProcessor) -> str:
+    """The tokens of each split, the vocabulary and the windows in a line."""
+    corpora = {name: corpus_of(part) for name, part in parts.items()}
+    said = ", ".join(f"{len(c.tokens):,} {name}" for name, c in corpora.items())
+    return (
+        f"tokens: {said}; a vocabulary of {reader.tokenizer.vocab_size:,}, "
+        f"{corpora['train'].bytes_per_token:.2f} bytes per token, windows of {reader.max_seq_len}"
     )
 
 
@@ -130,23 +115,30 @@ def length_for(n_tokens: int) -> int:
     return LENGTHS[0] if n_tokens < 100_000 else LENGTHS[1] if n_tokens < 5e7 else LENGTHS[2]
 
 
-def choose_decoder(train: Examples, processor: TextProcessor, chosen: Settings) -> Choice:
-    """A decoder with fresh weights: as named, or as large as the text has tokens."""
-    V, T = processor.tokenizer.vocab_size, processor.max_seq_len
-    if chosen.model != "auto":
-        family, config = models.resolve(chosen.model)
-        if not hasattr(config, "vocab_size") or family == "bert":
+def choose_decoder(train: Examples, reader: TextProcessor, settings: Settings) -> Choice:
+    """A decoder with fresh weights: as named, or as large as the text has tokens.
+
+    Errors: DataError for a network that does not continue text.
+    """
+    V, T = reader.tokenizer.vocab_size, reader.max_seq_len
+    if settings.model != "auto":
+        family, config = models.resolve(settings.model)
+        if "causal" not in models.heads(family):
             raise DataError(
-                f"{chosen.model} does not continue text; name a decoder such as gpt2, or leave "
+                f"{settings.model} does not continue text; name a decoder such as gpt2, or leave "
                 "--model out"
             )
-        longer = max(T, config.max_seq_len)
-        config = replace(config, vocab_size=V, max_seq_len=longer)
-        return Choice(chosen.model, family, config, processor, "as asked")
+        config = replace(config, vocab_size=V, max_seq_len=max(T, config.max_seq_len))
+        return Choice(settings.model, family, config, {"text": reader}, "as asked")
     n_tokens = len(corpus_of(train).tokens)
     config = decoder_of(width_for(n_tokens), V, T)
     why = f"{config.n_layers} layers of {config.dim} for {n_tokens:,} tokens"
-    return Choice(f"qwen3_{config.dim}x{config.n_layers}", "llama", config, processor, why)
+    return Choice(name_of(config), "llama", config, {"text": reader}, why)
+
+
+def name_of(config: Any) -> str:
+    """The variant of a decoder of ours."""
+    return f"qwen3_{config.dim}x{config.n_layers}"
 
 
 def width_for(n_params: float) -> int:
@@ -177,33 +169,17 @@ def decoder_of(width: int, vocab_size: int, length: int) -> Any:
 
 def corpus_of(rows: Examples) -> Corpus:
     """The tokens behind windows."""
-    assert isinstance(rows.inputs, Windows)
-    return rows.inputs.corpus
+    return windows_in(rows).corpus
 
 
 def unigram_bits(train: Examples, test: Examples) -> float:
     """Bits per byte, or per masked word, by the frequencies of the training tokens alone."""
     seen, asked, per = corpus_of(train).tokens, corpus_of(test).tokens, 0
-    if isinstance(test.inputs, MaskedWindows):
-        seen, asked = (t[np.isin(t, test.inputs.words)] for t in (seen, asked))
+    windows = windows_in(test)
+    if isinstance(windows, MaskedWindows):
+        seen, asked = (t[np.isin(t, windows.words)] for t in (seen, asked))
         per = len(asked)
     size = 1 + int(max(seen.max(), asked.max()))
     counts = np.bincount(seen, minlength=size) + 1.0
     bits = -np.log2(counts / counts.sum())
     return float(bits[asked].sum() / max(1, per or corpus_of(test).n_bytes))
-
-
-def affordable(seconds: float, machine: Runtime) -> float:
-    """FLOPs that a training budget pays for here, about, at the rate of large matrix products."""
-    return EFFICIENCY * seconds * product_rate(machine)
-
-
-def product_rate(machine: Runtime, side: int = 768) -> float:
-    """FLOP/s of a matrix product of side x side in the arithmetic of this run, the best of five."""
-    a, b = (torch.randn(side, side, dtype=machine.dtype, device=machine.device) for _ in "ab")
-    best = float("inf")
-    for _ in range(5):
-        started = time.perf_counter()
-        float((a @ b)[0, 0])
-        best = min(best, time.perf_counter() - started)
-    return 2 * side**3 / best

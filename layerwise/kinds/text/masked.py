@@ -54,7 +54,7 @@ class MaskedWindows(Windows):
     def n_windows(self) -> int:
         return -(-len(self.corpus.tokens) // self.own)
 
-    def __getitem__(self, i: int) -> np.ndarray:
+    def __getitem__(self, i: int) -> np.ndarray:  # type: ignore[override]  # rows only, no slices
         start = int(self.rows[i]) * self.own
         return np.asarray(self.corpus.tokens[start : start + self.own])
 
@@ -64,7 +64,7 @@ class MaskedWindows(Windows):
     def tensors(
         self, rows: np.ndarray, shift: int = 0, draw: tuple[int, ...] = ()
     ) -> dict[str, Tensor]:
-        """inputs, targets (B, T) int64, NO_LOSS where nothing is asked; documents (B, T) where a
+        """tokens, targets (B, T) int64, NO_LOSS where nothing is asked; documents (B, T) where a
         window has several or is not full.
 
         draw: seed and step of a training batch; without, positions follow from the window alone.
@@ -83,7 +83,7 @@ class MaskedWindows(Windows):
             n, rng = len(piece), np.random.default_rng([*(draw or FIXED), row])
             documents[b, :n] = place
             inputs[b, :n], targets[b, :n] = self.hide(piece, share, rng)
-        out = {"inputs": torch.from_numpy(inputs), "targets": torch.from_numpy(targets)}
+        out = {"tokens": torch.from_numpy(inputs), "targets": torch.from_numpy(targets)}
         return out | ({"documents": torch.from_numpy(documents)} if documents.any() else {})
 
     def closed(self, piece: np.ndarray, place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

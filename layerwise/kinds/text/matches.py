@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from layerwise.data.examples import Examples
+from layerwise.data.examples import Examples, listed
 from layerwise.errors import DataError
 from layerwise.kinds.text.documents import text_examples
 
@@ -21,15 +21,15 @@ def matches(examples: Examples) -> Examples:
     makes a triple; the third text is empty where there is none. What is neutral is left out.
     Errors: DataError for one text per row, and where no label says that two texts match.
     """
-    if examples.form == "scored_pairs":
+    if examples.has("score"):
         return examples
-    if examples.form not in ("pairs", "triples"):
+    if not examples.has("text_a", "text_b") and not examples.has("anchor", "positive"):
         raise DataError(
             f"{examples.understood}: vectors are learned from two texts per row (pairs that match, "
             "pairs with a score) or three (a text, one like it and one unlike it)"
         )
     if examples.target_kind != "class":
-        return replace(examples, targets=np.zeros(len(examples)))
+        return replace(examples, targets=None, target_kind="none")
     like, unlike = by_label(examples)
     made = [
         (row, anchor, second, others[k % len(others)])
@@ -49,7 +49,6 @@ def matches(examples: Examples) -> Examples:
     said = f"{examples.understood}; {len(made):,} match, {hard:,} of them with one that does not"
     return replace(
         out,
-        targets=np.zeros(len(out)),
         understood=said,
         source=examples.source,
         findings=examples.findings,
@@ -66,8 +65,10 @@ def by_label(examples: Examples) -> tuple[Found, Found]:
             f"two do ({', '.join(examples.labels[:6])}); expected is one of {', '.join(LIKE)}"
         )
     found: tuple[Found, Found] = ({}, {})
-    for i, (row, target) in enumerate(zip(examples.inputs, examples.targets, strict=True)):  # type: ignore[arg-type]
+    pairs = zip(listed(examples["text_a"]), listed(examples["text_b"]), strict=True)
+    for i, (first, second) in enumerate(pairs):
+        said = says[np.asarray(examples.targets)[i]]
         for side, words in zip(found, (LIKE, UNLIKE), strict=True):
-            if says[target] in words:
-                side.setdefault(row["text_a"], []).append((i, row["text_b"]))
+            if said in words:
+                side.setdefault(first, []).append((i, second))
     return found

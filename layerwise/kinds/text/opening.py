@@ -14,15 +14,22 @@ from typing import Any
 import numpy as np
 
 from layerwise.data.delimited import RawTable, Row
-from layerwise.data.examples import Examples
-from layerwise.data.folders import splits_said
-from layerwise.data.listing import Listing, Parts, is_image, natural, split_named, split_of
-from layerwise.data.naming import shown, some
+from layerwise.data.examples import Examples, listed
+from layerwise.data.file_tables import with_class_names
+from layerwise.data.listing import (
+    Listing,
+    Parts,
+    is_image,
+    natural,
+    split_named,
+    split_of,
+    splits_said,
+)
+from layerwise.data.naming import about, shown, some
 from layerwise.data.records import SPLIT_NAMES, TARGET_CURE, Reading, no_column, read_splits
 from layerwise.data.targets import check_few_classes, class_targets, read_targets, with_targets
 from layerwise.data.text_files import CODE, PROSE, read_text, sniff
 from layerwise.errors import DataError
-from layerwise.kinds.image.tables import with_class_names
 from layerwise.kinds.text.columns import Layout
 from layerwise.kinds.text.dialogue import Aside
 from layerwise.kinds.text.documents import (
@@ -30,6 +37,7 @@ from layerwise.kinds.text.documents import (
     class_folders,
     labelled_files,
     open_documents,
+    plain_examples,
     plain_said,
     suffix_of,
     text_examples,
@@ -53,6 +61,11 @@ SAYS = {
     "prompt_completion": "prompts with completions",
     "preference": "prompts with a chosen and a rejected answer",
 }
+
+
+def is_plain(examples: Examples) -> bool:
+    """Whether these are documents, with nothing to learn beside the text."""
+    return examples.has("text") and examples.targets is None
 
 
 def open_text_file(path: Path, reading: Reading, asked: bool = False) -> Examples | None:
@@ -87,7 +100,7 @@ def open_text_folder(listing: Listing, reading: Reading, asked: bool = False) ->
     opened = _rows_of_folder(listing, rows, reading, asked) if rows else None
     if rows and opened is None and not (prose and asked):
         return None
-    if opened is not None and (opened.form != "plain" or not prose):
+    if opened is not None and (not is_plain(opened) or not prose):
         return with_others(opened, listing, rows)
     labelled = reading.learn or reading.target_kind == "class"
     classes = class_folders(documents) if opened is None and labelled else None
@@ -103,9 +116,9 @@ def open_text_folder(listing: Listing, reading: Reading, asked: bool = False) ->
 
 def _together(parts: list[Examples]) -> Examples:
     """Plain text from files of rows and from files of text."""
-    rows = [row for part in parts for row in part.inputs]
+    texts = [text for part in parts for text in listed(part["text"])]
     names = [name for part in parts for name in part.names]
-    out = text_examples("plain", rows, names, np.concatenate([part.given for part in parts]))
+    out = plain_examples(texts, names, np.concatenate([part.given for part in parts]))
     findings = [f for part in parts for f in part.findings]
     return replace(out, understood=plain_said(out), findings=findings)
 
@@ -131,11 +144,13 @@ def open_rows(
 ) -> Examples | None:
     """Files of rows of one form as Examples; None where they are tables, not text."""
     read: list[tuple[RawTable, Layout, list[str]]] = []
+    left: dict[str, None] = {}  # columns that are not used
     for path, split in sorted(files, key=lambda file: file[1] not in ("train", "")):
         raw = with_class_names(reading.table(path))
-        layout, given = _layout(raw, reading, asked)
+        layout, given, unused = _layout(raw, reading, asked)
         if layout is None:
             continue
+        left |= dict.fromkeys(unused)
         if read and set(raw.sample(1)[0]) == set(read[0][0].sample(1)[0]):
             layout = read[0][1]  # where a file without a label looks otherwise
         if any(f.kind == "encoding" and "UTF-8" in f.message for f in raw.findings):
@@ -146,14 +161,20 @@ def open_rows(
     if len({layout.form for _, layout, _ in read}) > 1:
         each = ", ".join(f"'{raw.file}' ({layout.form})" for raw, layout, _ in read[:4])
         raise DataError(f"{len(read)} files of different forms: {each}; name one of them")
-    return _made(read, reading)
+    out = _made(read, reading)
+    out.findings += about("unused", "note", left, "columns are not used")
+    return out
 
 
-def _layout(raw: RawTable, reading: Reading, asked: bool) -> tuple[Layout | None, list[str]]:
-    """What the fields of the rows are, or None for a table; and the split of each row."""
+def _layout(
+    raw: RawTable, reading: Reading, asked: bool
+) -> tuple[Layout | None, list[str], list[str]]:
+    """What the fields of the rows are, or None for a table; the split of each row; and the fields
+    that are not used."""
     given = raw.given or [""] * len(raw)
     if raw.what == "CoNLL":
-        return Layout("tagged", lambda row: tagged_row(row, "tokens", "tags"), "CoNLL"), given
+        make = lambda row: tagged_row(row, "tokens", "tags")  # noqa: E731
+        return Layout("tagged", make, "CoNLL"), given, []
     sample, asked_for = raw.sample(SAMPLE), reading.split_column
     columns = list(dict.fromkeys(name for row in sample for name in row))
     names = [c for c in columns if c != asked_for and c.lower() not in SPLIT_NAMES]
@@ -161,11 +182,12 @@ def _layout(raw: RawTable, reading: Reading, asked: bool) -> tuple[Layout | None
     learn = reading.learn or reading.target_kind == "classes"
     layout = recognise(sample, names, raw.header, target, asked, learn)
     if layout is None:
-        return None, given
+        return None, given, []
     if reading.learn and reading.target is not None and reading.target not in columns:
         no_column(raw.file, columns, reading.target, TARGET_CURE)
-    _, said = read_splits(columns, raw.cells, raw.row_names(), raw.file, asked_for)
-    return replace(layout, said=raw.what or layout.said), said or given
+    split, said = read_splits(columns, raw.cells, raw.row_names(), raw.file, asked_for)
+    unused = [c for c in columns if c not in (*layout.uses, split)] if layout.uses else []
+    return replace(layout, said=raw.what or layout.said), said or given, unused
 
 
 def _made(read: list[tuple[RawTable, Layout, list[str]]], reading: Reading) -> Examples:
@@ -205,22 +227,11 @@ def _made(read: list[tuple[RawTable, Layout, list[str]]], reading: Reading) -> E
 
 
 def _own_targets(out: Examples) -> str:
-    """The targets that rows of their form bring with them, and what they are: (n, W) numbers of
-    tags with -1 behind the last word, or the rows (n,) with their answers."""
-    rows = out.inputs
-    if out.form == "tagged":
-        out.labels, out.target_kind = (
-            class_targets([t for row in rows for t in row["tags"]])[1],
-            "tags",
-        )
-        place = {tag: i for i, tag in enumerate(out.labels)}
-        out.targets = np.full((len(rows), max(len(row["tags"]) for row in rows)), -1)
-        for row, into in zip(rows, out.targets, strict=True):
-            into[: len(row["tags"])] = [place[tag] for tag in row["tags"]]
-        return f"{len(out.labels)} tags"
-    if out.form == "spans" and any(row["answers"] for row in rows):
-        out.targets, out.target_kind = np.array(rows, object), "answers"
-    return ""
+    """The labels that rows of their form bring with them, and what they are."""
+    if not out.has("tags"):
+        return ""
+    out.labels = class_targets([tag for tags in out["tags"] for tag in tags])[1]
+    return f"{len(out.labels)} tags"
 
 
 def _cell(row: Row, layout: Layout) -> Any:
@@ -241,23 +252,25 @@ def _with_targets(
     check_few_classes(targets, what)
     out = with_targets(out, targets)
     out.target_name = layout.label
+    if layout.form == "scored_pairs":
+        out.fields["score"] = np.asarray(out.targets).tolist()
     return out, targets.said
 
 
 def _understood(out: Examples, layout: Layout, said: str, files: list[str]) -> str:
     """In one line: how many of what, from which file and fields, with which targets."""
-    text, rows = f"{len(out):,} {SAYS.get(layout.form, '')}", out.inputs
+    text = f"{len(out):,} {SAYS.get(layout.form, '')}"
     if layout.form == "plain":
         return f"{plain_said(out)} ({some(files)}; {layout.said})"
     if layout.form == "pairs" and said:
         text += " with a label"
     if layout.form == "spans":
-        text += f" ({len({row['context'] for row in rows}):,} contexts)"
+        text += f" ({len(set(out['context'])):,} contexts)"
     if layout.form == "messages":
-        text += f" of {np.mean([len(row['messages']) for row in rows]):.1f} messages on average"
+        text += f" of {np.mean(list(map(len, out['messages']))):.1f} messages on average"
     extra = []
     if layout.form in ("messages", "prompt_completion"):
         besides = {"tools": "tools", "label": "a verdict, good or bad,"}
-        extra = [word for key, word in besides.items() if any(key in row for row in rows)]
+        extra = [word for key, word in besides.items() if out.has(key)]
     text += f", {' and '.join(extra)} with them" if extra else ""
     return f"{text} ({some(files)}; {layout.said}){': ' * bool(said)}{said}{splits_said(out.given)}"

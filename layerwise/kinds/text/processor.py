@@ -45,7 +45,7 @@ class TextProcessor:
             raise OptionError(f"texts of at least 2 tokens were expected: {self.max_seq_len}")
 
     def __call__(self, inputs: Sequence[Any]) -> dict[str, Tensor]:
-        """inputs (B, T); mask (B, T), True for tokens, where some are padding; token_types."""
+        """tokens (B, T); mask (B, T), True for tokens, where some are padding; token_types."""
         return self.collate(self.encode(inputs))
 
     def encode(self, inputs: Sequence[Text | Mapping[str, str]]) -> list[np.ndarray]:
@@ -65,7 +65,7 @@ class TextProcessor:
         """Encoded texts as the tensors of one batch."""
         ids: Any = [row[0] if row.ndim == 2 else row for row in rows]
         tokens, mask = self.tokenizer.pad(ids, self.max_seq_len)
-        out = {"inputs": tokens} | ({} if mask is None else {"mask": mask})
+        out = {"tokens": tokens} | ({} if mask is None else {"mask": mask})
         if self.token_types and rows[0].ndim == 2:
             types = torch.zeros_like(tokens)
             for i, row in enumerate(rows):

@@ -30,7 +30,7 @@ class SpanProcessor(TextProcessor):
     reads: ClassVar[str] = "spans"
 
     def encode(self, inputs: Sequence[Mapping[str, Any]]) -> list[Row]:
-        """Of each question its windows: inputs, token_types (t,); starts, ends (t,) bool, where an
+        """Of each question its windows: tokens, token_types (t,); starts, ends (t,) bool, where an
         answer may start and end; chars (t, 2) in the context; and the target, where it is known:
         the window, its first and its last token, (0, 0, 0) for a question without an answer."""
         for row in inputs:
@@ -43,22 +43,22 @@ class SpanProcessor(TextProcessor):
         return [_row(e, overlap, r.get("answers")) for e, r in zip(found, inputs, strict=True)]
 
     def length(self, row: Row) -> int:
-        return sum(map(len, row["inputs"]))
+        return sum(map(len, row["tokens"]))
 
     def collate(self, rows: Sequence[Row]) -> dict[str, Tensor]:
-        """inputs, token_types, mask, starts, ends: (B, T), chars (B, T, 2); with windows between
+        """tokens, token_types, mask, starts, ends: (B, T), chars (B, T, 2); with windows between
         B and T where a question has several. targets (B, 2): places in all windows on end."""
-        fill = {"inputs": self.tokenizer.pad_id or 0, "starts": 0, "ends": 0, "chars": 0}
+        fill = {"tokens": self.tokenizer.pad_id or 0, "starts": 0, "ends": 0, "chars": 0}
         fill |= {"token_types": 0} if self.token_types else {}
         T = self.max_seq_len
         out = {name: stack([row[name] for row in rows], v, T) for name, v in fill.items()}
         if all("target" in row for row in rows):
-            T = out["inputs"].shape[-1]
+            T = out["tokens"].shape[-1]
             targets = [
                 (k * T + start, k * T + end) for k, start, end in (r["target"] for r in rows)
             ]
             out["targets"] = torch.tensor(targets)
-        return out | mask_of([row["inputs"] for row in rows], self.max_seq_len)
+        return out | mask_of([row["tokens"] for row in rows], self.max_seq_len)
 
     def _cut(self, questions: list[str]) -> list[str]:
         """Questions of so many tokens that the context has room beside them."""
@@ -77,7 +77,7 @@ def _row(windows: list[tokenizers.Encoding], overlap: int, answers: Any) -> Row:
     for k, inside in enumerate(ends):
         starts[k][inside] = owner[k * step :][: int(inside.sum())] == k
     out: Row = {
-        "inputs": [np.array(e.ids, np.int64) for e in windows],
+        "tokens": [np.array(e.ids, np.int64) for e in windows],
         "token_types": [np.array(e.type_ids, np.int64) for e in windows],
         "starts": starts,
         "ends": ends,

@@ -48,19 +48,19 @@ class WordProcessor(TextProcessor):
     reads: ClassVar[str] = "words"
 
     def encode(self, inputs: Sequence[str | Mapping[str, Any]]) -> list[Row]:
-        """Of each sentence its windows: inputs (t,), and words (t,): the word whose first token
+        """Of each sentence its windows: tokens (t,), and words (t,): the word whose first token
         stands there, or -1."""
         rows = [[text[a:b] for a, b in places] for text, places in map(words_of, inputs)]
         return [self._in_windows(encoding) for encoding in self._encodings(rows)]
 
     def length(self, row: Row) -> int:
-        return sum(map(len, row["inputs"]))
+        return sum(map(len, row["tokens"]))
 
     def collate(self, rows: Sequence[Row]) -> dict[str, Tensor]:
-        """inputs, words, mask: (B, T), or (B, N, T) where a sentence has several windows."""
-        inputs = [row["inputs"] for row in rows]
+        """tokens, words, mask: (B, T), or (B, N, T) where a sentence has several windows."""
+        inputs = [row["tokens"] for row in rows]
         tensors = {
-            "inputs": stack(inputs, self.tokenizer.pad_id or 0, self.max_seq_len),
+            "tokens": stack(inputs, self.tokenizer.pad_id or 0, self.max_seq_len),
             "words": stack([row["words"] for row in rows], -1, self.max_seq_len),
         }
         return tensors | mask_of(inputs, self.max_seq_len)
@@ -81,7 +81,7 @@ class WordProcessor(TextProcessor):
         words = np.array([-1 if w is None else w for w in encoding.word_ids])
         firsts = np.where(np.r_[True, words[1:] != words[:-1]], words, -1)  # (t,)
         if len(ids) <= self.max_seq_len:
-            return {"inputs": [ids], "words": [firsts]}
+            return {"tokens": [ids], "words": [firsts]}
         inside = np.flatnonzero(words >= 0)
         head, end = inside[0], inside[-1] + 1  # the special tokens stand around
         room = self.max_seq_len - head - (len(ids) - end)
@@ -89,10 +89,10 @@ class WordProcessor(TextProcessor):
             raise OptionError(f"max_seq_len {self.max_seq_len}: no room for words")
         starts = head + np.arange(0, end - head - room // 4, room - room // 4)
         owner = owners(starts - head, room, end - head)
-        out: Row = {"inputs": [], "words": []}
+        out: Row = {"tokens": [], "words": []}
         for k, start in enumerate(starts):
             part = slice(start, min(start + room, end))
             own = np.where(owner[start - head : part.stop - head] == k, firsts[part], -1)
-            out["inputs"].append(np.concatenate([ids[:head], ids[part], ids[end:]]))
+            out["tokens"].append(np.concatenate([ids[:head], ids[part], ids[end:]]))
             out["words"].append(np.r_[firsts[:head], own, firsts[end:]])
         return out

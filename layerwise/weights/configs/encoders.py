@@ -11,8 +11,9 @@ from typing import Any
 
 from layerwise.errors import WeightsError
 from layerwise.models.bert import Config
+from layerwise.storage import read_json
 from layerwise.weights.cards import Card
-from layerwise.weights.configs.json import numbered, read_json
+from layerwise.weights.configs.json import numbered
 from layerwise.weights.configs.rope import refused
 from layerwise.weights.configs.text import HARMLESS
 

@@ -3,7 +3,6 @@
 What a config says and our network cannot do is an error, never dropped.
 """
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from layerwise.errors import WeightsError
 from layerwise.kinds.image.processor import IMAGENET_MEAN, IMAGENET_STD, ImageProcessor
 from layerwise.models import resolve
+from layerwise.storage import read_json
 from layerwise.weights.cards import Card
 from layerwise.weights.configs import text as config_text
 from layerwise.weights.configs.rope import refused
@@ -39,19 +39,6 @@ def card_of_folder(folder: Path, source: str) -> Card:
             f"({', '.join([*HUGGINGFACE, *config_encoders.STYLES, *config_text.DIALECTS])})"
         )
     return huggingface_card(config, source, folder, reader)
-
-
-def read_json(path: Path, kind: type = dict) -> Any:
-    """A JSON file that holds a table of keys, or a list. Errors: WeightsError naming the file."""
-    try:
-        values = json.loads(path.read_text("utf-8"))
-    except (ValueError, OSError) as e:
-        raise WeightsError(f"{path}: not readable JSON ({e}); fetch it again") from e
-    if not isinstance(values, kind):
-        raise WeightsError(
-            f"{path}: a {type(values).__name__} came, a {kind.__name__} was expected"
-        )
-    return values
 
 
 def numbered(n: int) -> tuple[str, ...]:

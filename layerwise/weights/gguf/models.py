@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from layerwise.errors import WeightsError
+from layerwise.models.network import Network
 from layerwise.weights.files import filled
 from layerwise.weights.gguf.config import architecture_for, config_of, divisors_of, metadata_of
 from layerwise.weights.gguf.names import Architecture
@@ -21,7 +22,7 @@ FREQUENCIES = "rope_freqs.weight"  # Llama 3.1's scaling: what each frequency is
 
 def load_gguf(
     path: Path | str, dtype: torch.dtype | None = None
-) -> tuple[nn.Module, str, dict[str, Any]]:
+) -> tuple[Network, str, dict[str, Any]]:
     """The network in a GGUF file, its family, and the file's keys (tokenizer, chat template).
 
     dtype: of the weights; float32 by default. Errors: WeightsError for architectures and settings

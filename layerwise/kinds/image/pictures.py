@@ -1,4 +1,4 @@
-"""Small pictures inside the page, as data URIs."""
+"""Small pictures for a page, as data URIs."""
 
 import base64
 import io
@@ -6,21 +6,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from layerwise.data.examples import Examples
-from layerwise.errors import DataError
-from layerwise.kinds.image.processor import decode
-
 THUMBNAIL = 96
-
-
-def picture(rows: Examples, row: int, side: int = THUMBNAIL) -> str:
-    """A thumbnail of one row as a data URI; empty for rows that are not images."""
-    if rows.kind != "image":
-        return ""
-    try:
-        return data_uri(decode(rows.inputs[row]), side)
-    except DataError:
-        return ""
 
 
 def data_uri(pixels: np.ndarray, side: int = THUMBNAIL) -> str:

@@ -1,10 +1,10 @@
-"""Images that a table names or holds, with the labels of its columns.
+"""Files that a table names or holds (images, recordings), with the labels of its columns.
 
-A table beside image files: metadata.csv, .jsonl or .parquet, or any table with a column of files:
+A table beside files: metadata.csv, .jsonl or .parquet, or any table with a column of files:
 `file_name` (relative to the table), `label` or several labels, optionally `split`. Tables may also
-lie in folders train, val and test, each with its images.
+lie in folders train, val and test, each with its files.
 
-Parquet with the images inside, as on the Hugging Face hub: a column of structs {bytes, path}, or of
+Parquet with the files inside, as on the Hugging Face hub: a column of structs {bytes, path}, or of
 encoded bytes; class names come from the schema's own metadata (ClassLabel).
 """
 
@@ -24,9 +24,8 @@ import pyarrow.compute as pc
 
 from layerwise.data.cells import flat
 from layerwise.data.delimited import RawTable
-from layerwise.data.examples import Examples, Finding
-from layerwise.data.folders import splits_said
-from layerwise.data.listing import Listing, is_image, split_named, starts_image
+from layerwise.data.examples import Column, Examples, Finding
+from layerwise.data.listing import FileKind, Listing, split_named, splits_said
 from layerwise.data.naming import about, shown
 from layerwise.data.records import (
     TARGET_CURE,
@@ -40,8 +39,7 @@ from layerwise.data.records import (
 from layerwise.data.targets import numbered_targets, read_targets, with_targets
 from layerwise.errors import DataError, nearest
 
-_FILES = "file_name filename file image image_path path filepath img"
-FILE_NAMES = tuple(_FILES.split())
+FILE_NAMES = ("file_name", "filename", "file", "path", "filepath")
 _LABELS = "label labels class classes category categories tag tags target targets class_name y"
 LABEL_NAMES = (*_LABELS.split(), "fine_label", "fine_labels")
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
@@ -61,16 +59,18 @@ def metadata_files(folder: Path) -> list[Path]:
     return []
 
 
-def names_images(raw: RawTable, folder: Path) -> bool:
+def names_files(raw: RawTable, folder: Path, what: FileKind) -> bool:
     """Whether a table names files that lie beside it."""
     rows = raw.sample(20)
-    column = first_named(rows[0], FILE_NAMES)
+    column = first_named(rows[0], what.columns)
     first = [row.get(column) for row in rows] if column else []
     return any(isinstance(name, str) and os.path.isfile(folder / name) for name in first if name)
 
 
-def open_metadata(tables: Sequence[Path], listing: Listing, reading: Reading) -> Examples:
-    """The images that these tables name.
+def open_metadata(
+    tables: Sequence[Path], listing: Listing, reading: Reading, what: FileKind
+) -> Examples:
+    """The files that these tables name.
 
     Errors: no column of file names or of labels (the nearest is named), a row without a file name,
     most files do not exist, no labels at all.
@@ -79,7 +79,7 @@ def open_metadata(tables: Sequence[Path], listing: Listing, reading: Reading) ->
     raw = [reading.table(path) for path in tables]
     splits = [split_named(p.parent.name) if p.parent != root else "" for p in tables]
     records = together(raw, splits, reading)
-    column = first_named(records.data.column_names, FILE_NAMES)
+    column = first_named(records.data.column_names, what.columns)
     column = column or no_column(
         records.files, records.data.column_names, "file_name", "Rename the column of files"
     )
@@ -89,17 +89,17 @@ def open_metadata(tables: Sequence[Path], listing: Listing, reading: Reading) ->
         if not isinstance(name, str) or not name.strip():
             raise DataError(
                 f"{records.names[row]} has no file name in column '{column}'; write the path of "
-                "its image, relative to the table, or remove the row"
+                "its file, relative to the table, or remove the row"
             )
         paths.append(folders[row] / name.strip())
     exist = np.array([path.is_file() for path in paths], bool)
     findings = listing.findings() + _absent(paths, exist, records, root)
-    findings += _unlisted({*tables, *paths}, listing)
+    findings += _unlisted({*tables, *paths}, listing, what)
     records = records.keep(exist)
     paths = [path for path, there in zip(paths, exist, strict=True) if there]
     names = [_below(root, path) for path in paths]
-    said = f"{len(paths):,} images named by {records.files}"
-    return _labelled(paths, names, said, findings, records, column, reading)
+    said = f"{len(paths):,} {what.noun} named by {records.files}"
+    return _labelled(paths, names, said, findings, records, column, reading, what)
 
 
 def _below(root: Path, path: Path) -> str:
@@ -115,55 +115,41 @@ def _absent(paths: list[Path], exist: np.ndarray, records: Records, root: Path) 
         raise DataError(
             f"{records.files} names {len(exist):,} files, of which {len(absent):,} do not exist "
             f"(first: {absent[0]}{nearest(first.name, [p.name for p in there]).rstrip('?')}); "
-            "names are relative to the table: mend them, or put the images there"
+            "names are relative to the table: mend them, or put the files there"
         )
     cure = "their rows are set aside: add the files, or remove the rows"
     return about("absent_file", "error", absent, f"files named by {records.files} are absent", cure)
 
 
-def _unlisted(named: set[Path], listing: Listing) -> list[Finding]:
+def _unlisted(named: set[Path], listing: Listing, what: FileKind) -> list[Finding]:
     """Files of the folder that no table names."""
     others = [path for path in map(listing.path, listing.files) if path not in named]
-    images = [path for path in others if is_image(path)]
-    rest = [path for path in others if path not in set(images)]
-    unlisted, strange = ([_below(listing.root, p) for p in s] for s in (images, rest))
+    mine = [path for path in others if what.mine(path)]
+    rest = [path for path in others if path not in set(mine)]
+    unlisted, strange = ([_below(listing.root, p) for p in s] for s in (mine, rest))
     return [
-        *about("unlisted", "note", unlisted, "images are named by no row and left out"),
-        *about("not_an_image", "note", strange, "files are no images, left out"),
+        *about("unlisted", "note", unlisted, f"{what.noun} are named by no row and left out"),
+        *about("unused", "note", strange, f"files are not {what.noun}, left out"),
     ]
 
 
-# ---- tables that hold images -------------------------------------------------------------------
+# ---- tables that hold files -------------------------------------------------------------------
 
 
-class EncodedImages(Sequence[bytes]):
-    """Files held in a column: each row is the bytes of one."""
-
-    def __init__(self, column: pa.LargeBinaryArray):
-        self.column = column
-
-    def __len__(self) -> int:
-        return len(self.column)
-
-    def __getitem__(self, row: int) -> bytes:  # type: ignore[override]
-        return self.column[int(row)].as_py()
-
-    def take(self, rows: np.ndarray) -> "EncodedImages":
-        return EncodedImages(self.column.take(pa.array(np.asarray(rows, np.int64))))
-
-
-def image_column(raw: RawTable) -> str:
-    """The column of encoded images; '' where there is none."""
+def held_column(raw: RawTable, what: FileKind) -> str:
+    """The column of encoded files; '' where there is none."""
     if not isinstance(raw.held, pa.Table):
         return ""
     features = hub_features(raw.data.schema)
     for field in raw.data.schema:
         struct = pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0
-        if struct or features.get(field.name, {}).get("_type") == "Image":
+        if features.get(field.name, {}).get("_type") == what.hub_type:
             return field.name
-        plain = field.type in (pa.binary(), pa.large_binary())
-        if plain and starts_image(raw.data.column(field.name)[0].as_py() or b""):
-            return field.name
+        if struct or field.type in (pa.binary(), pa.large_binary()):
+            first = raw.data.column(field.name)[0].as_py() or b""
+            first = (first["bytes"] or b"") if struct and first else first
+            if what.starts(first):
+                return field.name
     return ""
 
 
@@ -200,29 +186,29 @@ def with_class_names(raw: RawTable) -> RawTable:
     return replace(raw, held=held)
 
 
-def open_image_parquet(
-    raw: Sequence[RawTable], splits: Sequence[str], reading: Reading
+def open_held(
+    raw: Sequence[RawTable], splits: Sequence[str], reading: Reading, what: FileKind
 ) -> Examples:
-    """Images held in Parquet files, each with its split.
+    """Files held in Parquet, each table with its split.
 
-    Errors: no label column, no row has an image.
+    Errors: no label column, no row has a file.
     """
-    records, column = together(raw, splits, reading), image_column(raw[0])
+    records, column = together(raw, splits, reading), held_column(raw[0], what)
     held = _encoded(records.data.column(column))
     there = held.is_valid().to_numpy(zero_copy_only=False)
     absent = [records.names[i] for i in np.flatnonzero(~there)]
     if not there.any():
-        raise DataError(f"no row holds an image ({absent[0]} and all others are empty)")
-    cure = "they are set aside: add the images, or remove the rows"
-    findings = about("unreadable", "error", absent, "rows hold no image", cure)
+        raise DataError(f"no row holds {what.noun} ({absent[0]} and all others are empty)")
+    cure = f"they are set aside: add the {what.noun}, or remove the rows"
+    findings = about("unreadable", "error", absent, f"rows hold no {what.noun}", cure)
     files = records.files if len(raw) == 1 else f"{len(raw)} Parquet files"
-    said, records = f"{len(held):,} images held in {files}", records.keep(there)
-    inputs = EncodedImages(held.drop_null())
-    return _labelled(inputs, records.names, said, findings, records, column, reading)
+    said, records = f"{len(held):,} {what.noun} held in {files}", records.keep(there)
+    values = Column(held.drop_null())
+    return _labelled(values, records.names, said, findings, records, column, reading, what)
 
 
 def _encoded(column: pa.ChunkedArray) -> pa.Array:
-    """The bytes of each image."""
+    """The bytes of each file."""
     array = flat(column)
     array = array.field("bytes") if pa.types.is_struct(array.type) else array
     return array.cast(pa.large_binary())
@@ -232,18 +218,24 @@ def _encoded(column: pa.ChunkedArray) -> pa.Array:
 
 
 def _labelled(
-    inputs: Sequence[Any],
+    values: Sequence[Any],
     names: list[str],
     said: str,
     findings: list[Finding],
     records: Records,
     held: str,
     reading: Reading,
+    what: FileKind,
 ) -> Examples:
-    """Images with the labels of a column of their table, other than the one that holds them."""
+    """Files with the labels of a column of their table, other than the one that holds them."""
     findings = records.findings + findings
     examples = Examples(
-        "image", inputs, None, "none", (), names, records.given, said, findings=findings
+        {what.kind: values},
+        {what.kind: what.kind},
+        names,
+        records.given,
+        said,
+        findings=findings,
     )
     columns = [name for name in records.data.column_names if name != held]
     column = target_column(records, columns, LABEL_NAMES, reading)
@@ -256,6 +248,8 @@ def _labelled(
     else:
         examples.understood += ", without labels"
     examples.understood += splits_said(examples.given)
+    left = [name for name in columns if name != column]
+    examples.findings += about("unused", "note", left, "columns are not used")
     return examples
 
 

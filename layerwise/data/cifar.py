@@ -17,8 +17,8 @@ import numpy as np
 from layerwise.data.arrays import Arrays
 from layerwise.data.listing import natural
 from layerwise.data.naming import reason, shown
+from layerwise.data.pickles import read_pickle
 from layerwise.errors import DataError
-from layerwise.kinds.image.pickles import read_pickle
 
 PIXELS = 3 * 32 * 32
 CIFAR_FILE = re.compile(r"data_batch(_\d+)?(\.bin)?|test_batch(\.bin)?|(train|test)(\.bin)?")

@@ -1,0 +1,158 @@
+"""The kind `table`: what is special about rows of numbers, categories and dates."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from layerwise import models
+from layerwise.data.array_files import arrays_of
+from layerwise.data.arrays import open_arrays
+from layerwise.data.examples import Examples, Finding
+from layerwise.data.groups import first_alike
+from layerwise.data.listing import Listing, mostly_text, split_of
+from layerwise.data.naming import about, shown
+from layerwise.data.records import Reading, is_parquet, is_table, pair_files
+from layerwise.data.sources import Source, Tensors
+from layerwise.data.splits import content_hashes
+from layerwise.data.table import Table
+from layerwise.kinds.contract import Choice, Ends, Kind, Looks, Place, Recognised, Shown, Start
+from layerwise.kinds.table.audit import audit_columns
+from layerwise.kinds.table.files import open_tables
+from layerwise.kinds.table.processor import TableProcessor
+from layerwise.runtime import DTYPES, Runtime
+from layerwise.settings import Settings
+from layerwise.storage import read_json, write_json
+
+CONFIG = "preprocessor_config.json"
+START = Start(2e-3, 256, 20, weight_decay=0.02, flexible=True)
+
+
+class Rows(Source):
+    """A table, made into numbers once."""
+
+    def __init__(self, examples: Examples, processor: TableProcessor, dtype: torch.dtype):
+        self.n = len(examples)
+        self.table: Tensor = processor(examples["table"]).to(dtype)  # (n, n_in)
+
+    def look(self, rows: np.ndarray) -> Tensors:
+        return {"table": self.table[torch.from_numpy(rows)]}
+
+
+class Tables(Kind):
+    """Each row is one value: a dict of its columns."""
+
+    name = "table"
+    noun = "rows"
+    tensor = "table"
+    ground = "raw input"
+    accepts = "a CSV/TSV/Parquet table"
+    copies = "note"  # equal rows can be different cases
+    has_vectors = False
+
+    # ---- finding and reading -------------------------------------------------------------------
+    def recognise(self, place: Place, reading: Reading) -> Recognised | None:
+        path, listing = place.path, place.listing
+        if listing is not None:
+            plain = mostly_text([parts[-1] for parts in listing.files])
+            arrays = (reading.kind or not plain) and arrays_of(path, listing, reading)
+            return Recognised(0.85 if arrays else 0.5, lambda: self.open_folder(listing, reading))
+        if arrays_of(path, None, reading):
+            return Recognised(0.99, lambda: self.open_arrays(path, None, reading))
+        if is_table(path):
+            return Recognised(0.5, lambda: open_tables([reading.table(path)], [""], reading))
+        return None
+
+    def open_arrays(self, path: Path, listing: Listing | None, reading: Reading) -> Examples | None:
+        arrays = arrays_of(path, listing, reading)
+        if arrays is None:
+            return None
+        folder = path if listing is not None else path.parent
+        return open_arrays(arrays, folder, reading.target_kind, self.name, features_of)
+
+    def open_folder(self, listing: Listing, reading: Reading) -> Examples | None:
+        """Array files, else all Parquet files, else the tables that lie here; None without any."""
+        if arrays_of(listing.root, listing, reading):
+            return self.open_arrays(listing.root, listing, reading)
+        parquet = [parts for parts in listing.files if is_parquet(Path(parts[-1]))]
+        if parquet:
+            raw = [reading.table(listing.path(p)) for p in parquet]
+            return open_tables(raw, list(map(split_of, parquet)), reading)
+        here = listing.here
+        tables = [p for p in here if is_table(p)]
+        if not tables:
+            return None
+        pairs = pair_files(tables)
+        opened = open_tables([reading.table(p) for p, _ in pairs], [s for _, s in pairs], reading)
+        others = [shown(p.name) for p in here if p not in tables]
+        opened.findings = opened.findings + about("unused", "note", others, "files were left out")
+        return opened
+
+    def of_values(self, values: Sequence[Any]) -> Examples:
+        table = Table.of(values)
+        names = [f"row {i + 1}" for i in range(len(table))]
+        given = np.full(len(table), "", "U5")
+        return Examples({"table": table}, {"table": "table"}, names, given)
+
+    def look(self, examples: Examples) -> Looks:
+        exact = first_alike(content_hashes(examples))
+        return Looks(np.ones(len(examples), bool), exact, exact, audit_columns(examples))
+
+    def show(self, examples: Examples, row: int, side: int = 96) -> Shown:
+        return Shown()
+
+    # ---- tensors -------------------------------------------------------------------------------
+    def source(
+        self, examples: Examples, processor: Any, augment: Any, dtype: torch.dtype, **options: Any
+    ) -> Source:
+        return Rows(examples, processor, dtype)
+
+    def example(
+        self, family: str, variant: str, config: Any, size: int, rows: int
+    ) -> dict[str, Tensor]:
+        return {"table": torch.zeros(rows, config.n_in)}
+
+    # ---- choosing ------------------------------------------------------------------------------
+    def choose(self, train: Examples, ends: Ends, settings: Settings, reader: Any = None) -> Choice:
+        processor = TableProcessor.fit(train)
+        name = "mlp" if settings.model == "auto" else settings.model
+        family, config = models.resolve(name, n_in=processor.n_in, n_classes=ends.n_outputs)
+        why = "tables go to a multilayer perceptron"
+        return Choice(name, family, config, {self.name: processor}, why)
+
+    def start(self, way: str, train: Examples, choice: Choice) -> Start:
+        return START
+
+    def machine(self, machine: Runtime, settings: Settings) -> Runtime:
+        """fp32 on one thread: these matrices are too small for bf16 or a second thread.
+
+        Beside other work, two threads that wait for each other thousands of times a second are many
+        times slower than one.
+        """
+        if not settings.threads:
+            torch.set_num_threads(1)
+        if settings.dtype != "auto":
+            return machine
+        return Runtime(machine.device, DTYPES["fp32"], machine.threads, machine.notes)
+
+    # ---- saving --------------------------------------------------------------------------------
+    def save(self, processor: Any, folder: Path) -> dict[str, Any]:
+        write_json(folder / CONFIG, processor.to_dict())
+        return {}
+
+    def load(self, folder: Path, saved: Mapping[str, Any], config: Any) -> TableProcessor:
+        return TableProcessor.from_dict(read_json(folder / CONFIG))
+
+
+def features_of(x: np.ndarray, names: list[str], findings: list[Finding]) -> tuple[Table, str]:
+    """An array (n, ...) as columns x0, x1 ..., and what it is in words."""
+    flat = x.reshape(len(x), -1).astype(np.float64)  # (n, features)
+    infinite = [names[row] for row in np.flatnonzero(np.isinf(flat).any(1))]
+    findings += about("infinite", "warning", infinite, "rows have infinite numbers: left missing")
+    columns = {f"x{i}": pa.array(cells, mask=~np.isfinite(cells)) for i, cells in enumerate(flat.T)}
+    said = f"{len(x):,} rows of {flat.shape[1]:,} numbers"
+    return Table(pa.table(columns)), said

@@ -1,0 +1,30 @@
+"""`inspect`: what each layer of a trained model learned."""
+
+from typing import Any
+
+import numpy as np
+
+from layerwise import runtime
+from layerwise.data.loader import in_order
+from layerwise.fitting.inside import read_text
+from layerwise.inspection.depth import depth_report
+from layerwise.model.evaluation import as_model, rows_to_score
+from layerwise.models.network import reads_tokens
+from layerwise.tasks.feed import Feed
+
+
+def inspect(model: Any, data: Any, rows: int = 1500, seed: int = 0, base: Any = "") -> Any:
+    """What each layer of a trained model learned, measured on rows it was not trained on.
+
+    base: of a text model, what it was fine-tuned from, to see which layers that changed.
+    Returns a DepthReport (probe accuracy, effective rank and similarity by layer) or, of texts, a
+    Reading; both have `sentences()`, `table()` and `to_dict()`.
+    """
+    runtime.start()
+    loaded = as_model(model)
+    held, _ = rows_to_score(loaded, data, "", "unseen")
+    some = held.subset(np.linspace(0, len(held) - 1, min(rows, len(held))).astype(int))
+    if reads_tokens(loaded.network):
+        return read_text(loaded, some, as_model(base) if base else None, seed)
+    batches = in_order(Feed(loaded.answers(), some, loaded.processors))
+    return depth_report(loaded.network, batches, loaded.labels, seed=seed)
