@@ -12,6 +12,7 @@ booked to the layer that computed them. Shapes: n sampled positions, U units (ch
 
 import math
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -118,10 +119,6 @@ class Watch:
             if self.optimizer is not None:
                 self.history[-1]["lr"] = max(g["lr"] for g in self.optimizer.param_groups)
 
-    def pause(self, seconds: float) -> None:
-        """Do not count this time as training, e.g. an evaluation: the budget is of the rest."""
-        self._began += seconds
-
     def detach(self) -> None:
         """Take everything off the network; a look in progress keeps what it has."""
         self._release()
@@ -172,7 +169,8 @@ class Flow:
     def __init__(self, record: dict[str, Any], silent: dict[str, deque], window: int):
         self.record, self.silent, self.window = record, silent, window
         self.passed = ""  # the layer whose weights were used last
-        self.met: set[Any] = set()
+        self.met: set[str] = set()
+        self.seen: dict[Any, weakref.ref[Tensor]] = {}  # by where they lie, and their shape
         self.narrowest = 8  # bytes per number
 
     def arrive(self, name: str, key: str, point: nn.Module, x: Tensor) -> None:
@@ -184,9 +182,10 @@ class Flow:
         if not x.is_floating_point():  # numbers of tokens say nothing by their size
             return
         mark = (x.data_ptr(), x.shape)
-        if mark in self.met:  # the same tensor into several weights: q, k and v, or a shortcut
-            return
-        self.met.add(mark)
+        known = self.seen.get(mark)
+        if known is not None and known() is not None:  # the same tensor into several weights: q, k
+            return  # and v, or a shortcut; one that is gone may have left its place to another
+        self.seen[mark] = weakref.ref(x)
         if not source:
             values = sample(x, unit_axis(point, x))
             self.record["inputs"] = {"mean": float(values.mean()), "std": float(values.std())}

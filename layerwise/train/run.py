@@ -233,9 +233,8 @@ class Training:
             found = predict_rows(network, self.validation, self.machine)
             runtime.give_back()
             metrics = self.task.metrics(found, self.validation.examples)
-            step = self.watch.step if self.watch else None
             log.write(self.current, **{f"val_{k}": v for k, v in metrics.items()})
-            self.progress(step=self.current, steps=self.recipe.steps, val=metrics, watched=step)
+            self.progress(step=self.current, steps=self.recipe.steps, val=metrics)
             return metrics[self.task.score]
 
         def before(step: int) -> None:

@@ -151,7 +151,7 @@ def run_fit(fit: Fit, made: data.Made, run: pathlib.Path, options: dict[str, Any
 def looks_without_cost() -> Iterator[None]:
     """Looks at the layers pause while they have cost too much of the time, which differs from run
     to run; here they cost nothing, so that the steps that are looked at are always the same."""
-    from layerwise.inspect.watch import Watch
+    from layerwise.inspection.watch import Watch
 
     free = property(lambda watch: 0.0, lambda watch, seconds: None)
     with patch.object(Watch, "spent", free, create=True):

@@ -58,13 +58,13 @@ def test_metrics(page: Json) -> Json:
 
 def ends(page: Json) -> list[str]:
     """What goes in and what comes out, in a word each."""
-    return [page["ground"], page["roof"]]
+    return [page["reads"], page["gives"]]
 
 
 def answers(page: Json) -> Json:
     """What was answered rightly and wrongly, and how sure the model was."""
     keys = ("calibration", "conformal", "confusion", "mistakes", "scatter", "kinds")
-    return {k: page.get(k) for k in keys}
+    return {k: page.get(k) or None for k in keys}
 
 
 def lens(page: Json) -> Json:
@@ -165,11 +165,11 @@ def said_of(model: Any, new: Any) -> Json:
     if task == "embed":
         embedder = layerwise.Embedder(model, dtype="fp32", threads=1)
         return layerwise.embed(embedder, new).tolist()
-    return [p.to_dict() for p in model.predict(new, confidence=confidence(model), threads=1)]
+    return [p.row() for p in model.predict(new, confidence=confidence(model), threads=1)]
 
 
 def confidence(model: Any) -> float:
-    return 0.9 if model.conformal else 0.0
+    return 0.9 if model.calibration.conformal else 0.0
 
 
 def evaluated(model: pathlib.Path, data: pathlib.Path) -> Json:
