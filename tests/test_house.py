@@ -4,6 +4,7 @@ import ast
 import pathlib
 import subprocess
 import sys
+import tomllib
 import time
 
 import pytest
@@ -115,3 +116,13 @@ def test_verbs_stay_verbs_when_their_modules_are_imported():
         "assert all(callable(v) for v in (layerwise.plan, layerwise.fit, layerwise.inspect))"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_same_oldest_python_is_promised_everywhere():
+    said = {name: (ROOT / name).read_text("utf-8") for name in ("README.md", "Makefile")}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    oldest = project["project"]["requires-python"].removeprefix(">=")
+    assert all(f"python3 ({oldest} or newer)" in text for text in said.values())
+    assert project["tool"]["ruff"]["target-version"] == "py" + oldest.replace(".", "")
+    for lock in ROOT.glob("requirements*.lock"):
+        assert "python_version" not in lock.read_text("utf-8"), lock
