@@ -134,6 +134,7 @@ class Model:
         """
         some = rows.subset(np.arange(min(CERTIFIED, len(rows))))
         inputs = self.processor(some.inputs)  # (B, 3, h, w)
+        machine = dataclasses.replace(machine, dtype=runtime.kernel_dtype(machine.dtype))
         size = min(batch_size or images_at_once(self.processor.size), len(rows))
         try:
             example = inputs[:1].expand(size, *inputs.shape[1:])
