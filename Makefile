@@ -1,4 +1,4 @@
-# Each target sets up what it needs on a machine with python3 (3.10 or newer) and a package registry.
+# Each target sets up what it needs on a machine with python3 (3.11 or newer) and a package registry.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,13 +7,16 @@ CPU_WHEELS := https://download.pytorch.org/whl/cpu
 GPU := $(shell nvidia-smi -L 2>/dev/null | grep -c GPU)
 PIP := $(BIN)/python -m pip install -q
 
-.PHONY: demo test check bench lines setup clean
+.PHONY: demo test resolve check bench lines setup clean
 
 demo: $(VENV)/.installed
 	$(BIN)/layerwise demo
 
 test: $(VENV)/.tests
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+resolve: $(VENV)/.installed  # wheels of the lock for every Python that is promised
+	PIP='$(BIN)/python -m pip' .ci/resolve
 
 check: $(VENV)/.tests
 	$(BIN)/ruff check .
@@ -32,7 +35,7 @@ lines:
 setup: $(VENV)/.installed
 
 $(VENV)/.installed: requirements.lock pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "python 3.10 or newer is needed")'
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "python 3.11 or newer is needed")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 ifeq ($(GPU),0)  # the CPU build where there is one: the default on Linux brings gigabytes of CUDA
 	$(PIP) '$(TORCH)+cpu' 2>/dev/null || $(PIP) '$(TORCH)+cpu' --extra-index-url $(CPU_WHEELS) || $(PIP) '$(TORCH)'

@@ -15,7 +15,8 @@ from plain_conv import PlainConfig, PlainConv
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from layerwise import models, runtime
+from layerwise import models
+from layerwise import runtime
 from layerwise.data.examples import Batch
 from layerwise.errors import DataError, TrainingStopped
 from layerwise.inspection.diagnosis import Diagnosis, diagnose, split_cure

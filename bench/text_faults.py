@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from layerwise import models, runtime
+from layerwise import models
+from layerwise import runtime
 from layerwise.data.examples import Batch
 from layerwise.kinds.text.corpus import NO_LOSS
 from layerwise.tokens.training import train_bpe

@@ -36,7 +36,8 @@ def ours(name: str, seconds: float) -> dict:
     import numpy as np
     import torch
 
-    from layerwise import models, runtime
+    from layerwise import models
+    from layerwise import runtime
     from layerwise.adapt.groups import parameter_groups
     from layerwise.data.examples import Batch
     from layerwise.planning import forward_flops
@@ -97,7 +98,7 @@ def plain(network, name: str, seconds: float, bf16: bool) -> dict:
 
 def timm_network(name: str):
     if name == "alexnet_owt":
-        from layerwise import models  # timm has no AlexNet: the same network, in a plain loop
+        from layerwise import models# timm has no AlexNet: the same network, in a plain loop
 
         return models.build(*models.resolve(name))
     from torch import nn

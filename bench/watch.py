@@ -22,7 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from layerwise import models, runtime
+from layerwise import models
+from layerwise import runtime
 from layerwise.inspection.watch import Watch
 from layerwise.train.optim import build_optimizer
 

@@ -5,11 +5,11 @@ import types
 
 import pytest
 import torch
+from layerwise.fitting.choose import Choice
 from torch import nn
 
 from layerwise.console import Console
 from layerwise.fitting import contenders
-from layerwise.fitting.choose import Choice
 from layerwise.fitting.contenders import FIRST, Contender, Job, Rung, compete, room
 from layerwise.runtime import Runtime
 from layerwise.settings import settings

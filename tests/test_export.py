@@ -128,7 +128,7 @@ def test_a_file_that_says_something_else_is_not_handed_over(
 ):
     other = continuing(tokenizer, rope_theta=5.0).network
     monkeypatch.setattr(
-        importlib.import_module("layerwise.verbs.export"),
+        importlib.import_module("layerwise.verbs.verbs.export"),
         "load_gguf",
         lambda *a: (other, "llama", {}),
     )

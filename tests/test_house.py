@@ -4,7 +4,7 @@ import ast
 import pathlib
 import subprocess
 import sys
-import time
+import tomllib
 
 import pytest
 
@@ -95,19 +95,18 @@ def test_importing_does_no_work(path: pathlib.Path):
         assert not isinstance(node, ast.For | ast.While | ast.With), f"{path}:{node.lineno}"
 
 
-def test_help_and_import_are_quick_and_without_torch():
+def test_help_and_import_are_quick_because_they_load_little():
+    """The budget is 0.2 s on a quiet machine; what is counted is what takes the time."""
     code = (
-        "import sys, time; t = time.perf_counter(); import layerwise; "
-        "assert time.perf_counter() - t < 0.1; from layerwise import cli; "
-        "cli.parser().format_help(); assert 'torch' not in sys.modules; "
-        "assert 'numpy' not in sys.modules"
+        "import sys; before = set(sys.modules); import layerwise; from layerwise import cli; "
+        "cli.parser().format_help(); print(*sorted(set(sys.modules) - before))"
     )
-    best = 9.0
-    for _ in range(3):
-        started = time.perf_counter()
-        subprocess.run([sys.executable, "-c", code], check=True)
-        best = min(best, time.perf_counter() - started)
-    assert best < 1.0  # the budget is 0.2 s on a quiet machine; this catches an import of torch
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    loaded = done.stdout.split()
+    foreign = {m.split(".")[0] for m in loaded} - sys.stdlib_module_names - {"layerwise"}
+    assert not foreign  # torch, numpy and all else that is installed come when a verb needs them
+    assert len([m for m in loaded if m.startswith("layerwise")]) < 12
+    assert len(loaded) < 120
 
 
 def test_verbs_stay_verbs_when_their_modules_are_imported():
@@ -116,3 +115,13 @@ def test_verbs_stay_verbs_when_their_modules_are_imported():
         "assert all(callable(v) for v in (layerwise.plan, layerwise.fit, layerwise.inspect))"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_same_oldest_python_is_promised_everywhere():
+    said = {name: (ROOT / name).read_text("utf-8") for name in ("README.md", "Makefile")}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    oldest = project["project"]["requires-python"].removeprefix(">=")
+    assert all(f"python3 ({oldest} or newer)" in text for text in said.values())
+    assert project["tool"]["ruff"]["target-version"] == "py" + oldest.replace(".", "")
+    for lock in ROOT.glob("requirements*.lock"):
+        assert "python_version" not in lock.read_text("utf-8"), lock

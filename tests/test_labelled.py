@@ -8,14 +8,14 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from layerwise.fitting.choose import recipe_for
+from layerwise.data.sources import Texts, batch_of
 
 import layerwise
 from layerwise.console import Console
 from layerwise.errors import DataError, OptionError, WeightsError
 from layerwise.fitting import ladder
-from layerwise.fitting.choose import recipe_for
 from layerwise.kinds.opening import open_data
-from layerwise.kinds.sources import Texts, batch_of
 from layerwise.kinds.text import encoders as labelled
 from layerwise.kinds.text.encoders import read_by
 from layerwise.kinds.text.processor import TextProcessor

@@ -107,11 +107,11 @@ def test_transformers_opens_what_was_trained(fitted):
 @pytest.mark.oracle
 def test_llama_cpp_opens_what_was_trained(fitted, tmp_path: pathlib.Path):
     done = layerwise.export(fitted.folder, str(tmp_path / "a.gguf"), quantize="f32")
-    llama_cpp = LlamaCpp(pathlib.Path(done.path))
     model = layerwise.load(fitted.folder)
     words, text = model.processor.tokenizer, "the dog ran over one hill"
-    assert llama_cpp.tokens(text) == words.encode(text)
-    ids, scores = llama_cpp.continued(words.encode(text), 12, words.vocab_size)
+    with LlamaCpp(pathlib.Path(done.path)) as llama_cpp:
+        assert llama_cpp.tokens(text) == words.encode(text)
+        ids, scores = llama_cpp.continued(words.encode(text), 12, words.vocab_size)
     rows = torch.tensor([words.encode(text) + ids[:-1]])
     with torch.inference_mode():
         ours = model.network(rows)[0, -len(ids) :].log_softmax(-1)

@@ -6,6 +6,7 @@ import pathlib
 import numpy as np
 import pytest
 import torch
+from layerwise.fitting.choose import recipe_for
 
 import layerwise
 from layerwise import runtime
@@ -14,7 +15,6 @@ from layerwise.console import Console
 from layerwise.data.loader import Batches
 from layerwise.errors import DataError, OptionError
 from layerwise.fitting import scaling as proxies
-from layerwise.fitting.choose import recipe_for
 from layerwise.fitting.contenders import Job
 from layerwise.fitting.run import prepare_rows, understand
 from layerwise.kinds.text import language

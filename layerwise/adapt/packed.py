@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from layerwise.layers.linear import PLAIN
 from layerwise.models.bert import Bert
 from layerwise.models.bert import Block as BertBlock
-from layerwise.runtime import Runtime
+from layerwise.runtime import Runtime, kernel_dtype, without_autocast
 
 TOKENS = 2048  # of a pack: its widest activations still lie in the processor's cache
 ROUND = 16  # tokens are filled up to a multiple: oneDNN writes new kernels for each number
@@ -32,13 +32,13 @@ WORTH = 64  # texts from which on laying out the weights pays
 
 
 class PackedBert:
-    """Texts to their features, in the dtype asked for.
+    """Texts to their features, in the dtype asked for; in fp32 where the CPU has no kernels for it.
 
     The weights are copied: the network may change or go. For the CPU, without gradients.
     """
 
     def __init__(self, network: Bert, dtype: torch.dtype):
-        self.config, self.dtype = network.config, dtype
+        self.config, self.dtype = network.config, kernel_dtype(dtype)
         embed, first = network.embed, network.embed.first
         self.tokens = embed.token_embed.weight.detach().clone()
         self.places = embed.pos_embed.weight.detach()[first:].clone()
@@ -47,7 +47,7 @@ class PackedBert:
             self.places += self.types[0]
             self.types -= self.types[0].clone()
         self.norm = copy.deepcopy(embed.norm)
-        self.blocks = [Block(block, dtype) for block in network.blocks]  # type: ignore[arg-type]
+        self.blocks = [Block(block, self.dtype) for block in network.blocks]  # type: ignore[arg-type]
 
     @torch.inference_mode()
     def __call__(self, texts: Sequence[np.ndarray]) -> np.ndarray:
@@ -80,8 +80,9 @@ class PackedBert:
         if types is not None and self.types is not None:
             x += F.embedding(types, self.types)
         x = F.pad(self.norm(x), (0, 0, 0, -len(x) % ROUND))
-        for block in self.blocks:
-            x = block(x, groups)
+        with without_autocast(self.dtype):
+            for block in self.blocks:
+                x = block(x, groups)
         return x[: len(numbers)]
 
 
@@ -180,22 +181,37 @@ class Block:
 
 
 class PackedLinear(nn.Module):
-    """A linear layer through oneDNN, its weight laid out once for batches of `rows`.
+    """A linear layer through oneDNN, its weight laid out once for batches of `rows`; as PyTorch has
+    it where oneDNN does not take it.
 
-    post: an activation ("none" for no).
+    post: "gelu" or "none".
     """
 
     def __init__(self, linear: nn.Linear, dtype: torch.dtype, rows: int, post: str = "none"):
         super().__init__()
         self.post = post
         weight = linear.weight.detach().to(dtype)
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+        packed = laid_out(weight, rows)
+        self.packed, self.weight = packed is not None, weight.clone() if packed is None else packed
         self.bias = None if linear.bias is None else linear.bias.detach().to(dtype, copy=True)
 
     def forward(self, x: Tensor) -> Tensor:
+        if not self.packed:
+            y = F.linear(x, self.weight, self.bias)
+            return F.gelu(y) if self.post == "gelu" else y
         exact = "none" if self.post == "gelu" else ""  # not its approximation by tanh
         args = (self.weight, self.bias, self.post, [], exact)
         return torch.ops.mkldnn._linear_pointwise(x, *args)
+
+
+def laid_out(weight: Tensor, rows: int) -> Tensor | None:
+    """The weight as oneDNN's kernels for so many rows want it; None where it has none for it."""
+    if not torch.backends.mkldnn.is_available():
+        return None
+    try:
+        return torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+    except (RuntimeError, NotImplementedError):
+        return None
 
 
 def joined(q: nn.Linear, k: nn.Linear, v: nn.Linear, n_heads: int) -> nn.Linear:

@@ -64,6 +64,8 @@ def fit(
     folder, data, chosen = open_run(data, resume, options)
     machine = runtime.start(chosen.device, chosen.dtype, chosen.threads)
     console.head(f"layerwise fit {data}")
+    for warned in machine.warnings:
+        console.say(f"  warning: {warned}")
     examples, learned = understand(data, chosen, console)
     base = find_base(chosen, examples, learned, console)
     budget = seconds(chosen.budget) if chosen.budget else float("inf")

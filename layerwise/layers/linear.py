@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from layerwise.runtime import multiplies_in
+
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """As F.linear. x: (.., D), weight: (F, D), bias: (F,); returns (.., F)."""
@@ -23,7 +25,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if not learns or bias is None or x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.linear(x, weight, bias)
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-    if dtype != torch.bfloat16 or not torch.cpu._is_avx512_bf16_supported():
+    if dtype != torch.bfloat16 or not multiplies_in(dtype):
         return F.linear(x, weight, bias)
     return Biased.apply(x.to(dtype), weight.to(dtype), bias.to(dtype))  # type: ignore[return-value]
 

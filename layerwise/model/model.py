@@ -107,6 +107,7 @@ class Model:
         x = feed.look(np.arange(min(CERTIFIED, feed.n))).main(self.network.READS)
         if not x.is_floating_point() or x.ndim < 3:
             return self.network
+        machine = replace(machine, dtype=runtime.kernel_dtype(machine.dtype))
         size = min(batch_size or len(feed.parts()[0]), feed.n)
         with contextlib.suppress(TraceError, RuntimeError, TypeError):
             quick = fused(self.network, x[:1].expand(size, *x.shape[1:]), machine.dtype)

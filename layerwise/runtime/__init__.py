@@ -7,14 +7,17 @@ import ctypes
 import os
 import platform
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from layerwise.errors import OptionError, unknown
 
@@ -32,6 +35,7 @@ class Runtime:
     dtype: torch.dtype  # of the arithmetic; weights stay in fp32
     threads: int
     notes: tuple[str, ...] = ()  # what was chosen and why, one sentence each
+    warnings: tuple[str, ...] = ()  # what was asked for and is slow here, likewise
 
     def autocast(self) -> Any:
         """A context in which matrix products and convolutions run in `dtype`."""
@@ -61,7 +65,9 @@ def start(device: str = "auto", dtype: str = "auto", threads: int = 0) -> Runtim
 
         notes.append(choose_fp32_matmul())
     chosen, why = choose_dtype(device, dtype)
-    return Runtime(device, chosen, threads, tuple(n for n in (*notes, why) if n))
+    slow = why_slow(device, chosen)
+    warned = (slow,) if slow else ()
+    return Runtime(device, chosen, threads, tuple(n for n in (*notes, why) if n) + warned, warned)
 
 
 def choose_device(device: str) -> str:
@@ -91,8 +97,72 @@ def native_bf16(device: str) -> bool:
     if device.startswith("cuda"):
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device == "cpu" and platform.machine() in ("x86_64", "AMD64"):
-        return torch.cpu._is_avx512_bf16_supported()  # AMX machines have it too
+        return multiplies_in(torch.bfloat16)
     return False
+
+
+@cache
+def multiplies_in(dtype: torch.dtype) -> bool:
+    """Whether oneDNN has kernels of its own for products in `dtype` on this processor.
+
+    A small product is tried and compared with fp32: the processor's flags do not say whether
+    oneDNN makes use of them (ONEDNN_MAX_CPU_ISA may hold it down). For bf16 the flags are asked as
+    well, because with AVX512 alone oneDNN emulates it.
+    """
+    if dtype == torch.float32:
+        return True
+    if not torch.backends.mkldnn.is_available():
+        return False
+    if dtype == torch.bfloat16 and not torch.cpu._is_avx512_bf16_supported():
+        return False
+    with _disable_current_modes(), torch.no_grad(), torch.autocast("cpu", enabled=False):
+        x = torch.linspace(-1, 1, 16 * 32, device="cpu", dtype=torch.float32).view(16, 32)
+        weight, exact = x.flip(0), x @ x.flip(0).T
+        try:
+            found = tried_product(x.to(dtype), weight.to(dtype)).float()
+        except (RuntimeError, NotImplementedError):
+            return False
+        return bool((found - exact).norm() < 0.02 * exact.norm())
+
+
+def tried_product(x: Tensor, weight: Tensor) -> Tensor:
+    """By the operation of oneDNN that fast paths are made of, which does not fall back."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+
+
+def kernel_dtype(dtype: torch.dtype) -> torch.dtype:
+    """For networks rewritten to be fast on the CPU: `dtype`, or fp32 where it has no kernels."""
+    return dtype if multiplies_in(dtype) else torch.float32
+
+
+def without_autocast(dtype: torch.dtype) -> Any:
+    """A context in which what computes in fp32 stays in fp32, whatever the run around it does."""
+    return torch.autocast("cpu", enabled=False) if dtype == torch.float32 else nullcontext()
+
+
+def why_slow(device: str, dtype: torch.dtype) -> str:
+    """A sentence where products in `dtype` take longer than in fp32 on this processor, else ""."""
+    if device != "cpu" or dtype == torch.float32 or (native_bf16(device) and dtype != torch.half):
+        return ""
+    ratio = seconds_of_product(dtype) / seconds_of_product(torch.float32)
+    name = next(n for n, d in DTYPES.items() if d == dtype)
+    if ratio < 1.5:
+        return ""
+    return (
+        f"{name} was asked for, but a matrix product takes {ratio:.{0 if ratio > 9 else 1}f} times "
+        "as long in it as in fp32 on this processor; --dtype fp32 is faster"
+    )
+
+
+def seconds_of_product(dtype: torch.dtype, n: int = 256) -> float:
+    """Of two n x n matrices, the fastest of three."""
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        a, times = torch.ones(n, n, dtype=dtype, device="cpu"), []
+        for _ in range(4):
+            started = time.perf_counter()
+            torch.mm(a, a)
+            times.append(time.perf_counter() - started)
+    return min(times[1:])
 
 
 def tune_allocator() -> str:

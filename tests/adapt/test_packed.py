@@ -56,7 +56,9 @@ def test_packed_is_as_each_text_alone(name: str, monkeypatch: pytest.MonkeyPatch
 
 
 def test_bf16_stays_near():
-    """Many at once, and each text alone: short ones attend in one operation, long ones in two."""
+    """Also where it is asked for and the processor has no kernels of it, and fp32 is computed in.
+
+    Many at once, and each text alone: short ones attend in one operation, long ones in two."""
     network = made(replace(SMALL, max_seq_len=packed.FUSED + 20))
     rows = texts(30, packed.FUSED + 20)
     assert min(map(len, rows)) <= packed.FUSED < max(map(len, rows))
@@ -65,7 +67,9 @@ def test_bf16_stays_near():
     for found in (quick(rows), alone):
         lengths = np.linalg.norm(want, axis=1) * np.linalg.norm(found, axis=1)
         away = 1 - (want * found).sum(1) / lengths
-        assert 0 < away.max() < 2e-3
+        assert away.max() < 2e-3
+        if runtime.multiplies_in(torch.bfloat16):
+            assert away.max() > 1e-6  # it was computed in
 
 
 def test_a_text_longer_than_a_pack_and_one_of_one_token(monkeypatch: pytest.MonkeyPatch):

@@ -1,13 +1,12 @@
 """The audit of texts: damage, copies, overlap, secrets, and what must not be claimed."""
 
-import time
-
 import numpy as np
 import pytest
 
+from layerwise.data.groups import first_alike
 from layerwise.kinds.audit import audit
-from layerwise.kinds.image.duplicates import first_alike
 from layerwise.kinds.opening import open_data
+from layerwise.kinds.text import audit as audit_text
 from layerwise.kinds.text.audit import copies, damage, luhn, overlap, private
 from layerwise.kinds.text.documents import text_examples, texts_of
 
@@ -128,12 +127,15 @@ def test_copies_are_found_as_often_as_they_agree():
     assert found[24] == 0
 
 
-def test_ten_thousand_documents_in_seconds():
+def test_ten_thousand_documents_are_not_compared_pair_by_pair(monkeypatch):
     texts = [prose(200) for _ in range(9000)]
     texts += [text.replace("kabel", "lodor", 1) for text in texts[:1000]]
-    started = time.process_time()
+    compared, jaccard = [], audit_text.jaccard
+    monkeypatch.setattr(
+        audit_text, "jaccard", lambda a, b: compared.append(len(a)) or jaccard(a, b)
+    )
     groups = copies(texts, first_alike(texts))
-    assert time.process_time() - started < 30  # 5 s on a quiet core
+    assert len(compared) < 3 * len(texts)  # of 50 million pairs
     assert (groups[9000:] == np.arange(1000)).mean() > 0.99
     assert (groups[:9000] == np.arange(9000)).all()
 
@@ -207,7 +209,6 @@ def test_marks_and_emoji_tell_texts_apart():
     assert group(["I like the 😀", "I like the 😡", "i like the 😀!"]) == [0, 1, 0]
 
 
-def test_long_runs_of_characters_are_searched_in_time():
-    started = time.monotonic()
-    assert not said(["a" * 400_000 + "@"], "email")
-    assert time.monotonic() - started < 20  # by squares it would be hours
+@pytest.mark.timeout(120)
+def test_long_runs_of_characters_are_searched_once():
+    assert not said(["a" * 400_000 + "@"], "email")  # by squares it would be hours

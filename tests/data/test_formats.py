@@ -10,10 +10,10 @@ import tarfile
 
 import numpy as np
 import pytest
+from layerwise.kinds.image.pickles import read_pickle
 
 from layerwise.data.examples import Examples
 from layerwise.errors import DataError
-from layerwise.data.pickles import read_pickle
 from layerwise.kinds.opening import open_data
 
 RANDOM = np.random.default_rng(0)

@@ -1,19 +1,20 @@
 """Batches are a pure function of (seed, step), whatever threads, prefetching and resuming do."""
 
-import time
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from layerwise.data.sources import TOKENS, Texts, images_at_once
 from PIL import Image
 
+from layerwise.data import loader
 from layerwise.data.examples import Batch, Examples
 from layerwise.data.loader import Batches, Prefetch, in_order
 from layerwise.errors import DataError, OptionError, StorageError
 from layerwise.kinds.image.augment import Augment
 from layerwise.kinds.image.processor import ImageProcessor
-from layerwise.kinds.sources import TOKENS, Texts, images_at_once
 
 PROCESSOR = ImageProcessor((16, 16), 16)
 LARGE = ImageProcessor((80, 80), 92)  # more than a thumbnail: presets cut and resize
@@ -161,13 +162,12 @@ def test_the_loader_leaves_the_global_generators_alone():
 
 
 class Slow:
-    """Batches that take a while, and note which steps were asked for."""
+    """Batches that note which steps were asked for."""
 
-    def __init__(self, seconds=0.0, fails_at=-1):
-        self.seconds, self.fails_at, self.made = seconds, fails_at, []
+    def __init__(self, fails_at=-1):
+        self.fails_at, self.made = fails_at, []
 
     def __getitem__(self, step):
-        time.sleep(self.seconds)
         self.made.append(step)
         if step == self.fails_at:
             raise DataError(f"row {step} is bad")
@@ -190,14 +190,27 @@ def test_prefetch_does_not_work_past_the_stop():
     assert slow.made == [0, 1, 2]
 
 
-def test_stall_is_what_the_caller_waited():
-    with Prefetch(Slow(0.05), depth=1) as ahead:
+def test_stall_is_what_the_caller_waited(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(loader, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+    class Late:
+        """A batch on its way, so many seconds from being ready."""
+
+        def __init__(self, seconds):
+            self.seconds = seconds
+
+        def result(self):
+            now[0] += self.seconds
+
+    with Prefetch(Slow(), depth=1) as ahead:
+        ahead.waiting[0] = Late(0.05)  # type: ignore[assignment]
         _ = ahead[0]
-        assert 0.02 < ahead.stall_seconds < 0.5
-        stalled = ahead.stall_seconds
-        time.sleep(0.2)  # training: the next batch is ready meanwhile
+        assert ahead.stall_seconds == 0.05
+        now[0] += 0.2  # training: the next batch is ready meanwhile
+        ahead.waiting[1] = Late(0.0)  # type: ignore[assignment]
         _ = ahead[1]
-        assert ahead.stall_seconds - stalled < 0.02
+        assert ahead.stall_seconds == 0.05
 
 
 def test_an_error_in_the_thread_reaches_the_step_it_belongs_to():

@@ -7,9 +7,10 @@ from torch import Tensor, nn
 
 from layerwise.layers import linear as linear_file
 from layerwise.layers.linear import Biased, Linear, linear
+from layerwise.runtime import multiplies_in
 
-HAS_BF16 = torch.cpu._is_avx512_bf16_supported()
-needs_bf16 = pytest.mark.skipif(not HAS_BF16, reason="this processor multiplies no bf16")
+HAS_BF16 = multiplies_in(torch.bfloat16)
+needs_bf16 = pytest.mark.skipif(not HAS_BF16, reason="this processor does not multiply in bf16")
 
 
 def pair(bias: bool = True) -> tuple[Linear, nn.Linear]:

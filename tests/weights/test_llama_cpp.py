@@ -6,7 +6,6 @@ trained for a moment, with noise on their weights, to know what comes next: what
 then not decided by rounding.
 """
 
-import ctypes
 import dataclasses
 import pathlib
 from functools import cache
@@ -21,9 +20,8 @@ from layerwise.generation.greedy import generate
 from layerwise.models import config_from_dict, family
 from layerwise.tokens.tokenizer import Tokenizer
 from layerwise.tokens.training import train_bpe
-from layerwise.weights.gguf import quants
 from layerwise.weights.gguf.models import load_gguf, save_gguf
-from layerwise.weights.gguf.read import read_gguf
+from layerwise.weights.gguf.read import quants, read_gguf
 from tests.oracles import LlamaCpp
 
 pytestmark = pytest.mark.oracle
@@ -106,18 +104,24 @@ def keys() -> dict[str, Any]:
 def agree(path: pathlib.Path, gap: float) -> None:
     """The same tokens from a few prompts, and scores that are at most `gap` apart in the mean."""
     network, _, metadata = load_gguf(path, torch.float32)
-    llama_cpp = LlamaCpp(path)
     words = Tokenizer.from_gguf(metadata)
-    for text in texts()[:3]:
-        ids = llama_cpp.tokens(text)
-        assert ids == words.encode(text)
-        prompt = torch.tensor([ids[:PROMPT]])
-        ours = generate(network, prompt, NEW)
-        theirs, scores = llama_cpp.continued(prompt[0].tolist(), NEW, network.config.vocab_size)
-        assert theirs == ours[0, PROMPT:].tolist()
-        with torch.inference_mode():
-            logits = network(ours[:, :-1])[0, PROMPT - 1 :]
-        assert (scores - logits.log_softmax(-1)).abs().mean() < gap
+    with LlamaCpp(path) as llama_cpp:
+        for text in texts()[:3]:
+            agree_on(text, network, words, llama_cpp, gap)
+
+
+def agree_on(
+    text: str, network: nn.Module, words: Tokenizer, llama_cpp: LlamaCpp, gap: float
+) -> None:
+    ids = llama_cpp.tokens(text)
+    assert ids == words.encode(text)
+    prompt = torch.tensor([ids[:PROMPT]])
+    ours = generate(network, prompt, NEW)
+    theirs, scores = llama_cpp.continued(prompt[0].tolist(), NEW, network.config.vocab_size)
+    assert theirs == ours[0, PROMPT:].tolist()
+    with torch.inference_mode():
+        logits = network(ours[:, :-1])[0, PROMPT - 1 :]
+    assert (scores - logits.log_softmax(-1)).abs().mean() < gap
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -138,27 +142,23 @@ def test_it_continues_our_smaller_files(tmp_path, case, kind):
 def test_it_finds_our_chat_template(tmp_path):
     name, network = knowing("qwen3")
     save_gguf(tmp_path / "a.gguf", name, network, "Q8_0", keys())
-    said = LlamaCpp(tmp_path / "a.gguf").chat([{"role": "user", "content": "the cat"}])
+    with LlamaCpp(tmp_path / "a.gguf") as llama_cpp:
+        said = llama_cpp.chat([{"role": "user", "content": "the cat"}])
     assert said == "<|endoftext|>the cat"
 
 
 @pytest.mark.parametrize("kind", ["Q4_K", "Q6_K", "Q8_0", "Q4_0"])
 def test_we_continue_what_its_own_code_packed(tmp_path, kind, monkeypatch):
     """The numbers packed by llama.cpp's `ggml_quantize_chunk`, then opened by both."""
-    pack = LlamaCpp.library().ggml_quantize_chunk
-    pack.restype = ctypes.c_size_t
-    pack.argtypes = [ctypes.c_int, *[ctypes.c_void_p] * 2, *[ctypes.c_int64] * 3, ctypes.c_void_p]
+    with LlamaCpp() as llama_cpp:
 
-    def packed(numbers: np.ndarray, out: np.ndarray) -> None:
-        rows, raw = np.ascontiguousarray(numbers, np.float32), np.empty(out.nbytes, np.uint8)
-        number = quants.KINDS[kind].number
-        size = pack(number, rows.ctypes.data, raw.ctypes.data, 0, *rows.shape, None)
-        assert size == out.nbytes
-        out[:] = raw.view(out.dtype)
+        def packed(numbers: np.ndarray, out: np.ndarray) -> None:
+            raw = llama_cpp.quantized(numbers, out.nbytes, quants.KINDS[kind].number)
+            out[:] = raw.view(out.dtype)
 
-    monkeypatch.setitem(quants.PACK, kind, packed)
-    monkeypatch.setattr(quants, "WRITTEN", (*quants.WRITTEN, kind))
-    name, network = knowing("qwen3", dim=256)
-    save_gguf(tmp_path / "a.gguf", name, network, kind, keys())
+        monkeypatch.setitem(quants.PACK, kind, packed)
+        monkeypatch.setattr(quants, "WRITTEN", (*quants.WRITTEN, kind))
+        name, network = knowing("qwen3", dim=256)
+        save_gguf(tmp_path / "a.gguf", name, network, kind, keys())
     assert kind in {e.kind.name for e in read_gguf(tmp_path / "a.gguf")[1].entries.values()}
     agree(tmp_path / "a.gguf", 0.2)
