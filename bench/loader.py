@@ -10,8 +10,9 @@ two; and DataLoader over files decoded with Pillow, with 0 and 2 worker processe
 224 (random resized crop, flip; batches of 32) and CIFAR-10 as PNG files at 32 (reflected shift of
 up to 4, flip; batches of 128); float32, normalised. "waits" is the share of its time that the
 training of a small network (bf16, or fp32 where the processor has no bf16) spent waiting for
-batches. Memory: the largest proportional share (PSS) of the process with its workers, PyTorch itself included. CPU time per image counts all
-threads and workers; other work on the machine disturbs it less than it does images/s.
+batches. Memory: the largest proportional share (PSS) of the process with its workers, PyTorch
+itself included. CPU time per image counts all threads and workers; other work on the machine
+disturbs it less than it does images/s.
 
 Data: the folder LAYERWISE_DATA names (default ../shared/data); skipped with the reason without it.
 """

@@ -32,7 +32,7 @@ def data(name: str):
 
 
 def ours(name: str, seconds: float) -> dict:
-    """The product's loop, as `fit` runs it: its dtype, channels last, its allocator and optimiser."""
+    """The product's loop as `fit` runs it: dtype, channels last, allocator and optimiser."""
     import numpy as np
     import torch
 
