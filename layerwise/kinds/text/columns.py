@@ -124,7 +124,7 @@ def flat_layout(
     if pair is None and joined is None and len(texts) == 2 and not known:
         pair = list(named)
         if not others and not _overlap(*texts):
-            return answering(*pair)
+            return answering(pair[0], pair[1])
     if pair:
         return _pair(pair, others, lower, label, target)
     several = tuple(c.name for c in others if set(map(str, c.values)) <= {"0", "1"})
