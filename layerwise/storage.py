@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError
 
-from layerwise.errors import StorageError, WeightsError
+from layerwise.errors import DataError, StorageError, WeightsError
 
 CURE = "Free some space, or save to another folder"
 DIGEST = 16  # bytes: two of a billion rows are confused with a chance of 1e-21
@@ -120,6 +120,18 @@ def content_hash(value: Any) -> bytes:
         shape = str(value.shape).encode()[:16]  # equal bytes of another shape are another picture
         pixels = np.ascontiguousarray(value).data
         return hashlib.blake2b(pixels, digest_size=DIGEST, person=shape).digest()
-    if isinstance(value, dict):
+    if isinstance(value, dict | list):
         value = json.dumps(value, sort_keys=True).encode()
     return hashlib.blake2b(value, digest_size=DIGEST).digest()
+
+
+def fingerprint(raw: Any, name: str) -> str:
+    """32 hexadecimal digits, equal for equal content: of a file by its path, size and times."""
+    if not isinstance(raw, str | os.PathLike):
+        return content_hash(raw).hex()
+    try:
+        s = os.stat(raw)
+    except OSError as e:
+        raise DataError(f"{name}: cannot be opened ({e.strerror}); was it moved?") from e
+    times = f" {s.st_size} {s.st_mtime_ns} {s.st_ctime_ns}"
+    return content_hash(os.fsencode(os.path.abspath(raw)) + times.encode()).hex()

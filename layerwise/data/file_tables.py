@@ -238,6 +238,9 @@ def _labelled(
         findings=findings,
     )
     columns = [name for name in records.data.column_names if name != held]
+    if group := first_named(columns, what.groups):
+        examples.fields[group] = [str(cell) for cell in records.cells(group)]
+        examples.findings += kept_together(examples, group)
     column = target_column(records, columns, LABEL_NAMES, reading)
     if not column and reading.learn:
         no_column(records.files, records.data.column_names, "label", TARGET_CURE)
@@ -248,9 +251,25 @@ def _labelled(
     else:
         examples.understood += ", without labels"
     examples.understood += splits_said(examples.given)
-    left = [name for name in columns if name != column]
+    left = [name for name in columns if name not in (column, group)]
     examples.findings += about("unused", "note", left, "columns are not used")
     return examples
+
+
+def kept_together(examples: Examples, group: str) -> list[Finding]:
+    """Equal values of this column stay in one split, unless the splits are given: then it is said
+    which ones are on both sides."""
+    values = np.array(examples[group])
+    if not any(examples.given):
+        examples.together = group
+        n = len(set(values.tolist()))
+        examples.understood += f" of {n:,} in column '{group}', each in one split"
+        return []
+    held = np.isin(examples.given, ("val", "test"))
+    both = sorted(set(values[held].tolist()) & set(values[~held].tolist()))
+    what = f"values of column '{group}' are in train and in the held-out rows, so the score is of "
+    cure = "for a score of new ones leave the given split out"
+    return about("shared_group", "warning", both, what + "known ones", cure)
 
 
 def _targets(records: Records, column: str, reading: Reading) -> Any:

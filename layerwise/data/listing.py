@@ -38,7 +38,8 @@ Parts = tuple[str, ...]
 class FileKind:
     """Files that each hold one value of a kind. mine: whether a file is one, by its name or start.
     columns: names of a table's column of such files; hub_type: of one that holds them, on the hub;
-    starts: whether some bytes begin such a file.
+    starts: whether some bytes begin such a file. groups: names of a column of which equal values
+    stay in one split.
     """
 
     kind: str
@@ -47,6 +48,7 @@ class FileKind:
     columns: tuple[str, ...]
     hub_type: str
     starts: Callable[[bytes], bool]
+    groups: tuple[str, ...] = ()
 
 
 @dataclass

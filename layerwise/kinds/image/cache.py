@@ -26,9 +26,8 @@ from torch import Tensor
 
 from layerwise.data.examples import Examples
 from layerwise.data.threads import parallel
-from layerwise.errors import DataError
 from layerwise.kinds.image.processor import RESAMPLE, ImageProcessor, Raw, open_image
-from layerwise.storage import cache_folder, content_hash, replacing
+from layerwise.storage import cache_folder, fingerprint, replacing
 
 FORMAT = 2
 PIECE = 64  # images decoded before they are written
@@ -177,18 +176,6 @@ def scaled_down(raw: Raw, name: str, short_side: int, resample: int) -> np.ndarr
 
 
 # ---- the store ---------------------------------------------------------------------------------
-
-
-def fingerprint(raw: Raw, name: str) -> str:
-    """32 hexadecimal digits, equal for equal content."""
-    if not isinstance(raw, str | os.PathLike):
-        return content_hash(raw).hex()
-    try:
-        s = os.stat(raw)
-    except OSError as e:
-        raise DataError(f"{name}: cannot be opened ({e.strerror}); was it moved?") from e
-    times = f" {s.st_size} {s.st_mtime_ns} {s.st_ctime_ns}"
-    return content_hash(os.fsencode(os.path.abspath(raw)) + times.encode()).hex()
 
 
 def describe_geometry(processor: ImageProcessor, short_side: int) -> dict[str, Any]:
