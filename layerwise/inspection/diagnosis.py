@@ -5,7 +5,7 @@ asks for the cause's own mark (the scale of the fresh weights, the size of the f
 that are silent, weights nothing reaches) together with harm, and a cause silences the faults that
 follow from it, so that one fault gives one diagnosis.
 
-`rules.py` holds the rules, `case.py` the measures and thresholds they compare.
+`rules.py` holds the rules, `case.py` the measures that they compare with those of `limits.py`.
 """
 
 from collections.abc import Callable, Iterable, Sequence

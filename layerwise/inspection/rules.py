@@ -9,22 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from layerwise.inspection.case import (
-    ALIKE,
-    DEAD,
-    EXPLODED,
-    FADED,
-    GAIN_HIGH,
-    GAIN_LOW,
-    GROWN,
-    IDLE,
-    SATURATED,
-    UNDERFLOW,
-    VANISHED,
-    VERY_DEEP,
-    WILD,
-    Case,
-)
+from layerwise.inspection import limits
+from layerwise.inspection.case import Case
 from layerwise.inspection.floors import span
 
 
@@ -50,9 +36,9 @@ def fp16_underflow(case: Case) -> Iterable[Diagnosis]:
         return
     zeros = case.lost_entries(looks[len(looks) // 2])
     share = float(np.median(list(zeros.values())))
-    if share < UNDERFLOW:
+    if share < limits.UNDERFLOW:
         return
-    where = span([n for n, v in zeros.items() if v >= UNDERFLOW])
+    where = span([n for n, v in zeros.items() if v >= limits.UNDERFLOW])
     worst = max(zeros, key=zeros.__getitem__)
     yield Diagnosis(
         "fp16_underflow",
@@ -113,11 +99,13 @@ def saturated_units(case: Case) -> Iterable[Diagnosis]:
     if not case.poor:
         return
     for i in range(min(3, len(case.history))):
-        worst = worst_layers(case.hidden("saturated", i), SATURATED)
+        worst = worst_layers(case.hidden("saturated", i), limits.SATURATED)
         few = len(worst) < len(case.hidden("saturated", i)) / 2
-        if few and np.median(list(case.hidden("gain", 0).values()) or [1.0]) > GAIN_HIGH:
+        if few and np.median(list(case.hidden("gain", 0).values()) or [1.0]) > limits.GAIN_HIGH:
             return  # one squashed layer among many: bad_init says why
-        if worst and not (i and max(case.paces[:i], default=0) > WILD):  # else the rate did it
+        if worst and not (
+            i and max(case.paces[:i], default=0) > limits.WILD
+        ):  # else the rate did it
             share = max(worst.values())
             step = case.history[i]["step"]
             yield Diagnosis(
@@ -142,12 +130,12 @@ def dead_units(case: Case) -> Iterable[Diagnosis]:
         n: min(case.hidden("dead", i).get(n, 0.0) for i in late)
         for n in case.hidden("dead", late[0])
     }
-    worst = worst_layers(common, DEAD)
+    worst = worst_layers(common, limits.DEAD)
     if not worst:
         return
     n, share = max(worst.items(), key=lambda x: x[1])
-    at_start = case.hidden("dead", 0).get(n, 0.0) > DEAD
-    if not at_start and max(case.paces[:4], default=0) > WILD:
+    at_start = case.hidden("dead", 0).get(n, 0.0) > limits.DEAD
+    if not at_start and max(case.paces[:4], default=0) > limits.WILD:
         return  # wrong_lr says it
     yield Diagnosis(
         "dead_units",
@@ -167,10 +155,10 @@ def bad_init(case: Case) -> Iterable[Diagnosis]:
         return
     gain = float(np.median(list(gains.values())))
     size = case.fade
-    if gain < GAIN_LOW and size < FADED:
+    if gain < limits.GAIN_LOW and size < limits.FADED:
         how = f"the last hidden layer hands on {size:.1e} of the size of the inputs"
         yield init_diagnosis("init_too_small", gains, gain, how, case)
-    elif gain > GAIN_HIGH:
+    elif gain > limits.GAIN_HIGH:
         how = f"the last hidden layer hands on {size:.1e} times the size of the inputs"
         yield init_diagnosis("init_too_large", gains, gain, how, case)
 
@@ -190,7 +178,7 @@ def init_diagnosis(
 
 def vanishing_gradients(case: Case) -> Iterable[Diagnosis]:
     """Gradients that shrink layer by layer on their way down, by squashing activations or scale."""
-    if not case.tilts or not case.poor or min(case.tilts) > VANISHED:
+    if not case.tilts or not case.poor or min(case.tilts) > limits.VANISHED:
         return
     squashing = case.structure.squashing if case.structure else ""
     if case.plain_and_deep and not squashing:
@@ -211,7 +199,9 @@ def vanishing_gradients(case: Case) -> Iterable[Diagnosis]:
 
 def exploding_gradients(case: Case) -> Iterable[Diagnosis]:
     """Gradients or activations that grow layer by layer until no step size fits."""
-    if not case.slow or not (case.fade > GROWN or max(case.tilts, default=0) > EXPLODED):
+    if not case.slow or not (
+        case.fade > limits.GROWN or max(case.tilts, default=0) > limits.EXPLODED
+    ):
         return
     scale = f"activations grow to {case.fade:.1e} times the size of the inputs"
     flow = case.flow(case.complete[0]) if case.complete else {}
@@ -234,9 +224,11 @@ def no_residuals(case: Case) -> Iterable[Diagnosis]:
         return
     assert case.structure is not None
     tilt = case.tilts[0] if case.tilts else None
-    seen = case.alike < ALIKE or (tilt is not None and not 1 / 30 < tilt < 30)
+    seen = case.alike < limits.ALIKE or (tilt is not None and not 1 / 30 < tilt < 30)
     unlabelled = case.signal is not None and case.signal.present is False
-    if not seen and (case.structure.shortest < VERY_DEEP or unlabelled or not case.sound_pace):
+    if not seen and (
+        case.structure.shortest < limits.VERY_DEEP or unlabelled or not case.sound_pace
+    ):
         return
     yield Diagnosis(
         "no_residuals",
@@ -257,8 +249,8 @@ def wrong_lr(case: Case) -> Iterable[Diagnosis]:
     first, most = max(case.paces[:4]), max(case.paces)
     new = case.aimed_lr()
     change = {"lr": new} if new > 0 else {}
-    if first > WILD or (most > WILD and (case.broke or case.end > case.start)):
-        pace = first if first > WILD else most
+    if first > limits.WILD or (most > limits.WILD and (case.broke or case.end > case.start)):
+        pace = first if first > limits.WILD else most
         yield Diagnosis(
             "lr_too_high",
             "",
@@ -267,7 +259,7 @@ def wrong_lr(case: Case) -> Iterable[Diagnosis]:
             f"lower the learning rate to about {new:g}",
             change,
         )
-    elif most < IDLE and not case.broke:
+    elif most < limits.IDLE and not case.broke:
         yield Diagnosis(
             "lr_too_low",
             "",

@@ -4,8 +4,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from layerwise.inspection import rules
-from layerwise.inspection.case import ALMOST_ALL, EMPTY_ROWS, PARALLEL, STUCK, WILD, Case
+from layerwise.inspection import limits, rules
+from layerwise.inspection.case import Case
 from layerwise.inspection.floors import span
 from layerwise.inspection.rules import Diagnosis
 
@@ -15,7 +15,7 @@ def masked_labels(case: Case) -> Iterable[Diagnosis]:
     if case.carried is None or not len(case.carried):
         return
     empty = float((case.carried == 0).mean())
-    if empty > EMPTY_ROWS:
+    if empty > limits.EMPTY_ROWS:
         yield Diagnosis(
             "masked_labels",
             "",
@@ -28,9 +28,9 @@ def masked_labels(case: Case) -> Iterable[Diagnosis]:
 
 def embedding_collapse(case: Case) -> Iterable[Diagnosis]:
     """All tokens, or all texts, nearly the same to the network: it cannot tell them apart."""
-    if not case.slow or max(case.paces[:4], default=0) > WILD:
+    if not case.slow or max(case.paces[:4], default=0) > limits.WILD:
         return
-    common = rules.worst_layers(case.values("common", 0), ALMOST_ALL)
+    common = rules.worst_layers(case.values("common", 0), limits.ALMOST_ALL)
     cure = "start from fresh embeddings of mean zero (normal of 0.02)"
     if common:
         share = max(common.values())
@@ -42,7 +42,7 @@ def embedding_collapse(case: Case) -> Iterable[Diagnosis]:
             cure,
             {"init": "normal"},
         )
-    elif case.poor and case.likeness > PARALLEL and case.signal and case.signal.present:
+    elif case.poor and case.likeness > limits.PARALLEL and case.signal and case.signal.present:
         yield Diagnosis(
             "embedding_collapse",
             case.names[-2] if len(case.names) > 1 else "",
@@ -60,8 +60,8 @@ def saturated_attention(case: Case) -> Iterable[Diagnosis]:
         return
     for i in range(len(case.history)):
         sharp = case.values("sharp", i)
-        worst = rules.worst_layers(sharp, STUCK)
-        wild = i and max(case.paces[:i], default=0) > WILD  # else the rate did it
+        worst = rules.worst_layers(sharp, limits.STUCK)
+        wild = i and max(case.paces[:i], default=0) > limits.WILD  # else the rate did it
         if worst and not wild and len(worst) >= len(sharp) / 2:
             look = case.history[i]
             left = np.median([case.values("entropy", i)[n] for n in worst])

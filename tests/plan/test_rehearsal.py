@@ -129,16 +129,6 @@ def test_frozen_parameters_cost_no_gradient(dense, example, task):
     assert head_only.parts["gradients"] == 4 * 310
 
 
-def test_prediction_keeps_nothing_for_backward(stack, example, task):
-    trace = rehearse(stack, example(3, 16, 16), task, Setting(8, training=False))
-    train = rehearse(stack, example(3, 16, 16), task, Setting(8))
-    assert trace.saved == 0
-    assert "gradients" not in trace.parts
-    assert "optimizer" not in trace.parts
-    assert trace.peak < train.peak
-    assert trace.parts["activations"] <= 3 * 8 * 16 * 16 * 16 * 4
-
-
 def test_buffers_and_ema(stack, example, task):
     trace = rehearse(stack, example(3, 16, 16), task, Setting(8))
     assert trace.parts["buffers"] == 4 * (16 + 16) * 4 + 4 * 8  # means, variances, counts
