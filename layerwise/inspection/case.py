@@ -88,6 +88,11 @@ class Case:
         """The same without the last layer, whose outputs are the answer."""
         return {n: v for n, v in self.values(key, look).items() if n != self.names[-1]}
 
+    def always(self, key: str, looks: Sequence[int]) -> dict[str, float]:
+        """{layer: the least of its values in these looks}, of those that the first of them has."""
+        found = [self.values(key, i) for i in looks]
+        return {n: min(v.get(n, 0.0) for v in found) for n in found[0]} if found else {}
+
     def flow(self, look: int) -> dict[str, float]:
         """{layer: relative gradient} of the layers that train and have matrices."""
         norms, weights = self.values("grad_norm", look), self.values("weight_norm", look)
@@ -96,7 +101,7 @@ class Case:
 
     def tilt(self, look: int) -> float | None:
         """Relative gradient of the lowest third of the layers over that of the highest third."""
-        flow = [v for v in self.flow(look).values()]
+        flow = list(self.flow(look).values())
         if len(flow) < 4:
             return None
         third = max(1, len(flow) // 3)
@@ -116,6 +121,10 @@ class Case:
     @cached_property
     def paces(self) -> list[float]:
         return [p for i in range(len(self.history)) if (p := self.pace(i)) is not None]
+
+    def wild(self, first: int) -> bool:
+        """Whether one of the first updates was far too large."""
+        return max(self.paces[:first], default=0.0) > limits.WILD
 
     @cached_property
     def fade(self) -> float:
@@ -148,9 +157,7 @@ class Case:
 
     @property
     def sound_pace(self) -> bool:
-        return (
-            bool(self.paces) and max(self.paces) > limits.IDLE and max(self.paces[:4]) < limits.WILD
-        )
+        return bool(self.paces) and max(self.paces) > limits.IDLE and not self.wild(4)
 
     def lost_entries(self, look: int) -> dict[str, float]:
         """Share of zero gradient entries by layer, beyond what silent units account for."""

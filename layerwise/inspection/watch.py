@@ -10,11 +10,13 @@ have passed norm, non-linearity, pooling and addition, however the forward pass 
 booked to the layer that computed them. Shapes: n sampled positions, U units (channels).
 """
 
+import functools
 import math
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -83,7 +85,7 @@ class Watch:
         self.detach()  # from a step that was stopped half-way
         if not self.due(step):
             return
-        with Clock(self):
+        with self._clock():
             self._look = Look(self.layers)
             record = {"step": step, "loss": None, "lr": None, "layers": self._look.stats}
             self.history.append(record)
@@ -93,7 +95,7 @@ class Watch:
         """Read the gradients; `loss` (mean per row) goes into the history when given."""
         if self._look is None:
             return
-        with Clock(self):
+        with self._clock():
             self._release()
             self.history[-1]["loss"] = loss
             self._look.read_gradients()
@@ -102,7 +104,7 @@ class Watch:
         """Compare the weights with what they were before the update."""
         if self._look is None:
             return
-        with Clock(self):
+        with self._clock():
             self._look.read_updates()
             self._look = None
             if self.optimizer is not None:
@@ -131,25 +133,17 @@ class Watch:
             attend = self._timed(flow.attend, name, self.layers[name])
             self._undo.append(taps.tap(self.layers[name], attend))
 
+    @contextmanager
+    def _clock(self) -> Iterator[None]:
+        """Adds the time inside to what the watch has spent."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.spent += time.perf_counter() - start
+
     def _timed(self, call: Callable[..., None], *fixed: Any) -> Callable[..., None]:
-        def see(*given: Any) -> None:
-            with Clock(self):
-                call(*fixed, *given)
-
-        return see
-
-
-class Clock:
-    """Adds the time inside to what the watch has spent."""
-
-    def __init__(self, watch: Watch):
-        self.watch = watch
-
-    def __enter__(self) -> None:
-        self.start = time.perf_counter()
-
-    def __exit__(self, *error: Any) -> None:
-        self.watch.spent += time.perf_counter() - self.start
+        return self._clock()(functools.partial(call, *fixed))
 
 
 class Flow:
@@ -220,12 +214,14 @@ class Look:
 
     def __init__(self, layers: dict[str, nn.Module]):
         self.stats: dict[str, Stats] = {n: dict(EMPTY) for n in layers}
-        owned = [(n, p) for n, layer in layers.items() for p in layer.parameters()]
-        self.owners = [n for n, _ in owned]
-        self.parameters = [p for _, p in owned]
-        self.weights = Sampled(self.parameters)
-        self.norms = self.by_layer(self.weights.squares() * self.weights.scale)
-        sizes = zip(self.owners, self.parameters, self.weights.mean_squares(), strict=True)
+        self.owned = [(n, p) for n, layer in layers.items() for p in layer.parameters()]
+        self.owners = [n for n, _ in self.owned]
+        self.weights = Sampled([p for _, p in self.owned])
+        squares = self.weights.squares()
+        self.norms = self.by_layer(squares * self.weights.scale)
+        sizes = zip(
+            self.owners, self.parameters, squares / np.maximum(self.weights.sizes, 1), strict=True
+        )
         gains: dict[str, list[float]] = {n: [] for n in layers}
         for name, p, mean_square in sizes:
             if p.ndim >= 2 and p.shape[0] > 1:
@@ -238,7 +234,7 @@ class Look:
             stats["weight_norm"] = math.sqrt(self.norms[name])
             stats["gain"] = float(np.median(gains[name])) if gains[name] else None
 
-    def by_layer(self, values: np.ndarray, owners: list[str] | None = None) -> dict[str, float]:
+    def by_layer(self, values: np.ndarray, owners: Sequence[str] = ()) -> dict[str, float]:
         """The sums over each layer's parameters of one value per parameter."""
         out: dict[str, float] = {}
         for name, value in zip(owners or self.owners, values.tolist(), strict=True):
@@ -246,21 +242,22 @@ class Look:
         return out
 
     def read_gradients(self) -> None:
-        pairs = zip(self.owners, self.parameters, strict=True)
-        found = [(n, p.grad) for n, p in pairs if p.grad is not None]
+        found = [(n, p.grad) for n, p in self.owned if p.grad is not None]
         if not found:
             return
-        owners, grads = [n for n, _ in found], [g for _, g in found]
+        owners, grads = zip(*found, strict=True)
         norms = torch.stack(torch._foreach_norm(grads)).double().cpu().numpy()
         sample = Sampled(grads)
-        zeros, sizes = self.by_layer(sample.zeros(), owners), self.by_layer(sample.sizes, owners)
+        zeros, sizes = (
+            self.by_layer(sample.sums(sample.values == 0), owners),
+            self.by_layer(sample.sizes, owners),
+        )
         for name, square in self.by_layer(norms**2, owners).items():
             self.stats[name]["grad_norm"] = math.sqrt(square) if square >= 0 else square
             self.stats[name]["zero_grad"] = zeros[name] / sizes[name]
 
     def read_updates(self) -> None:
-        after = Sampled(self.parameters)
-        change = after.minus(self.weights)
+        change = Sampled([p for _, p in self.owned]).minus(self.weights)
         for name, square in self.by_layer(change.squares() * change.scale).items():
             before = max(self.norms[name], 1e-24)
             self.stats[name]["update_ratio"] = (square / before) ** 0.5

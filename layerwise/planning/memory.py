@@ -53,7 +53,8 @@ def cpu_peak(trace: Trace, base: int | None = None, steps: int | None = None) ->
         base = resident()
     loaded = base + CODE + PER_CONV * _convolutions(trace) + PER_MATMUL * _products(trace)
     if not allocator_keeps():
-        return Estimate.around(loaded + trace.peak + _largest_scratch(trace), 0.1, 0.15)
+        largest = max((sum(scratch(op)) for op in trace.operations), default=0)
+        return Estimate.around(loaded + trace.peak + largest, 0.1, 0.15)
     pinned = 0.0 if glibc_version() >= (2, 38) else PINNED
     life = PIN_LIFE * mean_lifetime(trace)
     replays = REPLAYS if steps is None else max(0, min(REPLAYS, steps - STEPS))
@@ -152,10 +153,6 @@ def scratch(op: Operation) -> tuple[int, ...]:
         return (weight, x, sizes[-1]) if plain else (weight,)
     grad_out, x, weight = sizes[:3]
     return (weight, 2 * weight, weight, *((grad_out, x, x) if plain else ()))
-
-
-def _largest_scratch(trace: Trace) -> int:
-    return max((sum(scratch(op)) for op in trace.operations), default=0)
 
 
 def _convolutions(trace: Trace) -> int:

@@ -52,7 +52,6 @@ class Trace:
     layers: tuple[LayerCost, ...]
     ops: dict[Operation, float]  # operation -> times per step
     parts: dict[str, int]  # the most each part ever has
-    at_peak: dict[str, int]  # the parts at the moment of the highest total
     peak: int
     events: tuple[Event, ...]
     operations: tuple[Operation, ...]  # what events of kind "op" point to
@@ -66,11 +65,6 @@ class Trace:
     @property
     def flops_per_sample(self) -> float:
         return self.flops / self.setting.global_batch_size
-
-    @property
-    def moved(self) -> int:
-        """Bytes read and written in one step, if every operation met an ideal cache."""
-        return round(sum(op.bytes * times for op, times in self.ops.items()))
 
     @property
     def saved(self) -> int:
@@ -168,7 +162,6 @@ def _trace(network: Network, setting: Setting, ledger: Ledger, saved: dict[str, 
         layers=tuple(_layer_costs(ledger, ops, saved)),
         ops=ops,
         parts={k: v for k, v in ledger.most.items() if v},
-        at_peak={k: v for k, v in ledger.at_peak.items() if v},
         peak=ledger.peak,
         events=tuple(ledger.events),
         operations=tuple(ledger.operations),
