@@ -71,7 +71,7 @@ class Watch:
         self._began = time.perf_counter()
         self._silent: dict[str, deque[np.ndarray]] = {}
         self._undo: list[Callable[[], Any]] = []
-        self._look: Look | None = None
+        self._snapshot: Snapshot | None = None
 
     def due(self, step: int) -> bool:
         """Whether this step is looked at: a function of the step, but for the budget."""
@@ -86,34 +86,34 @@ class Watch:
         if not self.due(step):
             return
         with self._clock():
-            self._look = Look(self.layers)
-            record = {"step": step, "loss": None, "lr": None, "layers": self._look.stats}
+            self._snapshot = Snapshot(self.layers)
+            record = {"step": step, "loss": None, "lr": None, "layers": self._snapshot.stats}
             self.history.append(record)
             self._attach(record)
 
     def after_backward(self, loss: float | None = None) -> None:
         """Read the gradients; `loss` (mean per row) goes into the history when given."""
-        if self._look is None:
+        if self._snapshot is None:
             return
         with self._clock():
             self._release()
             self.history[-1]["loss"] = loss
-            self._look.read_gradients()
+            self._snapshot.read_gradients()
 
     def after_step(self) -> None:
         """Compare the weights with what they were before the update."""
-        if self._look is None:
+        if self._snapshot is None:
             return
         with self._clock():
-            self._look.read_updates()
-            self._look = None
+            self._snapshot.read_updates()
+            self._snapshot = None
             if self.optimizer is not None:
                 self.history[-1]["lr"] = max(g["lr"] for g in self.optimizer.param_groups)
 
     def detach(self) -> None:
         """Take everything off the network; a look in progress keeps what it has."""
         self._release()
-        self._look = None
+        self._snapshot = None
 
     def _release(self) -> None:
         for undo in reversed(self._undo):
@@ -206,7 +206,7 @@ class Flow:
         stats["saturated"] = max(stats["saturated"] or 0.0, taps.saturated_share(values))
 
 
-class Look:
+class Snapshot:
     """Weights, gradients and updates of one step, layer by layer.
 
     One vector holds a sample of all parameters: its pieces are summed by parameter, then by layer.
@@ -219,19 +219,16 @@ class Look:
         self.weights = Sampled([p for _, p in self.owned])
         squares = self.weights.squares()
         self.norms = self.by_layer(squares * self.weights.scale)
-        sizes = zip(
-            self.owners, self.parameters, squares / np.maximum(self.weights.sizes, 1), strict=True
-        )
         gains: dict[str, list[float]] = {n: [] for n in layers}
-        for name, p, mean_square in sizes:
+        means = squares / np.maximum(self.weights.sizes, 1)
+        for (name, p), mean in zip(self.owned, means, strict=True):
             if p.ndim >= 2 and p.shape[0] > 1:
-                gains[name].append(math.sqrt(mean_square * p.numel() / p.shape[0]))
+                gains[name].append(math.sqrt(mean * p.numel() / p.shape[0]))
         for name, layer in layers.items():
-            self.stats[name]["common"] = common_share(layer)
-        for name, p in owned:
             stats = self.stats[name]
-            stats["trainable"] = stats["trainable"] or p.requires_grad
-            stats["weight_norm"] = math.sqrt(self.norms[name])
+            stats["common"] = common_share(layer)
+            stats["trainable"] = any(p.requires_grad for p in layer.parameters())
+            stats["weight_norm"] = math.sqrt(self.norms[name]) if name in self.norms else None
             stats["gain"] = float(np.median(gains[name])) if gains[name] else None
 
     def by_layer(self, values: np.ndarray, owners: Sequence[str] = ()) -> dict[str, float]:
@@ -248,10 +245,8 @@ class Look:
         owners, grads = zip(*found, strict=True)
         norms = torch.stack(torch._foreach_norm(grads)).double().cpu().numpy()
         sample = Sampled(grads)
-        zeros, sizes = (
-            self.by_layer(sample.sums(sample.values == 0), owners),
-            self.by_layer(sample.sizes, owners),
-        )
+        zeros = self.by_layer(sample.sums(sample.values == 0), owners)
+        sizes = self.by_layer(sample.sizes, owners)
         for name, square in self.by_layer(norms**2, owners).items():
             self.stats[name]["grad_norm"] = math.sqrt(square) if square >= 0 else square
             self.stats[name]["zero_grad"] = zeros[name] / sizes[name]
