@@ -66,12 +66,12 @@ class Case:
 
     @cached_property
     def poor(self) -> bool:
-        """Whether it has not learned; without any loss that cannot be said, and is not."""
+        """Whether it has not learned; False where no loss is known."""
         return self.broke or bool(len(self.losses) and not self.fall > limits.POOR_FALL)
 
     @cached_property
     def slow(self) -> bool:
-        """Whether it has learned little: enough where the cause itself is in sight."""
+        """Whether it has learned little, which is enough where the cause itself can be seen."""
         return self.broke or bool(len(self.losses) and not self.fall > limits.SLOW_FALL)
 
     def loss_sentence(self) -> str:
@@ -79,29 +79,29 @@ class Case:
             return "loss or gradient stopped being finite"
         return f"the loss stands at {self.end:.3g}, where guessing gives {self.start:.3g}"
 
-    def values(self, key: str, look: int) -> dict[str, float]:
-        """{layer: value} of one look, layers without a value left out."""
-        layers = self.history[look]["layers"]
+    def values(self, key: str, at: int) -> dict[str, float]:
+        """{layer: value} in snapshot number `at`; layers without a value are left out."""
+        layers = self.history[at]["layers"]
         return {n: s[key] for n, s in layers.items() if s.get(key) is not None and finite(s[key])}
 
-    def hidden(self, key: str, look: int) -> dict[str, float]:
+    def hidden(self, key: str, at: int) -> dict[str, float]:
         """The same without the last layer, whose outputs are the answer."""
-        return {n: v for n, v in self.values(key, look).items() if n != self.names[-1]}
+        return {n: v for n, v in self.values(key, at).items() if n != self.names[-1]}
 
-    def always(self, key: str, looks: Sequence[int]) -> dict[str, float]:
-        """{layer: the least of its values in these looks}, of those that the first of them has."""
-        found = [self.values(key, i) for i in looks]
+    def always(self, key: str, numbers: Sequence[int]) -> dict[str, float]:
+        """{layer: its smallest value in these snapshots}, for the layers of the first one."""
+        found = [self.values(key, i) for i in numbers]
         return {n: min(v.get(n, 0.0) for v in found) for n in found[0]} if found else {}
 
-    def flow(self, look: int) -> dict[str, float]:
+    def flow(self, at: int) -> dict[str, float]:
         """{layer: relative gradient} of the layers that train and have matrices."""
-        norms, weights = self.values("grad_norm", look), self.values("weight_norm", look)
-        gains = self.values("gain", look)
+        norms, weights = self.values("grad_norm", at), self.values("weight_norm", at)
+        gains = self.values("gain", at)
         return {n: g / weights[n] for n, g in norms.items() if weights.get(n) and n in gains}
 
-    def tilt(self, look: int) -> float | None:
+    def tilt(self, at: int) -> float | None:
         """Relative gradient of the lowest third of the layers over that of the highest third."""
-        flow = list(self.flow(look).values())
+        flow = list(self.flow(at).values())
         if len(flow) < 4:
             return None
         third = max(1, len(flow) // 3)
@@ -110,12 +110,12 @@ class Case:
 
     @cached_property
     def complete(self) -> list[int]:
-        """Looks whose gradients were read."""
+        """Snapshots whose gradients were read."""
         return [i for i, _ in enumerate(self.history) if self.values("grad_norm", i)]
 
-    def pace(self, look: int) -> float | None:
+    def pace(self, at: int) -> float | None:
         """Median update ratio of the layers that moved."""
-        moved = [v for v in self.values("update_ratio", look).values() if v > 0]
+        moved = [v for v in self.values("update_ratio", at).values() if v > 0]
         return float(np.median(moved)) if moved else None
 
     @cached_property
@@ -128,7 +128,7 @@ class Case:
 
     @cached_property
     def fade(self) -> float:
-        """Size of the last hidden activations over that of the inputs, at the first look.
+        """Size of the last hidden activations over that of the inputs, in the first snapshot.
 
         1 for transformers: a norm stands before every matrix, whatever the stream's own size.
         """
@@ -140,14 +140,14 @@ class Case:
 
     @cached_property
     def alike(self) -> float:
-        """The spread in the highest third of the hidden layers at the first look."""
+        """The spread in the highest third of the hidden layers in the first snapshot."""
         spread = list(self.hidden("spread", 0).values())
         top = spread[-max(1, len(spread) // 3) :]
         return float(np.median(top)) if top else 1.0
 
     @cached_property
     def tilts(self) -> list[float]:
-        """Relative gradient, bottom over top, in the first looks."""
+        """Relative gradient, bottom over top, in the first snapshots."""
         return [t for i in self.complete[:3] if (t := self.tilt(i)) is not None]
 
     @property
@@ -159,10 +159,10 @@ class Case:
     def sound_pace(self) -> bool:
         return bool(self.paces) and max(self.paces) > limits.IDLE and not self.wild(4)
 
-    def lost_entries(self, look: int) -> dict[str, float]:
+    def lost_entries(self, at: int) -> dict[str, float]:
         """Share of zero gradient entries by layer, beyond what silent units account for."""
-        dead, below, lost = self.values("dead", look), 0.0, {}
-        for name, zeros in self.values("zero_grad", look).items():
+        dead, below, lost = self.values("dead", at), 0.0, {}
+        for name, zeros in self.values("zero_grad", at).items():
             own = dead.get(name, 0.0)
             lost[name] = max(0.0, zeros - (1 - (1 - own) * (1 - below)))
             below = own
@@ -171,14 +171,14 @@ class Case:
     def aimed_lr(self) -> float:
         """A learning rate whose first updates have a sound size against the weights."""
         aim = limits.AIM.get(self.optimizer, limits.AIM[""])
-        look = next((i for i in range(len(self.history)) if self.pace(i)), None)
-        if look is None:
+        at = next((i for i in range(len(self.history)) if self.pace(i)), None)
+        if at is None:
             return self.lr / 10
-        used = self.history[look].get("lr") or self.lr
-        return float(f"{used * aim / (self.pace(look) or aim):.2g}")
+        used = self.history[at].get("lr") or self.lr
+        return float(f"{used * aim / (self.pace(at) or aim):.2g}")
 
 
-def finite(value: Any) -> bool:
+def finite(value: float | str | None) -> bool:
     """Whether a value is a finite number; None counts as finite: it was not measured."""
     try:
         return value is None or math.isfinite(float(value))

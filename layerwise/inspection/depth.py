@@ -42,8 +42,8 @@ def depth_report(
     """Probe every layer of a trained network.
 
     batches: rows with "targets": (B,) classes, (B,) numbers, (B, C) several labels, or
-    (B, T) a class for each token of a text, negative where there is none; best rows it was not
-    trained on; about 2,000 are used. labels: names of the classes, for the sentences.
+    (B, T) a class for each token of a text, negative where there is none; preferably rows it was
+    not trained on; about 2,000 are used. labels: names of the classes, for the sentences.
     gradients: {layer: gradient norm}, as the watch saw them.
     Errors: DataError when there are too few rows to score a probe on.
     """
@@ -60,20 +60,19 @@ def depth_report(
         change = merits[-1] - merits[max(0, len(merits) - 2)]
         controls = [question.merit(fit.predict(y), y).mean() for y in question.shuffled]
         reads = {k: round(r_squared(fit.predict(v), v), 4) for k, v in properties.items()}
-        floors.append(
-            LayerDepth(
-                name=name,
-                probe=float(merits[-1].mean()),
-                error=standard_error(merits[-1]),
-                gain=float(change.mean()),
-                gain_error=standard_error(change),
-                control=float(np.mean(controls)),
-                width=x.shape[1],
-                effective_rank=effective_rank(x),
-                reads=reads,
-                gradient=(gradients or {}).get(name),
-            )
+        floor = LayerDepth(
+            name=name,
+            probe=float(merits[-1].mean()),
+            error=standard_error(merits[-1]),
+            gain=float(change.mean()),
+            gain_error=standard_error(change),
+            control=float(np.mean(controls)),
+            width=x.shape[1],
+            effective_rank=effective_rank(x),
+            reads=reads,
+            gradient=(gradients or {}).get(name),
         )
+        floors.append(floor)
     some = np.random.default_rng(seed).permutation(n)[:CKA_ROWS]
     return DepthReport(
         layers=floors,
@@ -136,7 +135,7 @@ def collect(
     Of texts with a class for each token such a token is a row, the commonest class `thinned`.
     """
     layers = dict(network.layers())
-    layers.pop("pos_embed", None)  # says the same of every text
+    layers.pop("pos_embed", None)  # outputs the same for every text
     device = str(next(network.parameters()).device)
     kept: dict[str, list[np.ndarray]] = {"inputs": [], **{name: [] for name in layers}}
     seen: list[dict[str, np.ndarray]] = []

@@ -1,4 +1,4 @@
-"""Why a training goes wrong: what the watch saw, the loss curve and the structure, put to rules.
+"""Why a training goes wrong: rules over what the watch saw, the loss curve and the structure.
 
 A symptom alone is not reported: a small gradient in a network that learns is no fault. Each rule
 asks for the cause's own mark (the scale of the fresh weights, the size of the first updates, units
@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from typing import Any
 
-import numpy as np
-
 from layerwise.data.examples import Batch
 from layerwise.inspection import rules, text_rules
 from layerwise.inspection.case import Case
@@ -23,8 +21,6 @@ from layerwise.inspection.structure import structure
 from layerwise.inspection.texts import is_text, tokenwise
 from layerwise.models.network import Network
 from layerwise.settings import Settings
-
-__all__ = ["Diagnosis", "diagnose", "split_cure"]
 
 RULES: tuple[Callable[[Case], Iterable[Diagnosis]], ...] = (  # causes before consequences
     rules.fp16_underflow, rules.detached_layer, rules.frozen_layer, text_rules.masked_labels,
@@ -44,7 +40,7 @@ EXPLAINS: dict[str, tuple[str, ...]] = {  # a cause and the faults that follow f
     "masked_labels": (),
     "embedding_collapse": ("saturated_attention", *FLOW, *RATE, "shuffled_labels"),
     "saturated_attention": (*FLOW, *RATE, "shuffled_labels"),
-    "dead_heads": ("dead_units", "embedding_collapse"),  # what silent heads hand on is silent
+    "dead_heads": ("dead_units", "embedding_collapse"),  # the outputs of silent heads are silent
     "init_too_small": (*FLOW, *RATE, "shuffled_labels"),
     "init_too_large": (*ATTENTION, *FLOW, *RATE, "shuffled_labels"),
     "vanishing_gradients": (*FLOW, *RATE, "shuffled_labels"),
@@ -70,7 +66,7 @@ def diagnose(
 ) -> list[Diagnosis]:
     """What is wrong with a training, root cause first; empty when it is healthy.
 
-    history: the looks of a `Watch`; curve: rows with "step", "loss" as the run's log has them (a
+    history: the snapshots of a `Watch`; curve: rows with "step", "loss" as in the run's log (a
     row with "guardian", or a loss that is not finite, marks a breakdown).
     network: lets the rules read its structure, when `probe` is given too.
     probe: a few hundred training rows as the task makes them; held_out: rows it did not train on.
@@ -83,7 +79,8 @@ def diagnose(
     case.stopped = stopped
     if probe is not None:
         case.chance = chance_loss(probe)
-        case.carried = carried(probe) if tokenwise(probe) else None
+        if tokenwise(probe):
+            case.carried = (probe["targets"] >= 0).double().mean(1).cpu().numpy()
     if probe is not None and network is not None and "targets" in probe.tensors:
         device = str(next(network.parameters()).device)
         probe, held_out = probe.to(device), held_out and held_out.to(device)
@@ -93,11 +90,6 @@ def diagnose(
             case.likeness = likeness(network, held_out or probe)
         case.signal = signal(network, probe, held_out)
     return ranked(case)
-
-
-def carried(batch: Batch) -> np.ndarray:
-    """(n,) the share of each row's tokens that carry loss."""
-    return (batch["targets"] >= 0).double().mean(1).cpu().numpy()
 
 
 def ranked(case: Case) -> list[Diagnosis]:
@@ -119,7 +111,5 @@ def split_cure(options: dict[str, Any], config: Any) -> tuple[dict[str, Any], di
     """
     known = {f.name for f in fields(Settings)}
     own = {f.name for f in fields(config)}
-    return (
-        {k: v for k, v in options.items() if k in known and k not in own},
-        {k: v for k, v in options.items() if k in own},
-    )
+    chosen = {k: v for k, v in options.items() if k in known and k not in own}
+    return chosen, {k: v for k, v in options.items() if k in own}

@@ -122,7 +122,7 @@ def cka(features: list[np.ndarray]) -> np.ndarray:
 
 
 def hollow(x: np.ndarray) -> np.ndarray:
-    """Inner products of all rows with a zero diagonal, of mean size 1 for good numbers: (n, n)."""
+    """Inner products of all rows with a zero diagonal, scaled to mean size 1: (n, n)."""
     kernel = x @ x.T
     np.fill_diagonal(kernel, 0.0)
     size = np.sqrt((kernel**2).mean())

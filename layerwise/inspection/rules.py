@@ -124,7 +124,7 @@ def dead_units(case: Case) -> Iterable[Diagnosis]:
         f"in {n} {share:.0%} of the units are zero for every row"
         + (" from the first step on" if at_start else ", though they were not at the start"),
         "start again from fresh weights with zero biases (Kaiming initialisation) and a lower "
-        "learning rate; an activation that never goes silent (GELU) keeps it from coming back",
+        "learning rate; an activation that never goes silent (GELU) prevents it",
         {"init": "kaiming", "activation": "gelu", **({} if at_start else {"lr": case.lr / 10})},
     )
 
@@ -141,8 +141,8 @@ def bad_init(case: Case) -> Iterable[Diagnosis]:
             "init_too_small" if small else "init_too_large",
             span(list(gains)),
             f"fresh weights have a scale of {gain:.2g} / sqrt(fan-in), where 0.6 to 1.4 is sound; "
-            f"the last hidden layer hands on {size:.1e} {'of' if small else 'times'} the size of "
-            f"the inputs; {case.loss_sentence()}",
+            f"the outputs of the last hidden layer have {size:.1e} {'of' if small else 'times'} "
+            f"the size of the inputs; {case.loss_sentence()}",
             "initialise after Kaiming (He et al. 2015): variance 2/fan-in before a ReLU",
             {"init": "kaiming"},
         )
@@ -234,7 +234,7 @@ def shuffled_labels(case: Case) -> Iterable[Diagnosis]:
     found = case.signal
     if found is None or found.present is not False:
         return
-    learned = "learned its rows by heart" if case.fall > 0.5 else "cannot beat guessing on its rows"
+    learned = "memorised its rows" if case.fall > 0.5 else "cannot beat guessing on its rows"
     yield Diagnosis(
         "shuffled_labels",
         "",

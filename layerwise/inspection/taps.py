@@ -48,7 +48,7 @@ def tap(module: nn.Module, see: Callable[..., None], before: bool = False) -> Ca
         return register(lambda _, *call: see(*call), with_kwargs=True).remove
     inner: Any = module._compiled_call_impl
 
-    def call(*args: Any, **options: Any) -> Any:
+    def call(*args: object, **options: object) -> object:
         if before:
             see(args, options)
         out = inner(*args, **options)

@@ -47,7 +47,7 @@ def embedding_collapse(case: Case) -> Iterable[Diagnosis]:
         yield Diagnosis(
             "embedding_collapse",
             case.names[-2] if len(case.names) > 1 else "",
-            f"what the network makes of different texts has a mean cosine of {case.likeness:.4f}, "
+            f"the network's features of different texts have a mean cosine of {case.likeness:.4f}, "
             f"though their labels can be told apart: {case.signal.sentence}; "
             + case.loss_sentence(),
             cure + ", and a lower learning rate",
@@ -60,7 +60,7 @@ def saturated_attention(case: Case) -> Iterable[Diagnosis]:
     for i in range(len(case.history) if case.slow else 0):
         sharp = case.values("sharp", i)
         worst = at_least(sharp, limits.STUCK)
-        if worst and not case.wild(i) and len(worst) >= len(sharp) / 2:  # else the rate did it
+        if worst and not case.wild(i) and len(worst) >= len(sharp) / 2:  # else: the rate
             where, step = span(list(worst)), case.history[i]["step"]
             left = np.median([case.values("entropy", i)[n] for n in worst])
             lower = {"lr": case.lr / 3} if i > 1 else {}
@@ -78,7 +78,7 @@ def saturated_attention(case: Case) -> Iterable[Diagnosis]:
 
 
 def dead_heads(case: Case) -> Iterable[Diagnosis]:
-    """Attention heads that add nothing in any of the last looks."""
+    """Attention heads that add nothing in any of the last snapshots."""
     late = [i for i in range(len(case.history)) if case.values("idle", i)][-3:]
     worst = at_least(case.always("idle", late), 1e-9)
     if worst and len(late) == 3:

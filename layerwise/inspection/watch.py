@@ -1,13 +1,13 @@
-"""What every layer does while it trains, seen often enough to tell and seldom enough to be free.
+"""What every layer does while it trains, seen often enough to tell and seldom enough to be cheap.
 
-A look is taken at steps 0, 1, 2, 4, 8, 16 and then every `every` steps; between looks nothing is
-attached to the network. A look costs one pass over a sample of weights, gradients and activations.
-Looks pause while they have cost more than `budget` of the training time, so that a network whose
-step takes a millisecond is not slowed down by being watched.
+A snapshot is taken at steps 0, 1, 2, 4, 8, 16 and then every `every` steps; in between nothing is
+attached to the network. It costs one pass over a sample of weights, gradients and activations.
+Snapshots pause while they have cost more than `budget` of the training time, so that a network
+whose step takes a millisecond is not slowed down by being watched.
 
 Where activations are read: at the input of every weight layer (linear or convolution). There they
 have passed norm, non-linearity, pooling and addition, however the forward pass is written; they are
-booked to the layer that computed them. Shapes: n sampled positions, U units (channels).
+credited to the layer that computed them. Shapes: n sampled positions, U units (channels).
 """
 
 import functools
@@ -29,22 +29,22 @@ from layerwise.inspection.taps import Sampled, Stats
 
 
 class Watch:
-    """Looks at the layers of a network in training.
+    """Takes snapshots of the layers of a network in training.
 
     layers: the ordered stack, as `network.layers()` gives it; optimizer: to note the learning rate;
-    every: steps between looks (0: never); budget: the share of the training time that looks may
-    take (1: no limit); window: looks over which a unit must stay silent to count as dead.
+    every: steps between snapshots (0: never); budget: the share of the training time that they may
+    take (1: no limit); window: snapshots over which a unit must stay silent to count as dead.
 
     The loop calls `before(step)`, `after_backward()` (best before clipping) and `after_step()`.
-    `history` then holds one dict per look: "step", "loss", "lr", "inputs" (mean and std), "dtype"
-    (the narrowest among the activations), and "layers": {name: {
+    `history` then holds one dict per snapshot: "step", "loss", "lr", "inputs" (mean and std),
+    "dtype" (the narrowest among the activations), and "layers": {name: {
         grad_norm      norm of the gradient of its parameters, None when it got none
         weight_norm    norm of its parameters
         zero_grad      share of gradient entries that are exactly zero
         update_ratio   norm of the update over the norm of the weights, None before the update
-        act_mean act_std   of what it hands on
+        act_mean act_std   of its outputs
         spread         share of the activations' size that differs between rows (0: all rows alike)
-        dead           share of units that were zero for every row seen in the last `window` looks
+        dead           share of units that were zero for every row in the last `window` snapshots
         saturated      share of units more often than not in the flat part of a sigmoid or tanh
         gain           rms of the weights times sqrt(fan-in): about 0.6 to 1.4 after a sound start
         common         share of a token embedding's size that is the same for all tokens
@@ -67,14 +67,14 @@ class Watch:
         self.attending = [n for n, layer in layers.items() if attention_modules(layer)]
         self.every, self.budget, self.window = every, budget, window
         self.history: list[dict[str, Any]] = []
-        self.spent = 0.0  # seconds that looks have taken so far
+        self.spent = 0.0  # seconds that snapshots have taken so far
         self._began = time.perf_counter()
         self._silent: dict[str, deque[np.ndarray]] = {}
         self._undo: list[Callable[[], Any]] = []
         self._snapshot: Snapshot | None = None
 
     def due(self, step: int) -> bool:
-        """Whether this step is looked at: a function of the step, but for the budget."""
+        """Whether a snapshot is due: a function of the step, but for the budget."""
         if not self.every or not (step % self.every == 0 or step in (1, 2, 4, 8, 16)):
             return False
         elapsed = time.perf_counter() - self._began
@@ -111,7 +111,7 @@ class Watch:
                 self.history[-1]["lr"] = max(g["lr"] for g in self.optimizer.param_groups)
 
     def detach(self) -> None:
-        """Take everything off the network; a look in progress keeps what it has."""
+        """Take everything off the network; an unfinished snapshot keeps what it has."""
         self._release()
         self._snapshot = None
 
@@ -142,12 +142,12 @@ class Watch:
         finally:
             self.spent += time.perf_counter() - start
 
-    def _timed(self, call: Callable[..., None], *fixed: Any) -> Callable[..., None]:
+    def _timed(self, call: Callable[..., None], *fixed: object) -> Callable[..., None]:
         return self._clock()(functools.partial(call, *fixed))
 
 
 class Flow:
-    """The activations of one forward pass, booked to the layers that computed them."""
+    """The activations of one forward pass, credited to the layers that computed them."""
 
     def __init__(self, record: dict[str, Any], silent: dict[str, deque], window: int):
         self.record, self.silent, self.window = record, silent, window
@@ -178,14 +178,14 @@ class Flow:
         else:
             self.book(source, key, x, taps.unit_axis(point, x))
 
-    def leave(self, name: str, args: tuple, options: dict, x: Any) -> None:
+    def leave(self, name: str, args: tuple, options: dict, x: object) -> None:
         """The output of the last layer: scores, which are never dead or saturated."""
         if "output" not in self.met and isinstance(x, Tensor) and x.is_floating_point():
             self.met.add("output")
             values = taps.sample(x.detach(), x.ndim - 1)
             self.record["layers"][name] |= taps.size(values) | {"dead": 0.0, "saturated": 0.0}
 
-    def attend(self, name: str, layer: nn.Module, args: tuple, options: dict, out: Any) -> None:
+    def attend(self, name: str, layer: nn.Module, args: tuple, options: dict, out: object) -> None:
         """A block has run: what its heads do with the first row."""
         if f"{name} heads" not in self.met:
             self.met.add(f"{name} heads")
@@ -196,12 +196,12 @@ class Flow:
             self.narrowest = x.dtype.itemsize
             self.record["dtype"] = str(x.dtype).removeprefix("torch.")
         values = taps.sample(x, axis)  # (n, U)
-        looks = self.silent.setdefault(key, deque(maxlen=self.window))
-        looks.append(taps.silent_units(x, values, axis))
-        same = all(m.shape == looks[-1].shape for m in looks)
-        dead = float(np.logical_and.reduce(list(looks)).mean()) if same else 0.0
+        silent = self.silent.setdefault(key, deque(maxlen=self.window))
+        silent.append(taps.silent_units(x, values, axis))
+        same = all(m.shape == silent[-1].shape for m in silent)
+        dead = float(np.logical_and.reduce(list(silent)).mean()) if same else 0.0
         stats = self.record["layers"][name]
-        stats |= taps.size(values)  # what comes last is what the layer hands on
+        stats |= taps.size(values)  # the last ones are the outputs of the layer
         stats["dead"] = max(stats["dead"] or 0.0, dead)
         stats["saturated"] = max(stats["saturated"] or 0.0, taps.saturated_share(values))
 

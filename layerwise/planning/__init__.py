@@ -1,4 +1,4 @@
-"""The plan that is right before they pay: parameters, FLOPs, memory, time, energy and money."""
+"""What a run will take, before it is started: parameters, FLOPs, memory, time, energy and money."""
 
 from layerwise.planning.forecast import Plan
 from layerwise.planning.operations import forward_flops

@@ -16,7 +16,7 @@ from layerwise.planning.machine import available_memory, cpu_cores
 
 GB = 10**9
 T = 10**12  # operations per second
-CUDA_STARTED = 500 * 2**20  # what the context has taken already when free memory is asked for
+CUDA_STARTED = 500 * 2**20  # what the context has already taken when free memory is read
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,9 @@ class Hardware:
     dollars_per_hour: Estimate
     efficiency: Estimate = field(default=Estimate(0.4, 0.2, 0.65))  # of the roofline; see below
 
-    def rate(self, dtype: str) -> float:
-        return self.rates.get(dtype) or self.rates["fp32"]
-
 
 # What eager PyTorch reaches of the roofline on an accelerator: 20-65%, from published training
-# throughputs of ResNet-50, ViT and GPT (MFU 25-60%). An estimate: no accelerator was at hand.
+# throughputs of ResNet-50, ViT and GPT (MFU 25-60%). An estimate: no accelerator was available.
 
 
 Rates = dict[str, float]
@@ -70,7 +67,7 @@ NAMES = ("cpu", "cuda", "mps", *ACCELERATORS)
 
 
 def hardware(name: str) -> Hardware:
-    """A machine by name: "cpu", "cuda" and "mps" are at hand, the others stand in the table.
+    """A machine by name: "cpu", "cuda" and "mps" are of this one, the others are in the table.
 
     Errors: an unknown name, with the nearest known one.
     """

@@ -49,8 +49,7 @@ def cpu_peak(trace: Trace, base: int | None = None, steps: int | None = None) ->
 
     base: resident bytes before the network is built; None for this process now.
     """
-    if base is None:
-        base = resident()
+    base = resident() if base is None else base
     loaded = base + CODE + PER_CONV * _convolutions(trace) + PER_MATMUL * _products(trace)
     if not allocator_keeps():
         largest = max((sum(scratch(op)) for op in trace.operations), default=0)
@@ -58,13 +57,12 @@ def cpu_peak(trace: Trace, base: int | None = None, steps: int | None = None) ->
     pinned = 0.0 if glibc_version() >= (2, 38) else PINNED
     life = PIN_LIFE * mean_lifetime(trace)
     replays = REPLAYS if steps is None else max(0, min(REPLAYS, steps - STEPS))
-    heaps = []
-    for seed in range(SEEDS if pinned else 1):
-        heap = Heap(pinned, life, seed)
+    heaps = [Heap(pinned, life, seed) for seed in range(SEEDS if pinned else 1)]
+    for heap in heaps:
         replay(trace, heap, scratch, replays)
-        heaps.append(heap.high)
-    value = statistics.median(heaps)
-    low, high = min(heaps) - MARGIN * value, max(heaps) + MARGIN * value
+    extents = [heap.high for heap in heaps]
+    value = statistics.median(extents)
+    low, high = min(extents) - MARGIN * value, max(extents) + MARGIN * value
     return Estimate(value, low, high).plus(Estimate.around(loaded, 0.03))
 
 

@@ -2,7 +2,6 @@
 
 import copy
 import gc
-from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -14,6 +13,7 @@ from layerwise.planning.estimate import Estimate
 from layerwise.planning.forecast import Plan, Request
 from layerwise.planning.hardware import Hardware
 from layerwise.planning.hardware import hardware as machine_named
+from layerwise.planning.optimizers import Optimizer
 from layerwise.planning.rehearsal import Trace, rehearse
 from layerwise.planning.step import Builder, Learned, Setting, built
 from layerwise.runtime import DTYPES
@@ -30,7 +30,7 @@ def make_plan(
     steps: int,
     device_batch_size: int | None = None,
     grad_accum_steps: int = 1,
-    optimizer: str | Callable[[nn.Module], torch.optim.Optimizer] = "adamw",
+    optimizer: Optimizer = "adamw",
     dtype: str | torch.dtype = "fp32",
     checkpointing: bool = False,
     ema: bool = False,

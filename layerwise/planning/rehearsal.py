@@ -78,7 +78,7 @@ def rehearse(network: Network | Builder, batch: Batch, task: Learned, setting: S
     network: a module (real or on the meta device; left as it is) or a function that builds one,
     called under the meta device. batch: an example, real or meta; only its shapes, dtypes and
     memory layout count, the row axis is stretched to the batch size.
-    Errors: a network whose forward depends on the values in a tensor cannot be rehearsed.
+    Errors: a network whose forward pass depends on the values in a tensor cannot be rehearsed.
     """
     with torch.device("meta"):
         network = built(network)
@@ -102,7 +102,7 @@ def rehearse(network: Network | Builder, batch: Batch, task: Learned, setting: S
 def is_small(network: Network, batch: Batch, setting: Setting) -> bool:
     """Whether a real step surely takes little memory: few numbers in, few weights, all on the CPU.
 
-    Token numbers say too little of what a network makes of them (a row of logits each).
+    Token ids say too little about what becomes of them (a row of logits each).
     """
     held = [*network.parameters(), *network.buffers()]
     told = all(t.is_floating_point() or t.ndim == 1 for t in batch.tensors.values())
@@ -126,7 +126,7 @@ def fake_copy(network: Network) -> Network:
 def _run(
     network: Network, batch: Batch, task: Learned, setting: Setting, ledger: Ledger
 ) -> dict[str, int]:
-    """Everything that is booked; returns the bytes each layer keeps for backward."""
+    """Run the step under the ledger; returns the bytes each layer keeps for backward."""
     ledger.adopt(network.parameters(), "weights")
     ledger.adopt(network.buffers(), "buffers")
     ledger.adopt(batch.tensors.values(), "inputs")
@@ -191,11 +191,6 @@ def _layer_costs(
     for name in dict.fromkeys([*ledger.layers, *(op.layer for op in ops), *saved]):
         layer = ledger.layers.get(name, nn.Identity())
         own = [(op, n) for op, n in ops.items() if op.layer == name]
-        yield LayerCost(
-            name=name,
-            params=n_params(layer),
-            trainable=n_trainable(layer),
-            flops=round(sum(op.flops * n for op, n in own)),
-            moved=round(sum(op.bytes * n for op, n in own)),
-            saved=saved.get(name, 0),
-        )
+        flops = round(sum(op.flops * n for op, n in own))
+        moved = round(sum(op.bytes * n for op, n in own))
+        yield LayerCost(name, n_params(layer), n_trainable(layer), flops, moved, saved.get(name, 0))

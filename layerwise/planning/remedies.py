@@ -48,10 +48,8 @@ def _largest_that_fits(words: str, request: Request, available: float) -> Remedy
     Memory grows about linearly with the rows, so the whole batch and the smallest say where to
     look; what is offered has been planned itself.
     """
-    asked = request.setting
-    sizes = [asked.device_batch_size]
-    while sizes[-1] // 2 >= SMALLEST:
-        sizes.append(sizes[-1] // 2)
+    asked, n = request.setting, request.setting.device_batch_size
+    sizes = [n, *(n >> i for i in range(1, n.bit_length()) if n >> i >= SMALLEST)]
 
     def planned(size: int) -> Plan:
         return plan_of(_with(request, asked.with_device_batch(size)))

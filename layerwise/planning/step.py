@@ -18,10 +18,9 @@ from torch._subclasses.fake_tensor import FakeTensor
 from layerwise.data.examples import Batch
 from layerwise.errors import OptionError, unknown
 from layerwise.models.network import Network
-from layerwise.planning.optimizers import NAMES
+from layerwise.planning.optimizers import NAMES, Optimizer
 from layerwise.runtime import DTYPES
 
-Optimizer = str | Callable[[nn.Module], torch.optim.Optimizer]
 Builder = Callable[[], Network]
 
 

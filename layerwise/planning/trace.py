@@ -14,9 +14,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from layerwise.planning import operations
+from layerwise.planning.operations import Args
 from layerwise.planning.owners import Owners
 
 
@@ -47,7 +49,7 @@ class Storage:
     bytes: int
     part: str  # "weights", "gradients", "optimizer", "activations", "autocast" ...
     layer: str
-    reference: Any = field(repr=False, default=None)
+    reference: weakref.ref[torch.UntypedStorage] = field(repr=False)
 
 
 class Ledger(TorchDispatchMode):
@@ -66,11 +68,8 @@ class Ledger(TorchDispatchMode):
         self.phase = "build"
         self.layers = layers
         self.owners = Owners(network, layers)
-        self._hooks = [
-            p.register_post_accumulate_grad_hook(self._keep_gradient)
-            for p in network.parameters()
-            if p.requires_grad
-        ]
+        learning = [p for p in network.parameters() if p.requires_grad]
+        self._hooks = [p.register_post_accumulate_grad_hook(self._keep_gradient) for p in learning]
 
     def enter(self, phase: str) -> None:
         """From now on: "forward", "backward", "update", or "build", where only storages count."""
@@ -127,15 +126,13 @@ class Ledger(TorchDispatchMode):
     def _should_skip_dynamo(cls) -> bool:
         return False  # nothing is compiled here, and the guard would double the cost of a call
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: OpOverload, types, args: Args = (), kwargs=None) -> object:
         out = func(*args, **(kwargs or {}))
         if func.namespace not in ("prim", "profiler") and self.phase != "build":
             self._book(func, args, list((kwargs or {}).values()), out)
         return out
 
-    def _book(self, func: Any, args: tuple[Any, ...], more: list[Any], out: Any) -> None:
+    def _book(self, func: OpOverload, args: Args, more: list[Any], out: object) -> None:
         results = operations.tensors_in([out])
         layer, part = self.owners.running(), self._part(func, args)
         fresh = [t for t in results if t.untyped_storage()._cdata not in self.alive]
@@ -154,7 +151,7 @@ class Ledger(TorchDispatchMode):
         place = self.operations.setdefault(op, len(self.operations))
         self.events.append(Event("op", place))
 
-    def _part(self, func: Any, args: tuple[Any, ...]) -> str:
+    def _part(self, func: OpOverload, args: Args) -> str:
         if self.phase != "forward":
             return "temporary"
         if str(func.overloadpacket) == "aten._to_copy" and args:
