@@ -76,8 +76,9 @@ def reading(
 
     batches: as its task makes them, preferably of rows it was not trained on. names_tokens:
     whether it learned what each token is; probes: whether it learned labels that probes can
-    predict. stream: makes a decoder of tokens, for the example. base: the network it was fine-tuned from. The rest
-    as for `depth_report`. Errors: DataError when there are too few rows to score a probe on.
+    predict. stream: makes a decoder of tokens, for the example. base: the network it was
+    fine-tuned from. The rest as for `depth_report`.
+    Errors: DataError when there are too few rows to score a probe on.
     """
     device = str(next(network.parameters()).device)
     batches = [batch.to(device) for batch in batches]

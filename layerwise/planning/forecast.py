@@ -36,7 +36,6 @@ class Remedy:
     """Something that would fit, and its own plan."""
 
     words: str  # "device_batch_size 8 with grad_accum_steps 4"
-    setting: Setting
     plan: "Plan"
 
 
@@ -78,8 +77,7 @@ class Plan:
         """
         available = self.request.hardware.memory if available is None else available
         if not self.fits(available):
-            remedies = self.suggest(available)
-            raise DoesNotFit(sentences.does_not_fit(self, available, remedies))
+            raise DoesNotFit(sentences.does_not_fit(self, available, self.suggest(available)))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers for JSON; value, low and high of each estimate."""

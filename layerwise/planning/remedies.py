@@ -22,7 +22,7 @@ def suggest(plan: Plan, available: float) -> list[Remedy]:
         return found
     for words, request in _candidates(plan.request):
         remedy = _largest_that_fits(words, request, available)
-        if remedy is not None and remedy.setting not in [r.setting for r in found]:
+        if remedy is not None and remedy.plan.setting not in [r.plan.setting for r in found]:
             found.append(_paced(remedy, plan))
     return found
 
@@ -64,7 +64,7 @@ def _largest_that_fits(words: str, request: Request, available: float) -> Remedy
         likely = sizes[-1] + share * (sizes[0] - sizes[-1])
         tries = (planned(size) for size in sizes[1:-1] if size <= 1.2 * likely)
         found = next((plan for plan in tries if plan.fits(available)), smallest)
-    return Remedy(_words(words, found.setting, asked), found.setting, found)
+    return Remedy(_words(words, found.setting, asked), found)
 
 
 def _words(words: str, setting: Setting, asked: Setting) -> str:
