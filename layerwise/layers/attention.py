@@ -50,25 +50,18 @@ def attention(
     if causal and q.shape[-2] != k.shape[-2]:
         # the fused kernels align the triangle with the first key; a cache needs the last
         mask, causal = causal_mask(q.shape[-2], k.shape[-2], q.device), False
-    return F.scaled_dot_product_attention(
-        q,
-        k,
-        v,
-        attn_mask=mask,
-        dropout_p=dropout,
-        is_causal=causal,
-        scale=scale,
-        enable_gqa=q.shape[1] != k.shape[1],
-    )  # (B, H, T, Dh)
+    shared = q.shape[1] != k.shape[1]
+    fused = F.scaled_dot_product_attention
+    return fused(q, k, v, mask, dropout, causal, scale=scale, enable_gqa=shared)
 
 
 def short_on_cpu(q: Tensor, k: Tensor, mask: Tensor | None) -> bool:
     """Whether two matrix products beat PyTorch's fused kernel here.
 
     Measured on two Zen 4 cores, causal, forward and backward: in bf16 by 4.7 at 64 positions, 4.0
-    at 128, 1.7 at 256 and 512, 1.25 at 1,024; in fp32 by 5.3, 3.7, 1.5, 1.1 and 0.8. The limits
-    leave out where the gain no longer pays for holding the weights. A few queries alone (decoding)
-    are a matter of memory bandwidth and stay with the fused kernel.
+    at 128, 1.7 at 256 and 512, 1.25 at 1,024; in fp32 by 5.3, 3.7, 1.5, 1.1 and 0.8. Above
+    the limits the gain does not pay for holding the weights. A few queries alone (decoding) are a
+    matter of memory bandwidth and stay with the fused kernel.
     """
     if q.device.type != "cpu" or q.shape[-2] < 16:
         return False

@@ -1,4 +1,4 @@
-"""Which tokens a decoder's token sees: those before it, in its window, in its document.
+"""A decoder's attention mask: each token sees those before it, in its window, in its document.
 
 Shapes: B batch, T query positions, S key positions.
 """
@@ -8,14 +8,18 @@ from torch import Tensor
 
 from layerwise.layers.cache import Cache, LayerCache
 
-Sight = tuple[Tensor | None, bool]  # the mask and `causal` of `layers.attention.attention`
+Mask = tuple[Tensor | None, bool]  # `mask` and `causal` of `layers.attention.attention`
 
 
-def positions_of(tokens: Tensor, documents: Tensor | None, cache: Cache | None) -> Tensor:
-    """Where each token stands, (T,) or (B, T): after the cache, from 0 in each packed document."""
-    T = tokens.shape[1]
+def positions_of(
+    tokens: Tensor, documents: Tensor | None, cache: Cache | None, given: Tensor | None = None
+) -> Tensor:
+    """Positions of the tokens, (T,) or (B, T): as given, or counted from the end of the cache and
+    from 0 in each packed document."""
+    if given is not None:
+        return given
     start = 0 if cache is None else cache.n_seen
-    places = torch.arange(start, start + T, device=tokens.device)
+    places = torch.arange(start, start + tokens.shape[1], device=tokens.device)
     if documents is None:
         return places
     assert not start, "documents are packed for one pass; a cache continues one document per row"
@@ -24,14 +28,14 @@ def positions_of(tokens: Tensor, documents: Tensor | None, cache: Cache | None) 
     return places - (places * begins).cummax(dim=1).values
 
 
-def sight(
+def attention_mask(
     tokens: Tensor,
     mask: Tensor | None = None,
     documents: Tensor | None = None,
     window: int = 0,
     cache: LayerCache | None = None,
-) -> Sight:
-    """What to hand to `attention`: the cheapest form of what each token may see.
+) -> Mask:
+    """The mask in the cheapest form that `attention` takes.
 
     tokens: (B, T), the new ones. mask: bool, broadcast to (B, 1, T, S), S counting all tokens from
     the first: True where attending is allowed, besides causality (padding, say); every token sees

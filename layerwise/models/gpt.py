@@ -13,7 +13,7 @@ Shapes: B batch, T positions, S keys, D width, F mlp width, V vocabulary.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -22,11 +22,12 @@ from layerwise.errors import DataError, OptionError
 from layerwise.layers.cache import Cache, LayerCache
 from layerwise.layers.dropout import Dropout
 from layerwise.layers.gelu import gelu_tanh
-from layerwise.layers.head import TiedHead, untied_head
-from layerwise.layers.mask import Sight, positions_of, sight
+from layerwise.layers.head import language_head, untied_head
+from layerwise.layers.mask import Mask, attention_mask, positions_of
 from layerwise.layers.mlp import Mlp
 from layerwise.layers.pool import pool
 from layerwise.layers.self_attention import MultiHeadAttention
+from layerwise.layers.stack import stack
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,11 @@ class Config:
     dropout: float = 0.0  # of what attention and mlp add to the stream
     embed_dropout: float = 0.0
     attn_dropout: float = 0.0  # of the attention weights
+    n_classes: int = 0  # scores of a head of its own; 0: one for each token of the vocabulary
 
     def __post_init__(self):
         if self.dim % self.n_heads:
-            raise OptionError(f"dim {self.dim} is no multiple of n_heads {self.n_heads}")
+            raise OptionError(f"dim {self.dim} is not a multiple of n_heads {self.n_heads}")
 
 
 VARIANTS = {  # table 2 of the paper; the heads are in the published code
@@ -66,8 +68,8 @@ class Block(nn.Module):
         self.mlp = Mlp(config.dim, config.mlp_dim, gelu_tanh)
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, x: Tensor, sight: Sight, cache: LayerCache | None = None) -> Tensor:
-        x = x + self.dropout(self.attn(self.attn_norm(x), sight, cache))
+    def forward(self, x: Tensor, mask: Mask, cache: LayerCache | None) -> Tensor:  # (B, T, D)
+        x = x + self.dropout(self.attn(self.attn_norm(x), mask, cache))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
 
@@ -85,7 +87,7 @@ class GPT(nn.Module):
         self.dropout = Dropout(config.embed_dropout)
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.n_layers)])
         self.norm = nn.LayerNorm(config.dim, eps=config.norm_eps)
-        self.head: nn.Linear = TiedHead(self.token_embed)
+        self.head = language_head(self.token_embed, config.n_classes)
         init_weights(self)
 
     def forward(self, tokens: Tensor, **given: Any) -> Tensor:
@@ -107,12 +109,11 @@ class GPT(nn.Module):
         documents: (B, T), equal where two tokens of a packed row belong together.
         """
         self.check_length(tokens, cache)
-        if positions is None:
-            positions = positions_of(tokens, documents, cache)
-        seen = sight(tokens, mask, documents, cache=None if cache is None else cache[0])
+        positions = positions_of(tokens, documents, cache, positions)
+        seen = attention_mask(tokens, mask, documents, cache=cache and cache[0])
         x = self.dropout(self.token_embed(tokens) + self.pos_embed(positions))  # (B, T, D)
         for i, block in enumerate(self.blocks):
-            x = block(x, seen, None if cache is None else cache[i])
+            x = block(x, seen, cache and cache[i])
         return self.norm(x)
 
     def check_length(self, tokens: Tensor, cache: Cache | None) -> None:
@@ -131,12 +132,11 @@ class GPT(nn.Module):
 
     def layers(self) -> dict[str, nn.Module]:
         """The stack in the order in which data flows through it."""
-        blocks = {f"blocks.{i}": block for i, block in enumerate(self.blocks)}
-        below = {"token_embed": self.token_embed, "pos_embed": self.pos_embed}
-        return {**below, **blocks, "norm": self.norm, "head": self.head}
+        return stack(self, "token_embed", "pos_embed", "blocks", "norm", "head")
 
     def reset_head(self, n_classes: int, kind: str = "causal") -> None:
         """A fresh last layer, no longer tied to the embedding; everything below stays."""
+        self.config = replace(self.config, n_classes=n_classes)
         self.head = untied_head(self.token_embed, n_classes)
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from layerwise.errors import DataError, OptionError, unknown
 from layerwise.layers.dropout import Dropout
+from layerwise.layers.stack import stack
 
 ACTIVATIONS = {
     "relu": F.relu,
@@ -156,10 +157,7 @@ class Mlp(nn.Module):
 
     def layers(self) -> dict[str, nn.Module]:
         """The stack in the order in which data flows through it."""
-        stack: dict[str, nn.Module] = {f"blocks.{i}": block for i, block in enumerate(self.blocks)}
-        if not isinstance(self.norm, nn.Identity):
-            stack["norm"] = self.norm
-        return {**stack, "head": self.head}
+        return stack(self, "blocks", "norm", "head")
 
     def reset_head(self, n_classes: int, kind: str = "class") -> None:
         """A fresh last layer for another set of classes; everything below keeps what it learned."""

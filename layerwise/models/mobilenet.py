@@ -24,14 +24,13 @@ from torch import Tensor, nn
 
 from layerwise.layers.conv import ConvNorm, round_channels
 from layerwise.layers.dropout import Dropout
+from layerwise.layers.stack import stack
 
 
 @dataclass(frozen=True)
 class Config:
     n_classes: int = 1000
-    expansion: int = (
-        6  # how much wider a block is inside; 0: separable blocks without residual (v1)
-    )
+    expansion: int = 6  # times wider inside a block; 0: separable blocks without residual (v1)
     width: float = 1.0  # multiplies every number of channels
     stem_channels: int = 32
     channels: tuple[int, ...] = (16, 24, 32, 64, 96, 160, 320)  # per stage
@@ -166,13 +165,7 @@ class MobileNet(nn.Module):
 
     def layers(self) -> dict[str, nn.Module]:
         """The stack in the order in which data flows through it."""
-        blocks = {
-            f"blocks.{s}.{i}": block
-            for s, stage in enumerate(self.blocks)
-            for i, block in enumerate(stage)  # type: ignore[arg-type]
-        }
-        last = {"last": self.last} if self.config.last_channels else {}
-        return {"stem": self.stem, **blocks, **last, "head": self.head}
+        return stack(self, "stem", "blocks", "last", "head")
 
     def reset_head(self, n_classes: int, kind: str = "class") -> None:
         """A fresh last layer for another set of classes; everything below keeps what it learned."""

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from layerwise.layers.conv import ConvNorm, round_channels
 from layerwise.layers.dropout import Dropout
+from layerwise.layers.stack import stack
 
 
 @dataclass(frozen=True)
@@ -152,12 +153,7 @@ class MobileNetV3(nn.Module):
 
     def layers(self) -> dict[str, nn.Module]:
         """The stack in the order in which data flows through it."""
-        blocks = {
-            f"blocks.{s}.{i}": block
-            for s, stage in enumerate(self.blocks)
-            for i, block in enumerate(stage)  # type: ignore[arg-type]
-        }
-        return {"stem": self.stem, **blocks, "fc": self.fc, "head": self.head}
+        return stack(self, "stem", "blocks", "fc", "head")
 
     def reset_head(self, n_classes: int, kind: str = "class") -> None:
         """A fresh last layer for another set of classes; everything below keeps what it learned."""

@@ -12,7 +12,7 @@ its own share at once.
 Shapes: B batch, T positions, S keys, N = B * T tokens, D width, E experts, n choices per token.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,13 +21,14 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from layerwise.errors import OptionError
 from layerwise.layers.cache import Cache, LayerCache
-from layerwise.layers.head import TiedHead, untied_head
-from layerwise.layers.mask import Sight, positions_of, sight
+from layerwise.layers.head import language_head, untied_head
+from layerwise.layers.mask import Mask, attention_mask, positions_of
 from layerwise.layers.mlp import GatedMlp
 from layerwise.layers.norm import RMSNorm
 from layerwise.layers.pool import pool
-from layerwise.layers.rope import Turn, make_rope
+from layerwise.layers.rope import CosSin, make_rope
 from layerwise.layers.self_attention import SelfAttention
+from layerwise.layers.stack import stack
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,11 @@ class Config:
     window: int = 0  # tokens that each one sees back, itself included; 0 for all
     qk_norm: bool = False
     tied_head: bool = False
+    n_classes: int = 0  # scores of a head of its own; 0: one for each token of the vocabulary
 
     def __post_init__(self):
         if self.n_heads % self.n_kv_heads:
-            raise OptionError(f"n_heads {self.n_heads} is no multiple of n_kv_heads")
+            raise OptionError(f"n_heads {self.n_heads} is not a multiple of n_kv_heads")
         if not 1 <= self.n_active <= self.n_experts:
             raise OptionError(f"n_active {self.n_active} of n_experts {self.n_experts}")
 
@@ -150,12 +152,12 @@ class Block(nn.Module):
     def forward(
         self,
         x: Tensor,
-        turn: Turn,
-        sight: Sight,
-        cache: LayerCache | None = None,
+        cos_sin: CosSin,
+        mask: Mask,
+        cache: LayerCache | None,
         routed: list[Tensor] | None = None,
     ) -> Tensor:  # (B, T, D)
-        x = x + self.attn(self.attn_norm(x), turn, sight, cache)
+        x = x + self.attn(self.attn_norm(x), cos_sin, mask, cache)
         return x + self.moe(self.mlp_norm(x), routed)
 
 
@@ -173,8 +175,7 @@ class MoeDecoder(nn.Module):
         self.token_embed = nn.Embedding(c.vocab_size, c.dim)
         self.blocks = nn.ModuleList([Block(c) for _ in range(c.n_layers)])
         self.norm = RMSNorm(c.dim, eps=c.norm_eps)
-        untied = nn.Linear(c.dim, c.vocab_size, bias=False) if not c.tied_head else None
-        self.head: nn.Linear = untied or TiedHead(self.token_embed)
+        self.head = language_head(self.token_embed, c.n_classes, c.tied_head)
         for parameter in self.parameters():
             if parameter.ndim == 2:
                 nn.init.normal_(parameter, std=0.02)
@@ -199,14 +200,12 @@ class MoeDecoder(nn.Module):
         documents: (B, T), equal where two tokens of a packed row belong together. routed: an empty
         list that collects each layer's router scores, for `balance_loss`.
         """
-        if positions is None:
-            positions = positions_of(tokens, documents, cache)
-        turn = self.rope(positions)
-        first = None if cache is None else cache[0]
-        seen = sight(tokens, mask, documents, self.config.window, first)
+        positions = positions_of(tokens, documents, cache, positions)
+        cos_sin = self.rope(positions)
+        seen = attention_mask(tokens, mask, documents, self.config.window, cache and cache[0])
         x = self.token_embed(tokens)  # (B, T, D)
         for i, block in enumerate(self.blocks):
-            x = block(x, turn, seen, None if cache is None else cache[i], routed)
+            x = block(x, cos_sin, seen, cache and cache[i], routed)
         return self.norm(x)
 
     def balance(self, routed: list[Tensor], keep: Tensor) -> Tensor:
@@ -224,11 +223,11 @@ class MoeDecoder(nn.Module):
 
     def layers(self) -> dict[str, nn.Module]:
         """The stack in the order in which data flows through it."""
-        blocks = {f"blocks.{i}": block for i, block in enumerate(self.blocks)}
-        return {"token_embed": self.token_embed, **blocks, "norm": self.norm, "head": self.head}
+        return stack(self, "token_embed", "blocks", "norm", "head")
 
     def reset_head(self, n_classes: int, kind: str = "causal") -> None:
         """A fresh last layer, tied to nothing; everything below keeps what it learned."""
+        self.config = replace(self.config, n_classes=n_classes)
         self.head = untied_head(self.token_embed, n_classes)
 
 

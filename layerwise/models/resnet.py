@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layerwise.layers.conv import ConvNorm
+from layerwise.layers.stack import stack
 
 
 @dataclass(frozen=True)
@@ -153,12 +154,7 @@ class ResNet(nn.Module):
 
     def layers(self) -> dict[str, nn.Module]:
         """The stack in the order in which data flows through it: stem, every block, head."""
-        blocks = {
-            f"stages.{i}.{j}": block
-            for i, stage in enumerate(self.stages)
-            for j, block in enumerate(stage)  # type: ignore[arg-type]
-        }
-        return {"stem": self.stem, **blocks, "head": self.head}
+        return stack(self, "stem", "stages", "head")
 
     def reset_head(self, n_classes: int, kind: str = "class") -> None:
         """A fresh last layer for another set of classes; everything below keeps what it learned."""

@@ -26,6 +26,7 @@ from layerwise.errors import DataError, OptionError
 from layerwise.layers.dropout import Dropout
 from layerwise.layers.mlp import Mlp
 from layerwise.layers.self_attention import MultiHeadAttention
+from layerwise.layers.stack import stack
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,12 @@ class Config:
 
     def __post_init__(self):
         if self.dim % self.n_heads:
-            raise OptionError(f"dim {self.dim} is no multiple of n_heads {self.n_heads}")
+            raise OptionError(f"dim {self.dim} is not a multiple of n_heads {self.n_heads}")
         if self.image_size % self.patch_size:
-            raise OptionError(
-                f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}"
+            sizes = (
+                f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
             )
+            raise OptionError(sizes)
 
 
 TINY = Config(dim=192, n_heads=3, mlp_dim=768)  # DeiT, table 1
@@ -153,8 +155,7 @@ class ViT(nn.Module):
 
     def layers(self) -> dict[str, nn.Module]:
         """The stack in the order in which data flows through it."""
-        blocks = {f"blocks.{i}": block for i, block in enumerate(self.blocks)}
-        return {"embed": self.embed, **blocks, "norm": self.norm, "head": self.head}
+        return stack(self, "embed", "blocks", "norm", "head")
 
     def reset_head(self, n_classes: int, kind: str = "class") -> None:
         """A fresh last layer for another set of classes; everything below keeps what it learned."""
