@@ -22,7 +22,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from layerwise.layers.conv import ConvNorm, round_channels
+from layerwise.layers.conv import ConvNorm, conv_norm_names, round_channels
 from layerwise.layers.dropout import Dropout
 from layerwise.layers.stack import stack
 
@@ -181,66 +181,54 @@ def _in_order(repeats: tuple[int, ...]) -> list[str]:
     return [f"blocks.{s}.{i}" for s, n in enumerate(repeats) for i in range(n)]
 
 
+_NUMBERED = (("expand", "0.0", "0.1"), ("depthwise", "1.0", "1.1"), ("project", "2", "3"))
+
 PUBLISHED = {  # ours -> theirs, prefix by prefix; the rename engine reads it in both directions
     "keras": {  # v1, any width
-        "stem.conv": "conv1",
-        "stem.norm": "conv1_bn",
-        **{
-            f"{block}.{ours}": f"conv_{theirs}"
-            for n, block in enumerate(_in_order((1, 2, 2, 6, 2)), start=1)
-            for ours, theirs in (
-                ("filter.conv", f"dw_{n}"),
-                ("filter.norm", f"dw_{n}_bn"),
-                ("combine.conv", f"pw_{n}"),
-                ("combine.norm", f"pw_{n}_bn"),
-            )
-        },
+        **conv_norm_names(
+            {
+                "stem": ("conv1", "conv1_bn"),
+                **{
+                    f"{block}.{ours}": (f"conv_{theirs}_{n}", f"conv_{theirs}_{n}_bn")
+                    for n, block in enumerate(_in_order((1, 2, 2, 6, 2)), start=1)
+                    for ours, theirs in (("filter", "dw"), ("combine", "pw"))
+                },
+            }
+        ),
         "head": "conv_preds | squeeze",
         "(drop)": "*.num_batches_tracked",  # Keras does not count batches
     },
     "timm": {  # both versions, any width; the first block of v2 does not expand
-        "stem.conv": "conv_stem",
-        "stem.norm": "bn1",
-        "blocks.{}.{}.filter.conv": "blocks.{}.{}.conv_dw",
-        "blocks.{}.{}.filter.norm": "blocks.{}.{}.bn1",
-        "blocks.{}.{}.combine.conv": "blocks.{}.{}.conv_pw",
-        "blocks.{}.{}.combine.norm": "blocks.{}.{}.bn2",
-        "blocks.0.0.depthwise.conv": "blocks.0.0.conv_dw",
-        "blocks.0.0.depthwise.norm": "blocks.0.0.bn1",
-        "blocks.0.0.project.conv": "blocks.0.0.conv_pw",
-        "blocks.0.0.project.norm": "blocks.0.0.bn2",
-        "blocks.{}.{}.expand.conv": "blocks.{}.{}.conv_pw",
-        "blocks.{}.{}.expand.norm": "blocks.{}.{}.bn1",
-        "blocks.{}.{}.depthwise.conv": "blocks.{}.{}.conv_dw",
-        "blocks.{}.{}.depthwise.norm": "blocks.{}.{}.bn2",
-        "blocks.{}.{}.project.conv": "blocks.{}.{}.conv_pwl",
-        "blocks.{}.{}.project.norm": "blocks.{}.{}.bn3",
-        "last.conv": "conv_head",
-        "last.norm": "bn2",
+        **conv_norm_names(
+            {
+                "stem": ("conv_stem", "bn1"),
+                "blocks.{}.{}.filter": ("blocks.{}.{}.conv_dw", "blocks.{}.{}.bn1"),
+                "blocks.{}.{}.combine": ("blocks.{}.{}.conv_pw", "blocks.{}.{}.bn2"),
+                "blocks.0.0.depthwise": ("blocks.0.0.conv_dw", "blocks.0.0.bn1"),
+                "blocks.0.0.project": ("blocks.0.0.conv_pw", "blocks.0.0.bn2"),
+                "blocks.{}.{}.expand": ("blocks.{}.{}.conv_pw", "blocks.{}.{}.bn1"),
+                "blocks.{}.{}.depthwise": ("blocks.{}.{}.conv_dw", "blocks.{}.{}.bn2"),
+                "blocks.{}.{}.project": ("blocks.{}.{}.conv_pwl", "blocks.{}.{}.bn3"),
+                "last": ("conv_head", "bn2"),
+            }
+        ),
         "head": "classifier",
     },
     "torchvision": {  # v2
-        "stem.conv": "features.0.0",
-        "stem.norm": "features.0.1",
-        "blocks.0.0.depthwise.conv": "features.1.conv.0.0",
-        "blocks.0.0.depthwise.norm": "features.1.conv.0.1",
-        "blocks.0.0.project.conv": "features.1.conv.1",
-        "blocks.0.0.project.norm": "features.1.conv.2",
-        **{
-            f"{block}.{ours}": f"features.{n}.conv.{theirs}"
-            for n, block in enumerate(_in_order((1, 2, 3, 4, 3, 3, 1)), start=1)
-            for ours, theirs in (
-                ("expand.conv", "0.0"),
-                ("expand.norm", "0.1"),
-                ("depthwise.conv", "1.0"),
-                ("depthwise.norm", "1.1"),
-                ("project.conv", "2"),
-                ("project.norm", "3"),
-            )
-            if n > 1
-        },
-        "last.conv": "features.18.0",
-        "last.norm": "features.18.1",
+        **conv_norm_names(
+            {
+                "stem": ("features.0.0", "features.0.1"),
+                "blocks.0.0.depthwise": ("features.1.conv.0.0", "features.1.conv.0.1"),
+                "blocks.0.0.project": ("features.1.conv.1", "features.1.conv.2"),
+                **{
+                    f"{block}.{part}": (f"features.{n}.conv.{conv}", f"features.{n}.conv.{norm}")
+                    for n, block in enumerate(_in_order((1, 2, 3, 4, 3, 3, 1)), start=1)
+                    for part, conv, norm in _NUMBERED
+                    if n > 1
+                },
+                "last": ("features.18.0", "features.18.1"),
+            }
+        ),
         "head": "classifier.1",
     },
 }

@@ -18,7 +18,7 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from layerwise.layers.conv import ConvNorm, round_channels
+from layerwise.layers.conv import ConvNorm, conv_norm_names, round_channels
 from layerwise.layers.dropout import Dropout
 from layerwise.layers.stack import stack
 
@@ -164,23 +164,19 @@ class MobileNetV3(nn.Module):
 Model = MobileNetV3
 
 
+_CONVS = {
+    "stem": ("conv_stem", "bn1"),
+    "blocks.0.0.depthwise": ("blocks.0.0.conv_dw", "blocks.0.0.bn1"),
+    "blocks.0.0.project": ("blocks.0.0.conv_pw", "blocks.0.0.bn2"),
+    "blocks.{}.{}.expand": ("blocks.{}.{}.conv_pw", "blocks.{}.{}.bn1"),
+    "blocks.{}.{}.depthwise": ("blocks.{}.{}.conv_dw", "blocks.{}.{}.bn2"),
+    "blocks.{}.{}.project": ("blocks.{}.{}.conv_pwl", "blocks.{}.{}.bn3"),
+    "blocks.{}.{}": ("blocks.{}.{}.conv", "blocks.{}.{}.bn1"),  # the last convolution
+}
 _TIMM = {
-    "stem.conv": "conv_stem",
-    "stem.norm": "bn1",
-    "blocks.0.0.depthwise.conv": "blocks.0.0.conv_dw",
-    "blocks.0.0.depthwise.norm": "blocks.0.0.bn1",
-    "blocks.0.0.project.conv": "blocks.0.0.conv_pw",
-    "blocks.0.0.project.norm": "blocks.0.0.bn2",
-    "blocks.{}.{}.expand.conv": "blocks.{}.{}.conv_pw",
-    "blocks.{}.{}.expand.norm": "blocks.{}.{}.bn1",
-    "blocks.{}.{}.depthwise.conv": "blocks.{}.{}.conv_dw",
-    "blocks.{}.{}.depthwise.norm": "blocks.{}.{}.bn2",
+    **conv_norm_names(_CONVS),
     "blocks.{}.{}.excite.fc1": "blocks.{}.{}.se.conv_reduce",
     "blocks.{}.{}.excite.fc2": "blocks.{}.{}.se.conv_expand",
-    "blocks.{}.{}.project.conv": "blocks.{}.{}.conv_pwl",
-    "blocks.{}.{}.project.norm": "blocks.{}.{}.bn3",
-    "blocks.{}.{}.conv": "blocks.{}.{}.conv",
-    "blocks.{}.{}.norm": "blocks.{}.{}.bn1",
     "fc": "conv_head | squeeze",
     "head": "classifier",
 }
@@ -188,24 +184,20 @@ _TIMM = {
 
 def _torchvision(config: Config) -> dict[str, str]:
     """torchvision's names: parts of a block are numbered through, and not every block has all."""
-    rules = {"stem.conv": "features.0.0", "stem.norm": "features.0.1"}
-    names = [
-        f"blocks.{s}.{i}" for s, st in enumerate(stages(config.channels)) for i in range(len(st))
-    ]
-    n_in = config.stem_channels
-    for number, ours in enumerate(names):
+    grouped, n_in = stages(config.channels), config.stem_channels
+    layers, excite = {"stem": "features.0"}, {}
+    for number, name in enumerate(
+        f"{s}.{i}" for s, st in enumerate(grouped) for i in range(len(st))
+    ):
         parts = ["expand"] if config.inner[number] != n_in else []
         parts += ["depthwise"] + ["excite"] * config.excite[number] + ["project"]
         for place, part in enumerate(parts):
-            theirs = f"features.{number + 1}.block.{place}"
-            inside = (
-                {"fc1": "fc1", "fc2": "fc2"} if part == "excite" else {"conv": "0", "norm": "1"}
-            )
-            rules |= {f"{ours}.{part}.{k}": f"{theirs}.{v}" for k, v in inside.items()}
+            chosen = excite if part == "excite" else layers
+            chosen[f"blocks.{name}.{part}"] = f"features.{number + 1}.block.{place}"
         n_in = config.channels[number]
-    ours, theirs = f"blocks.{len(stages(config.channels))}.0", f"features.{len(names) + 1}"
-    rules |= {f"{ours}.conv": f"{theirs}.0", f"{ours}.norm": f"{theirs}.1"}
-    return rules | {"fc": "classifier.0", "head": "classifier.3"}
+    layers[f"blocks.{len(grouped)}.0"] = f"features.{len(config.channels) + 1}"
+    names = conv_norm_names({ours: (f"{n}.0", f"{n}.1") for ours, n in layers.items()})
+    return names | excite | {"fc": "classifier.0", "head": "classifier.3"}
 
 
 PUBLISHED = {  # ours -> theirs, prefix by prefix; the rename engine reads it in both directions
