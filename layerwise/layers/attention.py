@@ -8,6 +8,7 @@ Shapes: B batch, H heads, K key and value heads, T query positions, S key positi
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -71,12 +72,7 @@ def short_on_cpu(q: Tensor, k: Tensor, mask: Tensor | None) -> bool:
 
 
 def short_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Tensor | None = None,
-    scale: float | None = None,
-    dropout: float = 0.0,
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None, dropout: float
 ) -> Tensor:
     """Attention by two matrix products, the scores in the precision of the inputs.
 
@@ -117,17 +113,12 @@ def as_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -math.inf)
 
 
-def plain_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Tensor | None = None,
-    causal: bool = False,
-    scale: float | None = None,
-    softcap: float = 0.0,
-) -> Tensor:
-    """`attention` written out, without dropout: the reference for the fused kernels."""
-    weights = attention_weights(q, k, mask, causal, scale, softcap)  # (B, H, T, S)
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, *how: Any, **options: Any) -> Tensor:
+    """`attention` written out, without dropout: the reference for the fused kernels.
+
+    how, options: as for `attention_weights`.
+    """
+    weights = attention_weights(q, k, *how, **options)  # (B, H, T, S)
     return weights.to(v.dtype) @ v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
 
 

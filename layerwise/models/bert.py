@@ -233,7 +233,7 @@ class Bert(nn.Module):
         """What is known at each position, normalised: (B, T, D)."""
         if documents is not None:
             mask = documents[:, None, :, None] == documents[:, None, None, :]  # (B, 1, T, T)
-            positions = positions_of(tokens, documents, None)
+            positions = positions_of(tokens, {"documents": documents})
         x = self.embed(tokens, token_types, positions)
         bias = None if mask is None else attention_bias(mask, x.dtype)
         for block in self.blocks:

@@ -15,7 +15,7 @@ F mlp width, V vocabulary.
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Unpack
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,7 @@ from layerwise.errors import OptionError
 from layerwise.layers.cache import Cache, LayerCache
 from layerwise.layers.gelu import gelu_tanh
 from layerwise.layers.head import language_head, untied_head
-from layerwise.layers.mask import Mask, attention_mask, positions_of
+from layerwise.layers.mask import Given, Mask, attention_mask, positions_of
 from layerwise.layers.mlp import GatedMlp
 from layerwise.layers.pool import pool
 from layerwise.layers.rope import CosSin, make_rope
@@ -161,32 +161,18 @@ class Gemma(nn.Module):
             if parameter.ndim == 2:
                 nn.init.normal_(parameter, std=0.02)
 
-    def forward(self, tokens: Tensor, **given: Any) -> Tensor:
-        """Scores of what follows each token: (B, T, V). Arguments as for `features`."""
+    def forward(self, tokens: Tensor, **given: Unpack[Given]) -> Tensor:
+        """Scores of what follows each token: (B, T, V)."""
         return self.head(self.features(tokens, **given))
 
-    def features(
-        self,
-        tokens: Tensor,
-        positions: Tensor | None = None,
-        mask: Tensor | None = None,
-        cache: Cache | None = None,
-        documents: Tensor | None = None,
-    ) -> Tensor:
-        """What the head sees, normalised: (B, T, D).
-
-        tokens: (B, T). positions: (T,) or (B, T), where they are not the next ones. mask: bool,
-        broadcast to (B, 1, T, S), besides causality. cache: from `make_cache`, grows by T.
-        documents: (B, T), equal where two tokens of a packed row belong together.
-        """
-        c = self.config
-        positions = positions_of(tokens, documents, cache, positions)
+    def features(self, tokens: Tensor, **given: Unpack[Given]) -> Tensor:
+        """What the head sees, normalised: (B, T, D)."""
+        c, positions, cache = self.config, positions_of(tokens, given), given.get("cache")
         kinds = {}  # local and global layers: angles of their positions, and what they see
         for i in range(c.n_layers):
             if c.is_global(i) not in kinds:
                 rope, window = (self.rope, 0) if c.is_global(i) else (self.local_rope, c.window)
-                seen = attention_mask(tokens, mask, documents, window, cache and cache[i])
-                kinds[c.is_global(i)] = rope(positions), seen
+                kinds[c.is_global(i)] = rope(positions), attention_mask(tokens, given, window, i)
         x = self.token_embed(tokens)  # (B, T, D)
         x = x * x.new_tensor(c.dim**0.5)  # rounded to the precision of x, as published
         for i, block in enumerate(self.blocks):
@@ -197,7 +183,8 @@ class Gemma(nn.Module):
         """For `length` tokens, prompt and continuation together, of `batch` rows."""
         c = self.config
         windows = [0 if c.is_global(i) else c.window for i in range(c.n_layers)]
-        return Cache(self.token_embed.weight, batch, length, c.n_kv_heads, c.head_dim, windows)
+        shape = (batch, c.n_kv_heads, length, c.head_dim)
+        return Cache(self.token_embed.weight, shape, windows)
 
     def pooled(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
         return pool(features, mask, normalise=False)

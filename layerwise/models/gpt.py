@@ -14,7 +14,7 @@ Shapes: B batch, T positions, S keys, D width, F mlp width, V vocabulary.
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Unpack
 
 from torch import Tensor, nn
 
@@ -23,7 +23,7 @@ from layerwise.layers.cache import Cache, LayerCache
 from layerwise.layers.dropout import Dropout
 from layerwise.layers.gelu import gelu_tanh
 from layerwise.layers.head import language_head, untied_head
-from layerwise.layers.mask import Mask, attention_mask, positions_of
+from layerwise.layers.mask import Given, Mask, attention_mask, positions_of
 from layerwise.layers.mlp import Mlp
 from layerwise.layers.pool import pool
 from layerwise.layers.self_attention import MultiHeadAttention
@@ -90,30 +90,18 @@ class GPT(nn.Module):
         self.head = language_head(self.token_embed, config.n_classes)
         init_weights(self)
 
-    def forward(self, tokens: Tensor, **given: Any) -> Tensor:
-        """Scores of what follows each token: (B, T, V). Arguments as for `features`."""
+    def forward(self, tokens: Tensor, **given: Unpack[Given]) -> Tensor:
+        """Scores of what follows each token: (B, T, V)."""
         return self.head(self.features(tokens, **given))
 
-    def features(
-        self,
-        tokens: Tensor,
-        positions: Tensor | None = None,
-        mask: Tensor | None = None,
-        cache: Cache | None = None,
-        documents: Tensor | None = None,
-    ) -> Tensor:
-        """What the head sees, normalised: (B, T, D).
-
-        tokens: (B, T). positions: (T,) or (B, T), where they are not the next ones. mask: bool,
-        broadcast to (B, 1, T, S), besides causality. cache: from `make_cache`, grows by T.
-        documents: (B, T), equal where two tokens of a packed row belong together.
-        """
+    def features(self, tokens: Tensor, **given: Unpack[Given]) -> Tensor:
+        """What the head sees, normalised: (B, T, D)."""
+        cache, positions = given.get("cache"), positions_of(tokens, given)
         self.check_length(tokens, cache)
-        positions = positions_of(tokens, documents, cache, positions)
-        seen = attention_mask(tokens, mask, documents, cache=cache and cache[0])
+        mask = attention_mask(tokens, given)
         x = self.dropout(self.token_embed(tokens) + self.pos_embed(positions))  # (B, T, D)
         for i, block in enumerate(self.blocks):
-            x = block(x, seen, cache and cache[i])
+            x = block(x, mask, cache and cache[i])
         return self.norm(x)
 
     def check_length(self, tokens: Tensor, cache: Cache | None) -> None:
@@ -124,8 +112,8 @@ class GPT(nn.Module):
     def make_cache(self, batch: int, length: int) -> Cache:
         """For `length` tokens, prompt and continuation together, of `batch` rows."""
         c = self.config
-        weight = self.token_embed.weight
-        return Cache(weight, batch, length, c.n_heads, c.dim // c.n_heads, [0] * c.n_layers)
+        shape = (batch, c.n_heads, length, c.dim // c.n_heads)
+        return Cache(self.token_embed.weight, shape, [0] * c.n_layers)
 
     def pooled(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
         return pool(features, mask, normalise=False)

@@ -19,6 +19,7 @@ Shapes: b images, c channels, h x w pixels, D features, C classes.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -44,17 +45,10 @@ class Config:
 
 def _v1(width: float, same: bool = False) -> Config:
     """Table 1 of the v1 paper at a width of table 6; `same`: as Google trained it."""
-    return Config(
-        expansion=0,
-        width=width,
-        channels=(64, 128, 256, 512, 1024),
-        repeats=(1, 2, 2, 6, 2),
-        strides=(1, 2, 2, 2, 2),
-        last_channels=0,
-        same_padding=same,
-        norm_eps=1e-3 if same else 1e-5,
-        dropout=1e-3 if same else 0.2,
-    )
+    stages: dict[str, Any] = {"channels": (64, 128, 256, 512, 1024)}
+    stages |= {"repeats": (1, 2, 2, 6, 2), "strides": (1, 2, 2, 2, 2), "last_channels": 0}
+    google = {"same_padding": True, "norm_eps": 1e-3, "dropout": 1e-3} if same else {}
+    return Config(expansion=0, width=width, **stages, **google)
 
 
 VARIANTS = {

@@ -13,7 +13,7 @@ Shapes: b images, c channels, h x w pixels, D features, C classes.
 """
 
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import groupby
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -28,10 +28,7 @@ class Config:  # the tuples are columns of the paper's tables, one entry per blo
     n_classes: int = 1000
     stem_channels: int = 16
     kernel: tuple[int, ...] = (3, 3, 3, 5, 5, 5, 3, 3, 3, 3, 3, 3, 5, 5, 5)
-    inner: tuple[int, ...] = (
-        *(16, 64, 72, 72, 120, 120, 240, 200),
-        *(184, 184, 480, 672, 672, 960, 960),
-    )
+    inner: tuple[int, ...] = (16, 64, 72, 72, 120, 120, 240, 200, 184, 184, 480, 672, 672, 960, 960)
     channels: tuple[int, ...] = (16, 24, 24, 40, 40, 40, 80, 80, 80, 80, 112, 112, 160, 160, 160)
     excite: tuple[int, ...] = (0, 0, 0, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1, 1, 1)
     hard_swish: tuple[int, ...] = (0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1)  # else ReLU
@@ -98,13 +95,8 @@ class Block(nn.Module):
 
 def stages(channels: tuple[int, ...]) -> list[list[int]]:
     """The numbers of the blocks, a new stage wherever the width changes."""
-    grouped = [[0]]
-    for number, (before, now) in enumerate(pairwise(channels), start=1):
-        if now == before:
-            grouped[-1].append(number)
-        else:
-            grouped.append([number])
-    return grouped
+    alike = groupby(range(len(channels)), key=lambda number: channels[number])
+    return [list(numbers) for _, numbers in alike]
 
 
 class MobileNetV3(nn.Module):

@@ -13,7 +13,7 @@ Shapes: B batch, T positions, S keys, N = B * T tokens, D width, E experts, n ch
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from layerwise.errors import OptionError
 from layerwise.layers.cache import Cache, LayerCache
 from layerwise.layers.head import language_head, untied_head
-from layerwise.layers.mask import Mask, attention_mask, positions_of
+from layerwise.layers.mask import Given, Mask, attention_mask, positions_of
 from layerwise.layers.mlp import GatedMlp
 from layerwise.layers.norm import RMSNorm
 from layerwise.layers.pool import pool
@@ -181,31 +181,21 @@ class MoeDecoder(nn.Module):
                 nn.init.normal_(parameter, std=0.02)
 
     def forward(self, tokens: Tensor, **given: Any) -> Tensor:
-        """Scores of what follows each token: (B, T, V). Arguments as for `features`."""
+        """Scores of what follows each token: (B, T, V)."""
         return self.head(self.features(tokens, **given))
 
     def features(
-        self,
-        tokens: Tensor,
-        positions: Tensor | None = None,
-        mask: Tensor | None = None,
-        cache: Cache | None = None,
-        documents: Tensor | None = None,
-        routed: list[Tensor] | None = None,
+        self, tokens: Tensor, routed: list[Tensor] | None = None, **given: Unpack[Given]
     ) -> Tensor:
         """What the head sees, normalised: (B, T, D).
 
-        tokens: (B, T). positions: (T,) or (B, T), where they are not the next ones. mask: bool,
-        broadcast to (B, 1, T, S), besides causality. cache: from `make_cache`, grows by T.
-        documents: (B, T), equal where two tokens of a packed row belong together. routed: an empty
-        list that collects each layer's router scores, for `balance_loss`.
+        routed: an empty list that collects each layer's router scores, for `balance_loss`.
         """
-        positions = positions_of(tokens, documents, cache, positions)
-        cos_sin = self.rope(positions)
-        seen = attention_mask(tokens, mask, documents, self.config.window, cache and cache[0])
+        cos_sin, cache = self.rope(positions_of(tokens, given)), given.get("cache")
+        mask = attention_mask(tokens, given, self.config.window)
         x = self.token_embed(tokens)  # (B, T, D)
         for i, block in enumerate(self.blocks):
-            x = block(x, cos_sin, seen, cache and cache[i], routed)
+            x = block(x, cos_sin, mask, cache and cache[i], routed)
         return self.norm(x)
 
     def balance(self, routed: list[Tensor], keep: Tensor) -> Tensor:
@@ -215,8 +205,8 @@ class MoeDecoder(nn.Module):
     def make_cache(self, batch: int, length: int) -> Cache:
         """For `length` tokens, prompt and continuation together, of `batch` rows."""
         c = self.config
-        windows = [c.window] * c.n_layers
-        return Cache(self.token_embed.weight, batch, length, c.n_kv_heads, c.head_dim, windows)
+        shape = (batch, c.n_kv_heads, length, c.head_dim)
+        return Cache(self.token_embed.weight, shape, [c.window] * c.n_layers)
 
     def pooled(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
         return pool(features, mask, normalise=False)

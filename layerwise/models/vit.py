@@ -178,35 +178,23 @@ def init_weights(module: nn.Module) -> None:
 Model = ViT
 
 _HF = "vit.encoder.layer.{}"
+_NAMES = {  # ours: timm's, Hugging Face's
+    "embed.class_token": ("cls_token", "vit.embeddings.cls_token"),
+    "embed.pos_embed": ("pos_embed", "vit.embeddings.position_embeddings"),
+    "embed.patch_embed": ("patch_embed.proj", "vit.embeddings.patch_embeddings.projection"),
+    "blocks.{}.attn_norm": ("blocks.{}.norm1", f"{_HF}.layernorm_before"),
+    "blocks.{}.attn.q_proj": ("blocks.{}.attn.qkv[0/3]", f"{_HF}.attention.attention.query"),
+    "blocks.{}.attn.k_proj": ("blocks.{}.attn.qkv[1/3]", f"{_HF}.attention.attention.key"),
+    "blocks.{}.attn.v_proj": ("blocks.{}.attn.qkv[2/3]", f"{_HF}.attention.attention.value"),
+    "blocks.{}.attn.o_proj": ("blocks.{}.attn.proj", f"{_HF}.attention.output.dense"),
+    "blocks.{}.mlp_norm": ("blocks.{}.norm2", f"{_HF}.layernorm_after"),
+    "blocks.{}.mlp.fc1": ("blocks.{}.mlp.fc1", f"{_HF}.intermediate.dense"),
+    "blocks.{}.mlp.fc2": ("blocks.{}.mlp.fc2", f"{_HF}.output.dense"),
+    "norm": ("norm", "vit.layernorm"),
+    "head": ("head", "classifier"),
+}
 
 PUBLISHED = {  # ours -> theirs, prefix by prefix; the rename engine reads it in both directions
-    "timm": {
-        "embed.class_token": "cls_token",
-        "embed.pos_embed": "pos_embed",
-        "embed.patch_embed": "patch_embed.proj",
-        "blocks.{}.attn_norm": "blocks.{}.norm1",
-        "blocks.{}.attn.q_proj": "blocks.{}.attn.qkv[0/3]",
-        "blocks.{}.attn.k_proj": "blocks.{}.attn.qkv[1/3]",
-        "blocks.{}.attn.v_proj": "blocks.{}.attn.qkv[2/3]",
-        "blocks.{}.attn.o_proj": "blocks.{}.attn.proj",
-        "blocks.{}.mlp_norm": "blocks.{}.norm2",
-        "blocks.{}.mlp": "blocks.{}.mlp",
-        "norm": "norm",
-        "head": "head",
-    },
-    "huggingface": {
-        "embed.class_token": "vit.embeddings.cls_token",
-        "embed.pos_embed": "vit.embeddings.position_embeddings",
-        "embed.patch_embed": "vit.embeddings.patch_embeddings.projection",
-        "blocks.{}.attn_norm": f"{_HF}.layernorm_before",
-        "blocks.{}.attn.q_proj": f"{_HF}.attention.attention.query",
-        "blocks.{}.attn.k_proj": f"{_HF}.attention.attention.key",
-        "blocks.{}.attn.v_proj": f"{_HF}.attention.attention.value",
-        "blocks.{}.attn.o_proj": f"{_HF}.attention.output.dense",
-        "blocks.{}.mlp_norm": f"{_HF}.layernorm_after",
-        "blocks.{}.mlp.fc1": f"{_HF}.intermediate.dense",
-        "blocks.{}.mlp.fc2": f"{_HF}.output.dense",
-        "norm": "vit.layernorm",
-        "head": "classifier",
-    },
+    "timm": {ours: timm for ours, (timm, _) in _NAMES.items()},
+    "huggingface": {ours: theirs for ours, (_, theirs) in _NAMES.items()},
 }
