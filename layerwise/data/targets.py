@@ -44,11 +44,10 @@ class Targets:
 def with_targets(examples: Examples, targets: Targets) -> Examples:
     """The labelled rows, with their targets."""
     found = examples if targets.labelled.all() else examples.subset(targets.labelled)
-    values, findings = targets.values, found.findings + targets.findings
-    labels = targets.labels
     return replace(
-        found, targets=values, target_kind=targets.kind, labels=labels, findings=findings
-    )
+        found, targets=targets.values, target_kind=targets.kind, labels=targets.labels,
+        findings=found.findings + targets.findings,
+    )  # fmt: skip
 
 
 def read_targets(
