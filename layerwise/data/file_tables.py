@@ -104,7 +104,9 @@ def open_metadata(
     paths = [path for path, there in zip(paths, exist, strict=True) if there]
     names = [_below(root, path) for path in paths]
     said = f"{len(paths):,} {what.noun} named by {records.files}"
-    return _labelled(paths, names, said, findings, records, column, reading, what)
+    fields, kinds = {what.kind: paths}, {what.kind: what.kind}
+    examples = Examples(fields, kinds, names, records.given, said, findings=findings)
+    return _labelled(examples, records, column, reading, what)
 
 
 def _below(root: Path, path: Path) -> str:
@@ -208,8 +210,9 @@ def open_held(
     findings = about("unreadable", "error", absent, f"rows hold no {what.noun}", cure)
     files = records.files if len(raw) == 1 else f"{len(raw)} Parquet files"
     said, records = f"{len(held):,} {what.noun} held in {files}", records.keep(there)
-    values = Column(held.drop_null())
-    return _labelled(values, records.names, said, findings, records, column, reading, what)
+    fields, kinds = {what.kind: Column(held.drop_null())}, {what.kind: what.kind}
+    examples = Examples(fields, kinds, records.names, records.given, said, findings=findings)
+    return _labelled(examples, records, column, reading, what)
 
 
 def _encoded(column: pa.ChunkedArray) -> pa.Array:
@@ -223,19 +226,10 @@ def _encoded(column: pa.ChunkedArray) -> pa.Array:
 
 
 def _labelled(
-    values: Sequence[Any],
-    names: list[str],
-    said: str,
-    findings: list[Finding],
-    records: Records,
-    held: str,
-    reading: Reading,
-    what: FileKind,
+    examples: Examples, records: Records, held: str, reading: Reading, what: FileKind
 ) -> Examples:
     """Files with the labels of a column of their table, other than the one that holds them."""
-    findings = records.findings + findings
-    fields, kinds = {what.kind: values}, {what.kind: what.kind}
-    examples = Examples(fields, kinds, names, records.given, said, findings=findings)
+    examples.findings = records.findings + examples.findings
     columns = [name for name in records.data.column_names if name != held]
     if group := first_named(columns, what.groups):
         examples.fields[group] = [str(cell) for cell in records.cells(group)]
