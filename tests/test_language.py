@@ -23,15 +23,9 @@ from layerwise.kinds.text.corpus import NO_LOSS, Windows, tokenise
 from layerwise.kinds.text.processor import TextProcessor
 from layerwise.tokens.training import train_bpe
 from tests.oracles import LlamaCpp, import_transformers
+from tests.rows import sentences
 
 QUIET = Console(quiet=True)
-WORDS = ["the", "cat", "sat", "on", "a", "mat", "while", "one", "dog", "ran", "over", "hill", "and"]
-
-
-def sentences(n: int, seed: int) -> str:
-    rng = np.random.default_rng(seed)
-    lines = (" ".join(rng.choice(WORDS, 8)) + "." for _ in range(n))
-    return "\n".join(lines)
 
 
 @pytest.fixture(scope="module")
