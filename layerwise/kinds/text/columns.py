@@ -1,4 +1,4 @@
-"""Fields of rows of text: what each holds, and flat ones (as of a table) told apart as text,
+"""Columns of rows of text: what each holds, and flat ones (as of a table) told apart as text,
 label, score or neither. The names decide where they say something, else the contents do: texts
 have several words and hardly repeat, labels repeat, scores are numbers.
 """
@@ -12,7 +12,7 @@ from layerwise.data.delimited import NUMBER, Row
 from layerwise.data.naming import some
 from layerwise.data.targets import SEVERAL
 from layerwise.kinds.text.dialogue import completion_row
-from layerwise.kinds.text.layouts import FIELDS, Aside, Layout, Made, empty
+from layerwise.kinds.text.layouts import Aside, Layout, Made, texts_layout
 
 _TEXT = "text content document body sentence review comment tweet post raw_content question title"
 _LABEL = """label labels target targets class category categories sentiment topic intent emotion
@@ -73,20 +73,6 @@ def profile(name: str, rows: Sequence[Row]) -> ColumnProfile:
         said = (words >= 2.5 or foreign) and (distinct > 0.3 * n or words >= 8)
         kind = "text" if said else "word"
     return ColumnProfile(name, kind, words, size, distinct, n, values)
-
-
-# ---- layouts of plain fields ---------------------------------------------------------------------
-def texts_layout(
-    form: str, columns: list[str], label: str = "", said: str = "", labels: tuple[str, ...] = ()
-) -> Layout:
-    """Columns of text under the form's own names."""
-
-    def make(raw: Row) -> Made:
-        texts = (str(raw[column]) for column in columns)
-        return empty(raw, *columns) or dict(zip(FIELDS[form], texts, strict=True))
-
-    said = said or some(columns).replace(", ", " and ")
-    return Layout(form, make, said, (*columns, label, *labels), label, labels)
 
 
 def answering(prompt: str, completion: str, columns: Columns = ()) -> Layout:

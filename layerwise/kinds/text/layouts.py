@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from layerwise.data.delimited import Row
+from layerwise.data.naming import some
 
 FIELDS = {
     "plain": ("text",),
@@ -70,3 +71,16 @@ def empty(raw: Row, *columns: str) -> Aside | None:
         if value in (None, [], {}) or not str(value).strip():
             return Aside("empty", f"no {column}")
     return None
+
+
+def texts_layout(
+    form: str, columns: list[str], label: str = "", said: str = "", labels: tuple[str, ...] = ()
+) -> Layout:
+    """Columns of text under the form's own names."""
+
+    def make(raw: Row) -> Made:
+        texts = (str(raw[column]) for column in columns)
+        return empty(raw, *columns) or dict(zip(FIELDS[form], texts, strict=True))
+
+    said = said or some(columns).replace(", ", " and ")
+    return Layout(form, make, said, (*columns, label, *labels), label, labels)
