@@ -1,6 +1,7 @@
 """Rows made in code for several tests: words without meaning, and texts as Examples."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -22,3 +23,9 @@ def texts(rows: Sequence[str], source: str = "t.txt") -> Examples:
     examples = plain_examples(list(rows), [f"row {i}" for i in range(len(rows))])
     examples.source = source
     return examples
+
+
+def numbered(n: int, **fields: Any) -> Examples:
+    """n rows without values of their own. fields: of Examples, as `targets`."""
+    names, given = [f"row {i}" for i in range(n)], np.full(n, "", "U5")
+    return Examples({}, {}, names, given, **fields)
