@@ -10,8 +10,8 @@ from typing import Any
 from layerwise.data.delimited import NUMBER, RawTable, Row
 from layerwise.data.records import SPLIT_NAMES, TARGET_CURE, Reading, no_column
 from layerwise.kinds.text import dialogue
-from layerwise.kinds.text.columns import Columns, Names, answering, besides, flat_layout, profile
-from layerwise.kinds.text.layouts import Aside, Layout, Made, Mended, texts_layout
+from layerwise.kinds.text.columns import Columns, answering, besides, flat_layout, profile
+from layerwise.kinds.text.layouts import Aside, Layout, Made, Mended, Names, named_so, texts_layout
 
 _ANSWERS = """prompt:completion prompt:response question:answer query:response query:answer
 input:output instruction:response source:target problem:solution question:response prompt:answer
@@ -195,9 +195,8 @@ def _by_names(columns: Columns, lower: Names) -> Layout | None:
     asked = named.get(lower.get("instruction", ""))
     if asked and asked.kind in ("text", "word") and {"output", "response"} & lower.keys():
         return Layout("prompt_completion", dialogue.alpaca_row, "Alpaca", dialogue.ALPACA)
-    for names in _TRIPLES.split():
-        if all(n in lower for n in names.split(":")):
-            return texts_layout("triples", [lower[n] for n in names.split(":")])
+    if found := named_so(_TRIPLES, named, lower):
+        return texts_layout("triples", found[0])
     if "label" in lower and named[lower["label"]].kind != "bool":
         return None  # a judgement on pairs; good or bad is one on answers
     if {"context", "question"} <= lower.keys():  # to be answered, in words of the context
@@ -207,9 +206,8 @@ def _by_names(columns: Columns, lower: Names) -> Layout | None:
             bare = answers and str(named[answers].values[0])[:1] not in ("{", "[")
             starts = STARTS if bare else ()
             return _spans_layout((context, question, answers), "'context' and 'question'", *starts)
-    for names in _ANSWERS.split():
-        found = [named[lower[n]] for n in names.split(":") if n in lower]
-        written = len(found) == 2 and all(c.kind in ("text", "word") for c in found)
-        if written and any(c.is_text for c in found):
-            return answering(found[0].name, found[1].name, columns)
+    written = {c.name: c for c in columns if c.kind in ("text", "word")}
+    for prompt, completion in named_so(_ANSWERS, written, lower):
+        if written[prompt].is_text or written[completion].is_text:
+            return answering(prompt, completion, columns)
     return None

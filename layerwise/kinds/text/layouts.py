@@ -12,7 +12,7 @@ prompt_completion  prompt, completion
 preference         prompt, chosen, rejected
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 
 from layerwise.data.delimited import Row
@@ -50,6 +50,7 @@ class Mended:
 
 
 Made = Row | Aside | Mended
+Names = dict[str, str]  # of columns, by their names in small letters; none where there is no header
 
 
 @dataclass(frozen=True)
@@ -84,3 +85,9 @@ def texts_layout(
 
     said = said or some(columns).replace(", ", " and ")
     return Layout(form, make, said, (*columns, label, *labels), label, labels)
+
+
+def named_so(choices: str, among: Container[str], lower: Names) -> list[list[str]]:
+    """Of names that go together, as "first:second", those of which all are there."""
+    found = [[lower.get(name, "") for name in names.split(":")] for names in choices.split()]
+    return [names for names in found if all(name in among for name in names)]
