@@ -6,12 +6,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from layerwise.data.sources import TOKENS, Texts, images_at_once
 from PIL import Image
 
 from layerwise.data import loader
 from layerwise.data.examples import Batch, Examples
 from layerwise.data.loader import Batches, Prefetch, in_order
+from layerwise.data.sources import TOKENS, Texts, images_at_once
 from layerwise.errors import DataError, OptionError, StorageError
 from layerwise.kinds.image.augment import Augment
 from layerwise.kinds.image.processor import ImageProcessor
