@@ -53,7 +53,7 @@ def _by_folders(listing: Listing, images: list[Parts], what: FileKind) -> Exampl
         raise DataError(
             f"{len(loose):,} {what.noun} lie loose beside class folders (such as "
             f"{some(map(shown, loose), 1)} beside '{shown(labelled[0][: at + 1])}'); move each "
-            "into the folder of its class, or out of the way"
+            f"{what.noun[:-1]} into the folder of its class, or out of the way"
         )
     for above in sorted(without):
         left = [shown(parts) for parts in images if parts[:at] == above]

@@ -170,7 +170,9 @@ class Flow:
         self.record, self.silent, self.window = record, silent, window
         self.passed = ""  # the layer whose weights were used last
         self.met: set[str] = set()
-        self.seen: dict[Any, weakref.ref[Tensor]] = {}  # by where they lie, and their shape
+        self.seen: dict[
+            Any, weakref.ref[torch.UntypedStorage]
+        ] = {}  # by where they lie, and their shape
         self.narrowest = 8  # bytes per number
 
     def arrive(self, name: str, key: str, point: nn.Module, x: Tensor) -> None:
@@ -185,7 +187,7 @@ class Flow:
         known = self.seen.get(mark)
         if known is not None and known() is not None:  # the same tensor into several weights: q, k
             return  # and v, or a shortcut; one that is gone may have left its place to another
-        self.seen[mark] = weakref.ref(x)
+        self.seen[mark] = weakref.ref(x.untyped_storage())
         if not source:
             values = sample(x, unit_axis(point, x))
             self.record["inputs"] = {"mean": float(values.mean()), "std": float(values.std())}

@@ -16,13 +16,22 @@ import torch
 from torch import Tensor
 
 from layerwise.errors import OptionError, WeightsError
-from layerwise.kinds.text.windows import padded_length
 from layerwise.tokens import files as tokenizer_files
 from layerwise.tokens import gguf_vocabulary, vocabularies
 from layerwise.tokens.files import ROLES
 
 PROBE = "Ab é 12,345 don't\n\n  x\t日本 Привет 🦙 naïve_ﬁ [x]"  # one text, many ways to cut it
 SPARE = 16  # networks may have up to one row in so many that no token uses
+
+
+def padded_length(longest: int, most: int, rows: int) -> int:
+    """How many tokens the texts of a batch are padded to: `longest` rounded up to a multiple of 4
+    (of 8 above 64), but no further than `most`. A single text is not padded.
+
+    oneDNN compiles kernels for every new length, some 10 MB each for an encoder that trains.
+    """
+    step = 1 if rows == 1 else 4 if longest <= 64 else 8
+    return max(longest, min(-(-longest // step) * step, most))
 
 
 class Tokenizer:

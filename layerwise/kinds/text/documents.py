@@ -18,8 +18,7 @@ from layerwise.data.naming import about, shown, some
 from layerwise.data.targets import class_targets, label_text
 from layerwise.data.text_files import bare, pieces
 from layerwise.errors import DataError
-from layerwise.kinds.text.columns import FIELDS, LEARNED
-from layerwise.kinds.text.dialogue import Aside
+from layerwise.kinds.text.layouts import FIELDS, LEARNED, Aside
 
 ENDS = "<|endoftext|>"  # stands between the documents of one file
 UNLABELLED = ("unsup", "unlabeled", "unlabelled", "unsupervised")  # class folders without a class
@@ -140,7 +139,7 @@ def arrow_texts(texts: list[str]) -> pa.Array:
         return arrow_texts([t.encode("utf-8", "replace").decode() for t in texts])
 
 
-ASIDE = {  # kinds of rows that cannot be used: what to call it, what they are, what to do
+FAULTS = {  # kinds of rows that cannot be used: what to call it, what they are, what to do
     "empty": ("empty", "are empty", "fill them in, or remove them"),
     "unequal": ("unequal_tags", "have words and tags of unequal number", "mend the rows"),
     "span": ("span", "have an answer that is not where they say", "correct answer_start"),
@@ -152,12 +151,10 @@ ASIDE = {  # kinds of rows that cannot be used: what to call it, what they are, 
 def aside_findings(aside: list[tuple[str, Aside]], n: int) -> list[Finding]:
     """What was set aside of n rows."""
     found = []
-    for kind, (name, what, cure) in ASIDE.items():
-        rows = [f"{row}: {a.reason}" for row, a in aside if a.kind == kind and not a.mended]
+    for kind, (name, what, cure) in FAULTS.items():
+        rows = [f"{row}: {fault.reason}" for row, fault in aside if fault.kind == kind]
         found += about(name, "error", rows, f"of {n:,} rows {what} and are set aside", cure)
-    moved = [f"{row}: {a.reason}" for row, a in aside if a.mended]
-    what = f"of {n:,} rows have an answer a little beside where they say; the nearest is taken"
-    return found + about("span", "note", moved, what, "correct answer_start")
+    return found
 
 
 def with_others(opened: Examples, listing: Listing, used: list[Parts]) -> Examples:

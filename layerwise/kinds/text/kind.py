@@ -22,10 +22,9 @@ from layerwise.kinds.text.features import WordCounts
 from layerwise.kinds.text.opening import open_text_file, open_text_folder
 from layerwise.kinds.text.readers import OF_HEAD, READERS
 from layerwise.kinds.text.source import CorpusWindows, Texts
-from layerwise.kinds.text.windows import padded_length
 from layerwise.models.network import head_kind
 from layerwise.settings import Settings
-from layerwise.tokens.tokenizer import Tokenizer
+from layerwise.tokens.tokenizer import Tokenizer, padded_length
 
 SHOWN = 400  # characters of a text
 LENGTH = 512  # tokens of a text, where none is given

@@ -2,7 +2,7 @@
 
 A folder of text files or source code is a set of documents, unless all of it lies in folders of
 classes; files of rows (JSON, CSV, TSV, Parquet, CoNLL) are read by what their fields hold, see
-`text_forms`. Rows that cannot be used are set aside and listed. Legend: n rows.
+`forms`. Rows that cannot be used are set aside and listed. Legend: n rows.
 """
 
 import re
@@ -30,8 +30,6 @@ from layerwise.data.records import SPLIT_NAMES, TARGET_CURE, Reading, no_column,
 from layerwise.data.targets import check_few_classes, class_targets, read_targets, with_targets
 from layerwise.data.text_files import CODE, PROSE, read_text, sniff
 from layerwise.errors import DataError
-from layerwise.kinds.text.columns import Layout
-from layerwise.kinds.text.dialogue import Aside
 from layerwise.kinds.text.documents import (
     aside_findings,
     class_folders,
@@ -43,7 +41,8 @@ from layerwise.kinds.text.documents import (
     text_examples,
     with_others,
 )
-from layerwise.kinds.text.forms import recognise, tagged_row
+from layerwise.kinds.text.forms import recognise, tagged_layout
+from layerwise.kinds.text.layouts import Aside, Layout, Mended
 
 SAMPLE = 1000  # rows that are looked at to tell their form
 BESIDE = re.compile(r"(readme|licen[cs]e|copying|notice|changelog|citation|authors?)\b", re.I)
@@ -69,13 +68,13 @@ def is_plain(examples: Examples) -> bool:
 
 
 def open_text_file(path: Path, reading: Reading, asked: bool = False) -> Examples | None:
-    """One file of text as Examples of the kind "text"; None where it is no text but a table.
+    """One file of text as Examples of the kind "text"; None where it is a table.
 
     asked: the caller said that it is text. Errors: DataError naming the file and the line or row.
     """
     kind = sniff(path)
     if kind == "binary" and asked:
-        raise DataError(f"'{shown(path.name)}' is no text: most of its bytes are no characters")
+        raise DataError(f"'{shown(path.name)}' is not text: most of its bytes are not characters")
     if kind == "document":
         return open_documents([(path, shown(path.name), "")])
     return None if kind == "binary" else open_rows([(path, "")], reading, asked)
@@ -144,17 +143,22 @@ def open_rows(
 ) -> Examples | None:
     """Files of rows of one form as Examples; None where they are tables, not text."""
     read: list[tuple[RawTable, Layout, list[str]]] = []
-    left: dict[str, None] = {}  # columns that are not used
+    unused: dict[str, None] = {}  # columns
     for path, split in sorted(files, key=lambda file: file[1] not in ("train", "")):
         raw = with_class_names(reading.table(path))
-        layout, given, unused = _layout(raw, reading, asked)
+        sample = raw.sample(SAMPLE)
+        columns = list(dict.fromkeys(name for row in sample for name in row))
+        layout = _layout(raw, sample, columns, reading, asked)
         if layout is None:
             continue
-        left |= dict.fromkeys(unused)
         if read and set(raw.sample(1)[0]) == set(read[0][0].sample(1)[0]):
             layout = read[0][1]  # where a file without a label looks otherwise
         if any(f.kind == "encoding" and "UTF-8" in f.message for f in raw.findings):
             read_text(path)  # a table may be of another encoding; of a text it is an error
+        names, asked_for = raw.row_names(), reading.split_column
+        column, given = read_splits(columns, raw.cells, names, raw.file, asked_for)
+        given = given or raw.given or [""] * len(raw)
+        unused |= dict.fromkeys(c for c in columns if c not in (*layout.uses, column))
         read.append((raw, layout, [own or split * (len(files) > 1) for own in given]))
     if not read:
         return None
@@ -162,63 +166,54 @@ def open_rows(
         each = ", ".join(f"'{raw.file}' ({layout.form})" for raw, layout, _ in read[:4])
         raise DataError(f"{len(read)} files of different forms: {each}; name one of them")
     out = _made(read, reading)
-    out.findings += about("unused", "note", left, "columns are not used")
+    out.findings += about("unused", "note", unused, "columns are not used")
     return out
 
 
 def _layout(
-    raw: RawTable, reading: Reading, asked: bool
-) -> tuple[Layout | None, list[str], list[str]]:
-    """What the fields of the rows are, or None for a table; the split of each row; and the fields
-    that are not used."""
-    given = raw.given or [""] * len(raw)
+    raw: RawTable, sample: list[Row], columns: list[str], reading: Reading, asked: bool
+) -> Layout | None:
+    """What the columns are, or None for a table. Errors: there is none to learn as asked for."""
     if raw.what == "CoNLL":
-        make = lambda row: tagged_row(row, "tokens", "tags")  # noqa: E731
-        return Layout("tagged", make, "CoNLL"), given, []
-    sample, asked_for = raw.sample(SAMPLE), reading.split_column
-    columns = list(dict.fromkeys(name for row in sample for name in row))
-    names = [c for c in columns if c != asked_for and c.lower() not in SPLIT_NAMES]
+        return tagged_layout("tokens", "tags", "CoNLL")
+    names = [c for c in columns if c != reading.split_column and c.lower() not in SPLIT_NAMES]
     target = reading.target if reading.learn or reading.target in columns else None
     learn = reading.learn or reading.target_kind == "classes"
     layout = recognise(sample, names, raw.header, target, asked, learn)
     if layout is None:
-        return None, given, []
+        return None
     if reading.learn and reading.target is not None and reading.target not in columns:
         no_column(raw.file, columns, reading.target, TARGET_CURE)
-    split, said = read_splits(columns, raw.cells, raw.row_names(), raw.file, asked_for)
-    unused = [c for c in columns if c not in (*layout.uses, split)] if layout.uses else []
-    return replace(layout, said=raw.what or layout.said), said or given, unused
+    return replace(layout, said=raw.what or layout.said)
 
 
 def _made(read: list[tuple[RawTable, Layout, list[str]]], reading: Reading) -> Examples:
     """Rows of one form, those that cannot be used set aside; then their targets."""
-    rows: list[Row] = []
-    names: list[str] = []
-    splits: list[str] = []
-    cells: list[Any] = []
+    kept: list[tuple[Row, str, str, Any]] = []  # with their names, splits and targets
     aside: list[tuple[str, Aside]] = []
+    mended: list[str] = []
     for raw, layout, given in read:
         for row, name, split in zip(raw.rows, raw.row_names(), given, strict=True):
-            try:
-                made = layout.make(row)
-            except Aside as e:
-                aside.append((name, e))
-                made = e.mended
-            if made is None:
+            made = layout.make(row)
+            if isinstance(made, Aside):
+                aside.append((name, made))
                 continue
-            rows.append(made)
-            names.append(name)
-            splits.append(split)
-            cells.append(_cell(row, layout))
-    if not rows:
+            if isinstance(made, Mended):
+                mended.append(f"{name}: {made.reason}")
+                made = made.row
+            kept.append((made, name, split, _cell(row, layout)))
+    if not kept:
         name, first = aside[0]
         raise DataError(
             f"{name}: {first.reason}; and none of the other {len(aside) - 1:,} rows can be used"
         )
-    layout = read[0][1]
+    layout, n = read[0][1], len(kept) + len(aside)
+    rows, names, splits, cells = map(list, zip(*kept, strict=True))
     out = text_examples(layout.form, rows, names, splits)
     out.findings = [f for raw, _, _ in read for f in raw.findings]
-    out.findings += aside_findings(aside, len(rows) + sum(not a.mended for _, a in aside))
+    out.findings += aside_findings(aside, n)
+    what = f"of {n:,} rows have an answer a little beside where they say; the nearest is taken"
+    out.findings += about("span", "note", mended, what, "correct answer_start")
     said = _own_targets(out)
     if layout.label or layout.labels:
         out, said = _with_targets(out, cells, layout, reading, read[0][0].file)

@@ -10,14 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-
-def padded_length(longest: int, most: int, rows: int) -> int:
-    """Tokens of a batch of texts: a multiple of 4, of 8 from 64 on, at most `most`; one stays.
-
-    For every length oneDNN writes kernels of its own, some 10 MB for an encoder that trains.
-    """
-    step = 1 if rows == 1 else 4 if longest <= 64 else 8
-    return max(longest, min(-(-longest // step) * step, most))
+from layerwise.tokens.tokenizer import padded_length
 
 
 def stack(rows: Sequence[Sequence[np.ndarray]], fill: int, most: int) -> Tensor:

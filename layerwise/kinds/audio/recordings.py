@@ -1,0 +1,71 @@
+"""Recordings as samples: any file that libsndfile reads, brought to one channel and one rate.
+
+Legend: S samples of a recording.
+"""
+
+import io
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from layerwise.errors import DataError
+
+SUFFIXES = frozenset(".wav .flac .ogg .oga .opus .mp3 .aif .aiff .au .caf .w64".split())  # noqa: SIM905
+STARTS = (b"RIFF", b"fLaC", b"OggS", b"ID3", b"FORM", b".snd", b"\xff\xfb")
+
+
+@dataclass(frozen=True)
+class Recording:
+    """samples: (S,) float32 from -1 to 1, the mean of its channels. promised: S by its header."""
+
+    samples: np.ndarray
+    rate: int  # samples per second
+    channels: int = 1
+    promised: int = 0
+
+    @property
+    def seconds(self) -> float:
+        return len(self.samples) / self.rate
+
+
+def is_audio(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES
+
+
+def starts_audio(content: bytes) -> bool:
+    return content.startswith(STARTS)
+
+
+def read(raw: Any, name: str) -> Recording:
+    """A path or the bytes of a file. Errors: DataError naming it."""
+    import soundfile
+
+    source = raw if isinstance(raw, str | os.PathLike) else io.BytesIO(raw)
+    try:
+        with soundfile.SoundFile(source) as file:
+            promised = file.frames
+            samples = file.read(dtype="float32", always_2d=True)  # (S, channels)
+            return Recording(samples.mean(1), file.samplerate, file.channels, promised)
+    except (soundfile.LibsndfileError, OSError, RuntimeError) as e:
+        why = "it is empty" if _is_empty(raw) else str(e).partition(": ")[2] or str(e)
+        raise DataError(
+            f"{name}: cannot be read as a recording ({why.rstrip('. ')}); copy it again, or "
+            "convert it to WAV or FLAC"
+        ) from e
+
+
+def _is_empty(raw: Any) -> bool:
+    path = isinstance(raw, str | os.PathLike)
+    return os.path.isfile(raw) and not os.path.getsize(raw) if path else not raw
+
+
+def resampled(recording: Recording, rate: int) -> np.ndarray:
+    """Its samples at this rate: (S',) float32."""
+    if recording.rate == rate or not len(recording.samples):
+        return recording.samples
+    import soxr
+
+    return soxr.resample(recording.samples, recording.rate, rate)
