@@ -210,7 +210,9 @@ def shown(rows: Examples, mistake: dict[str, Any]) -> dict[str, Any]:
     """A mistake with what a person is shown of its row, where it does not say that itself."""
     if "text" in mistake:
         return mistake
-    return mistake | kinds.of(rows).show(rows, mistake["row"]).to_dict()
+    for kind in kinds.several(rows):
+        mistake = kind.show(rows, mistake["row"]).to_dict() | mistake
+    return mistake
 
 
 # ---- data ------------------------------------------------------------------------------------

@@ -101,7 +101,9 @@ def diagnose(
         rows = [b.to(device) if b is not None else None for b in (probe, held_out)]
         assert rows[0] is not None
         if not is_text(rows[0]):
-            case.structure = structure(network, rows[0].first(2).main(network.READS))
+            _, *beside = given = rows[0].first(2).select(network.READS)
+            main = rows[0].first(2).main(network.READS)
+            case.structure = structure(network, main, **{name: given[name] for name in beside})
         elif not tokenwise(rows[0]):
             case.likeness = likeness(network, rows[1] or rows[0])
         case.signal = signal(network, rows[0], rows[1])

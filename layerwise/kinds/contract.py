@@ -20,6 +20,7 @@ from layerwise.data.listing import Place
 from layerwise.data.records import Reading
 from layerwise.data.sources import Source, Tensors
 from layerwise.data.splits import content_hashes
+from layerwise.errors import OptionError
 from layerwise.runtime import Runtime
 from layerwise.settings import Settings
 from layerwise.storage import write_json
@@ -214,6 +215,10 @@ class Kind(Protocol):
 
         Errors: a network for something else."""
         ...
+
+    def processor_for(self, train: Examples, ends: Ends, settings: Settings) -> Any:
+        """The processor of these rows where they have another kind first, which chooses."""
+        raise OptionError(f"{self.noun} beside other kinds are learned from a base only: name one")
 
     def start(self, way: str, train: Examples, choice: Choice) -> Start:
         """The recipe to start from. way: "scratch", "full" or "lora"."""

@@ -160,7 +160,7 @@ class Words(Labels):
         return examples
 
     def learned(self, examples: Examples) -> Callable[[np.ndarray], Tensors]:
-        """ "targets" (B, W): the tag of each word, -1 behind a sentence's last and for a tag that is
+        """ "targets" (B, W): the tag of each word; -1 after its last and for a tag that is
         not known, as rows to predict may have."""
         if not examples.has("tags"):
             return lambda rows: {}

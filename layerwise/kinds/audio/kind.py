@@ -59,8 +59,8 @@ class Audio(Kind):
         elif is_audio(path):
             return Recognised(0.95, lambda: one_file(path, FILES))
         elif is_table(path) and (reading.kind or sniff(path) != "document"):
-            if self.in_table(path, reading):
-                return Recognised(0.95, lambda: self.open_table(path, reading))
+            held = self.in_table(path, reading)
+            return Recognised(0.95, lambda: self.open_table(path, reading)) if held else None
         return None
 
     def open_folder(self, listing: Listing, reading: Reading) -> Examples | None:
@@ -85,7 +85,7 @@ class Audio(Kind):
         raw = reading.table(path)
         named = [str(v) for row in raw.sample(20) for v in row.values() if isinstance(v, str)]
         some = any(is_audio(Path(name)) for name in named)
-        return bool(held_column(raw, FILES)) or (some and names_files(raw, path.parent, FILES))
+        return bool(held_column(raw, FILES)) or (some and names_files(path, reading, FILES))
 
     def open_table(self, path: Path, reading: Reading) -> Examples:
         raw = reading.table(path)
@@ -126,6 +126,9 @@ class Audio(Kind):
     # ---- choosing ------------------------------------------------------------------------------
     def choose(self, train: Examples, ends: Ends, settings: Settings, reader: Any = None) -> Choice:
         return choose.network_for(train, ends, settings)
+
+    def processor_for(self, train: Examples, ends: Ends, settings: Settings) -> AudioProcessor:
+        return choose.processor_for(train)
 
     def start(self, way: str, train: Examples, choice: Choice) -> Start:
         return choose.START

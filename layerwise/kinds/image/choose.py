@@ -44,9 +44,8 @@ def style_of(way: str, choice: Choice) -> str:
 
 def network_for(examples: Examples, ends: Ends, settings: Settings) -> Choice:
     """A network with fresh weights for these images."""
-    side = image_side(examples)
-    small = side <= SMALL_SIDE
-    size = settings.image_size or (max(LEAST_SIDE, side) if small else PHOTO_SIDE)
+    size = usual_side(examples, settings)
+    small = image_side(examples) <= SMALL_SIDE
     if settings.model != "auto":
         name, why = settings.model, "as asked"
     elif small and len(examples) >= MANY_ROWS:
@@ -57,23 +56,31 @@ def network_for(examples: Examples, ends: Ends, settings: Settings) -> Choice:
         name, why = "resnet18", "photographs and no pre-trained base in reach"
     if name == "airbench94" and not settings.image_size:
         size = max(28, size)
-    overrides: dict[str, Any] = {"n_classes": ends.n_outputs}
+    overrides: dict[str, Any] = {"n_classes": ends.n_outputs} if ends.n_outputs else {}
     if models.variants().get(name) == "mlp":
         overrides["n_in"] = 3 * size * size
-    mean, std = pixel_statistics(examples)
+    processor = processor_for(examples, size)
     if models.variants().get(name) == "airbench":
         # grey images leave two thirds of the whitened channels without variance; normalising those
         # by next to nothing made gradients of 3e6 on MNIST, which then never learned
-        overrides["norm_eps"] = 1e-2 if len(set(mean)) == len(set(std)) == 1 else 1e-5
+        grey = len(set(processor.mean)) == len(set(processor.std)) == 1
+        overrides["norm_eps"] = 1e-2 if grey else 1e-5
     family, config = models.resolve(name, **overrides)
-    processor = ImageProcessor(
-        size=(size, size),
-        resize=size if small else round(size * 1.143),
-        interpolation="bilinear" if small else "bicubic",
-        mean=mean,
-        std=std,
-    )
     return Choice(name, family, config, {"image": processor}, why)
+
+
+def usual_side(examples: Examples, settings: Settings) -> int:
+    """Small images as they are, photographs smaller than published networks take them."""
+    side = image_side(examples)
+    return settings.image_size or (max(LEAST_SIDE, side) if side <= SMALL_SIDE else PHOTO_SIDE)
+
+
+def processor_for(examples: Examples, size: int) -> ImageProcessor:
+    """size: of the network's input, in pixels."""
+    small = image_side(examples) <= SMALL_SIDE
+    resize, how = (size, "bilinear") if small else (round(size * 1.143), "bicubic")
+    mean, std = pixel_statistics(examples)
+    return ImageProcessor((size, size), resize, interpolation=how, mean=mean, std=std)
 
 
 def natural_side(family: str, variant: str) -> int:

@@ -121,6 +121,9 @@ class Image(Kind):
     def choose(self, train: Examples, ends: Ends, settings: Settings, reader: Any = None) -> Choice:
         return choose.network_for(train, ends, settings)
 
+    def processor_for(self, train: Examples, ends: Ends, settings: Settings) -> ImageProcessor:
+        return choose.processor_for(train, choose.usual_side(train, settings))
+
     def start(self, way: str, train: Examples, choice: Choice) -> Start:
         return choose.STARTS[choose.style_of(way, choice)]
 

@@ -107,6 +107,9 @@ class Tables(Kind):
         return {"table": torch.zeros(rows, config.n_in)}
 
     # ---- choosing ------------------------------------------------------------------------------
+    def processor_for(self, train: Examples, ends: Ends, settings: Settings) -> TableProcessor:
+        return TableProcessor.fit(train)
+
     def choose(self, train: Examples, ends: Ends, settings: Settings, reader: Any = None) -> Choice:
         processor = TableProcessor.fit(train)
         name = "mlp" if settings.model == "auto" else settings.model

@@ -160,7 +160,9 @@ def with_others(opened: Examples, listing: Listing, used: list[Parts]) -> Exampl
 
 def texts_of(examples: Examples) -> list[str]:
     """All that each row says, as one text: what the audit reads. (n,)"""
-    fields = [v for name, v in examples.fields.items() if name not in ("score", "tools", "label")]
+    beside = ("score", "tools", "label", examples.together)
+    of = {k: examples.kinds.get(k, "text") for k in examples.fields if k not in beside}
+    fields = [examples[name] for name, kind in of.items() if kind == "text"]
     if all(isinstance(values, Column) for values in fields):
         columns = [listed(values) for values in fields]
         return columns[0] if len(columns) == 1 else list(map("\n".join, zip(*columns, strict=True)))

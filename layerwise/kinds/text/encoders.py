@@ -50,17 +50,21 @@ def token_lengths(examples: Examples, processor: Any, whole: bool = False) -> np
 
 
 # ---- without a base ------------------------------------------------------------------------------
+def fresh_reader(train: Examples, ends: Ends, settings: Settings) -> Any:
+    """A processor whose words are of these texts, and which reads nearly all of them whole."""
+    tokenizer, make = train_wordpiece(texts_of(train), VOCABULARY), READERS[ends.reader]
+    lengths = token_lengths(train, make(tokenizer), whole=True)
+    usual = min(LONGEST, 8 * -(-int(np.quantile(lengths, COVERED)) // 8))
+    return make(tokenizer, settings.max_seq_len or max(16, usual))
+
+
 def choose_encoder(train: Examples, ends: Ends, settings: Settings) -> Choice:
     """An encoder with fresh weights, small enough to learn from these rows alone.
 
     Errors: OptionError for a network by name that does not read whole texts.
     """
-    tokenizer, make = train_wordpiece(texts_of(train), VOCABULARY), READERS[ends.reader]
-    lengths = token_lengths(train, make(tokenizer), whole=True)
-    usual = min(LONGEST, 8 * -(-int(np.quantile(lengths, COVERED)) // 8))
-    length = settings.max_seq_len or max(16, usual)
+    processor = fresh_reader(train, ends, settings)
     name = "bert-tiny" if settings.model == "auto" else settings.model
-    processor = make(tokenizer, length)
     # classes from the mean of the tokens: a first token that gathers a text has to be pre-trained
     kind = "pooled" if ends.kind == "class" else ends.kind
     fields = {"n_classes": ends.n_outputs, "head_kind": kind, "normalise": False}

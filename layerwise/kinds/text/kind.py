@@ -167,6 +167,9 @@ class Text(Kind):
             return encoders.choose_for_words(train, reader, settings)
         return language.choose_decoder(train, reader, settings)
 
+    def processor_for(self, train: Examples, ends: Ends, settings: Settings) -> Any:
+        return encoders.fresh_reader(train, ends, settings)
+
     def start(self, way: str, train: Examples, choice: Choice) -> Start:
         return STARTS["windows" if train.has("windows") else "rows"][way]
 
@@ -185,7 +188,11 @@ class Text(Kind):
 
     def load(self, folder: Path, saved: Mapping[str, Any], config: Any) -> Any:
         tokenizer = Tokenizer.load(folder)
-        tokenizer.check(config.vocab_size, saved.get("tokenizer"), f"{folder}: ")
+        tokenizer.check(
+            vars(config).get("vocab_size", tokenizer.vocab_size),
+            saved.get("tokenizer"),
+            f"{folder}: ",
+        )
         values = {"reads": "text"} | saved["processor"]
         return READERS[values.pop("reads")](tokenizer, **values)
 
