@@ -19,6 +19,7 @@ from layerwise.tokens.sentencepieces import (
     UNKNOWN,
     UNUSED,
     Pieces,
+    is_byte,
 )
 from layerwise.tokens.vocabularies import (
     PATTERNS,
@@ -157,7 +158,7 @@ def to_gguf(inner: Tokenizer, special: Mapping[str, str]) -> dict[str, Any]:
     elif model["type"] == "BPE" and model["byte_fallback"]:
         keys = {"model": "llama", "pre": "default", "scores": _scores(model["merges"], texts)}
         keys["add_space_prefix"] = "Prepend" in json.dumps(values["normalizer"])
-        added |= {i: BYTE for i, t in by_id.items() if _is_byte(t)}
+        added |= {i: BYTE for i, t in by_id.items() if is_byte(t)}
         added |= {i: UNKNOWN for i, t in by_id.items() if t == unk}
     else:
         merges = [m if isinstance(m, str) else " ".join(m) for m in model.get("merges", [])]
@@ -177,10 +178,6 @@ def _as_llama_cpp(text: str) -> str:
     if text.startswith("[") and text.endswith("]"):
         return text
     return text[2:] if text.startswith("##") else SPACE + text
-
-
-def _is_byte(text: str) -> bool:
-    return len(text) == 6 and text.startswith("<0x") and text.endswith(">")
 
 
 def _scores(merges: list[Any], texts: list[str]) -> list[float]:

@@ -23,6 +23,11 @@ UNIGRAM, BPE = 1, 2  # kinds of models
 SPACE = "▁"
 
 
+def is_byte(text: str) -> bool:
+    """Whether a piece stands for one byte, as in "<0x0A>"."""
+    return len(text) == 6 and text.startswith("<0x") and text.endswith(">")
+
+
 @dataclass(frozen=True)
 class Pieces:
     """A vocabulary of scored pieces and what is done to a text before.

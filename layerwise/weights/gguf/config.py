@@ -7,23 +7,21 @@ Gemma's queries) has no architecture here.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from layerwise.errors import WeightsError
 from layerwise.layers.rope import make_rope
 from layerwise.models import config_from_dict
-from layerwise.models import family as family_module
 from layerwise.weights.gguf.names import ARCHITECTURES, Architecture
 
+T = TypeVar("T")
 SCALING = {"linear": {"factor": "rope_factor"}}
-SCALING["yarn"] = {
-    **SCALING["linear"],
-    "original_context_length": "rope_original_len",
-    "yarn_beta_slow": "rope_low",
+SCALING["yarn"] = SCALING["linear"] | {
+    "original_context_length": "rope_original_len", "yarn_beta_slow": "rope_low",
     "yarn_beta_fast": "rope_high",
-}
+}  # fmt: skip
 YARN = {"rope_low": 1.0, "rope_high": 32.0}
 HARMLESS = ("rope.scaling.finetuned", "rope.scaling.type")  # the latter is read above
 ONLY = {"attention.causal": (True,), "expert_gating_func": (0, 1)}  # unsaid, or softmax
@@ -34,8 +32,8 @@ LARGEST_GEMMA = {"gemma2": 46, "gemma3": 62}  # layers; its queries are scaled b
 def config_of(
     metadata: Mapping[str, Any],
     shapes: Mapping[str, tuple[int, ...]],
-    divisors: np.ndarray | None = None,
-    what: str = "the file",
+    divisors: np.ndarray | None,
+    what: str,
 ) -> tuple[Architecture, Any]:
     """Which architecture the keys of a file describe, and the Config of our family for it.
 
@@ -43,20 +41,18 @@ def config_of(
     """
     name = metadata.get("general.architecture")
     routed = bool(metadata.get(f"{name}.expert_count"))
-    found = [a for a in ARCHITECTURES if a.name == name and (a.family == "moe") == routed]
-    if not found:
+    same = (a for a in ARCHITECTURES if a.name == name and (a.family == "moe") == routed)
+    architecture = next(same, None)
+    if architecture is None:
         known = ", ".join(dict.fromkeys(a.name for a in ARCHITECTURES))
         raise WeightsError(f"{what}: the architecture {name!r} is not read here (only {known})")
-    architecture = found[0]
-    given = {
-        key.removeprefix(f"{name}."): _shortest(value)
-        for key, value in metadata.items()
-        if key.startswith(f"{name}.") and not (key.endswith("expert_count") and not routed)
-    }
+    own = {k: v for k, v in metadata.items() if routed or not k.endswith("expert_count")}
+    start = f"{name}."
+    given = {k.removeprefix(start): _shortest(v) for k, v in own.items() if k.startswith(start)}
     fields = _fields(architecture, given, what)
     fields |= {k: v for k, v in architecture.implied.items() if k not in fields}
     fields |= _from_tensors(architecture, shapes, what)
-    if "head_dim" in _names(architecture) and not fields.get("head_dim"):
+    if architecture.family != "gpt" and not fields.get("head_dim"):
         fields["head_dim"] = fields["dim"] // fields["n_heads"]
     if architecture.family == "gemma":
         fields |= _gemma_fields(architecture, given, fields, what)
@@ -69,14 +65,9 @@ def config_of(
     return architecture, config
 
 
-def _shortest(value: Any) -> Any:
-    """A float32 of the file as it was meant: 1e-05, not 9.999999747378752e-06."""
+def _shortest(value: T) -> T | float:
+    """A float32 of the file in the fewest digits: 1e-05, not 9.999999747378752e-06."""
     return float(str(np.float32(value))) if isinstance(value, float) else value
-
-
-def _names(architecture: Architecture) -> set[str]:
-    module = family_module(architecture.family)
-    return {f.name for f in dataclasses.fields(module.Config)}
 
 
 def _fields(architecture: Architecture, given: Mapping[str, Any], what: str) -> dict[str, Any]:
@@ -118,17 +109,14 @@ def _gemma_fields(
     out: dict[str, Any] = {"query_scalar": _query_scalar(architecture, fields)}
     if not fields.get("window"):
         out |= {"window": fields["max_seq_len"], "global_every": 1}
-    if architecture.name == "gemma2":
+    scaling, second = _scaling(given, what), architecture.name == "gemma2"
+    if second:
         out["local_rope_theta"] = fields["rope_theta"]
-    scaling = _scaling(given, what)
-    if scaling.pop("rope_scaling", "linear") != "linear" or (
-        scaling and architecture.name == "gemma2"
-    ):
+    if scaling.pop("rope_scaling", "linear") != "linear" or (scaling and second):
         raise WeightsError(f"{what}: {architecture.name} has no such rope.scaling.type here")
     pattern = fields.get("global_every")
     if isinstance(pattern, list):  # True for each layer with a window
-        every = pattern.index(False) + 1 if False in pattern else len(pattern) + 1
-        out["global_every"] = every
+        out["global_every"] = every = [*pattern, False].index(False) + 1
         if pattern != [bool((i + 1) % every) for i in range(len(pattern))]:
             raise WeightsError(f"{what}: its windows follow no regular pattern: {pattern}")
     return out | scaling
@@ -163,12 +151,12 @@ def _with_divisors(config: Any, divisors: np.ndarray, what: str) -> Any:
 
 
 def divisors_of(config: Any) -> np.ndarray:
+    """What Llama 3.1's scaling divides each frequency by: (Dh/2,) float32."""
     c = config
-    plain = np.array(make_rope(c.head_dim, c.rope_theta).frequencies)
     scaling = c.rope_scaling, c.rope_factor, c.rope_original_len, c.rope_low, c.rope_high
-    return (plain / np.array(make_rope(c.head_dim, c.rope_theta, *scaling).frequencies)).astype(
-        "f4"
-    )
+    plain = np.array(make_rope(c.head_dim, c.rope_theta).frequencies)
+    scaled = np.array(make_rope(c.head_dim, c.rope_theta, *scaling).frequencies)
+    return (plain / scaled).astype("f4")
 
 
 def _refuse_unknown(
@@ -176,15 +164,15 @@ def _refuse_unknown(
 ) -> None:
     """Errors: a key that nothing here reads, or one that contradicts the rest."""
     scaling = {f"rope.scaling.{key}" for key in SCALING["yarn"]}
-    known = {*architecture.keys, *HARMLESS, *ONLY, *scaling}
+    known, fields = {*architecture.keys, *HARMLESS, *ONLY, *scaling}, vars(config)
     if architecture.family == "moe":  # of dense layers, of which there are none
         known |= {"feed_forward_length", "expert_feed_forward_length"}
     for key, value in given.items():
         ours = architecture.same.get(key)
-        if ours and value != getattr(config, ours):
+        if ours and value != fields[ours]:
             raise WeightsError(
                 f"{what}: '{architecture.name}.{key}' is {value}, but the rest of the file says "
-                f"{getattr(config, ours)}; no network of ours has both"
+                f"{fields[ours]}; no network of ours has both"
             )
         if not ours and (key not in known or value not in ONLY.get(key, (value,))):
             raise WeightsError(
@@ -199,17 +187,17 @@ def architecture_for(family: str, config: Any) -> Architecture:
 
     Errors: WeightsError naming the setting that llama.cpp has no way to say.
     """
-    reason = ""
+    reason, fields = "", vars(config)
     for architecture in (a for a in ARCHITECTURES if a.family == family):
         wanted = {"rope_magnitude": 0.0, **architecture.implied}
         if family == "gemma":
-            wanted["query_scalar"] = _query_scalar(architecture, vars(config))
+            wanted["query_scalar"] = _query_scalar(architecture, fields)
         if architecture.name == "gemma2":
-            wanted["local_rope_theta"] = config.rope_theta
-        if getattr(config, "window", 0) >= config.max_seq_len:
+            wanted["local_rope_theta"] = fields["rope_theta"]
+        if fields.get("window", 0) >= fields["max_seq_len"]:
             wanted.pop("window", None)  # it hides nothing
-        given = {k: getattr(config, k, v) for k, v in wanted.items()}
-        reason = ", ".join(f"{k}={given[k]}" for k, v in wanted.items() if given[k] != v)
+        others = {k: fields[k] for k, v in wanted.items() if fields.get(k, v) != v}
+        reason = ", ".join(f"{k}={value}" for k, value in others.items())
         if not reason:
             return architecture
     if not reason:
@@ -222,15 +210,15 @@ def architecture_for(family: str, config: Any) -> Architecture:
 
 def metadata_of(architecture: Architecture, config: Any) -> dict[str, Any]:
     """The keys that say what the network is."""
-    name = architecture.name
-    values = {key: getattr(config, ours) for key, ours in architecture.keys.items()}
-    values |= {key: getattr(config, ours) for key, ours in architecture.same.items()}
-    if "feed_forward_length" not in values:
-        values["feed_forward_length"] = config.mlp_dim
-    if architecture.family == "gemma" and config.rope_factor != 1:
-        values |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(config.rope_factor)}
-    kind = getattr(config, "rope_scaling", "")
-    if kind in SCALING:
+    name, fields = architecture.name, vars(config)
+    spelled = {**architecture.keys, **architecture.same}
+    values = {key: fields[ours] for key, ours in spelled.items()}
+    values.setdefault("feed_forward_length", fields["mlp_dim"])
+    kind = fields.get("rope_scaling", "")
+    if architecture.family == "gemma" and fields["rope_factor"] != 1:
+        factor = float(fields["rope_factor"])
+        values |= {"rope.scaling.type": "linear", "rope.scaling.factor": factor}
+    elif kind in SCALING:
         values["rope.scaling.type"] = kind
-        values |= {f"rope.scaling.{k}": getattr(config, ours) for k, ours in SCALING[kind].items()}
+        values |= {f"rope.scaling.{k}": fields[ours] for k, ours in SCALING[kind].items()}
     return {"general.architecture": name} | {f"{name}.{key}": v for key, v in values.items()}
