@@ -4,12 +4,13 @@ The keys: docs/gguf.md of github.com/ggml-org/ggml; what each kind does with a t
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
 from layerwise.errors import WeightsError
+from layerwise.tokens import vocabularies
 from layerwise.tokens.sentencepieces import (
     BYTE,
     CONTROL,
@@ -21,25 +22,13 @@ from layerwise.tokens.sentencepieces import (
     Pieces,
     is_byte,
 )
-from layerwise.tokens.vocabularies import (
-    PATTERNS,
-    Built,
-    add_special,
-    byte_level,
-    from_words,
-    surround,
-)
+from layerwise.tokens.vocabularies import PATTERNS, Built
 
 KEY = "tokenizer.ggml."
-ROLES = {  # theirs, in their spelling
-    "bos": "bos",
-    "eos": "eos",
-    "unk": "unknown",
-    "sep": "seperator",
-    "pad": "padding",
-    "cls": "cls",
-    "mask": "mask",
-}
+ROLES = {  # ours to theirs, in their spelling
+    "bos": "bos", "eos": "eos", "unk": "unknown", "sep": "seperator", "pad": "padding",
+    "cls": "cls", "mask": "mask",
+}  # fmt: skip
 SAME = {  # kinds of cutting that go by several names
     "llama-bpe": ("llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "lfm2", "dbrx",
                   "smaug-bpe", "chatglm-bpe"),
@@ -68,7 +57,7 @@ def from_gguf(metadata: Mapping[str, Any]) -> Built:
     texts = _needed(metadata, "tokens")
     roles = {ours: metadata.get(f"{KEY}{theirs}_token_id") for ours, theirs in ROLES.items()}
     named = {r: texts[i] for r, i in roles.items() if i is not None and 0 <= i < len(texts)}
-    inner = kinds[kind](metadata, texts, named)
+    inner = kinds[kind](metadata, texts)
     if kind != "bert":
         _ends(inner, metadata, named)
         return inner, named
@@ -81,7 +70,7 @@ def _needed(metadata: Mapping[str, Any], key: str) -> list[Any]:
     return list(metadata[KEY + key])
 
 
-def _refused(key: str, value: Any, known: Any) -> WeightsError:
+def _refused(key: str, value: object, known: Iterable[str]) -> WeightsError:
     return WeightsError(f"{KEY}{key} = {value!r} is not supported, only {', '.join(known)}")
 
 
@@ -89,25 +78,21 @@ def _kinds(metadata: Mapping[str, Any], texts: list[str]) -> list[int]:
     return list(metadata.get(KEY + "token_type") or [NORMAL] * len(texts))
 
 
-def _byte_pairs(metadata: Mapping[str, Any], texts: list[str], named: dict[str, str]) -> Tokenizer:
+def _byte_pairs(metadata: Mapping[str, Any], texts: list[str]) -> Tokenizer:
     cutting = metadata.get(KEY + "pre", "default")
     kind = CUTTING.get(cutting, cutting)
     if kind not in PATTERNS:
         raise _refused("pre", cutting, [*PATTERNS, *CUTTING])
     pairs = [(m[: m.index(" ", 1)], m[m.index(" ", 1) + 1 :]) for m in _needed(metadata, "merges")]
     vocab = {text: i for i, text in enumerate(texts)}
-    inner = byte_level(vocab, pairs, PATTERNS[kind], whole_words=kind in WHOLE_WORDS)
-    _add(inner, texts, _kinds(metadata, texts))
+    inner = vocabularies.byte_level(vocab, pairs, PATTERNS[kind], whole_words=kind in WHOLE_WORDS)
+    rows = list(zip(texts, _kinds(metadata, texts), strict=True))
+    vocabularies.add_special(inner, [t for t, kind in rows if kind == CONTROL])
+    inner.add_tokens([AddedToken(t, normalized=False) for t, kind in rows if kind == DEFINED])
     return inner
 
 
-def _add(inner: Tokenizer, texts: list[str], kinds: list[int]) -> None:
-    rows = list(zip(texts, kinds, strict=True))
-    add_special(inner, [t for t, kind in rows if kind == CONTROL])
-    inner.add_tokens([AddedToken(t, normalized=False) for t, kind in rows if kind == DEFINED])
-
-
-def _pieces(metadata: Mapping[str, Any], texts: list[str], named: dict[str, str]) -> Tokenizer:
+def _pieces(metadata: Mapping[str, Any], texts: list[str]) -> Tokenizer:
     return Pieces(
         texts,
         _needed(metadata, "scores"),
@@ -120,7 +105,7 @@ def _pieces(metadata: Mapping[str, Any], texts: list[str], named: dict[str, str]
     ).build()
 
 
-def _words(metadata: Mapping[str, Any], texts: list[str], named: dict[str, str]) -> Tokenizer:
+def _words(metadata: Mapping[str, Any], texts: list[str]) -> Tokenizer:
     """llama.cpp marks how words begin, BERT how they go on."""
 
     def as_bert(text: str) -> str:
@@ -128,7 +113,7 @@ def _words(metadata: Mapping[str, Any], texts: list[str], named: dict[str, str])
             return text
         return text.removeprefix(SPACE) if text.startswith(SPACE) else "##" + text
 
-    return from_words([as_bert(text) for text in texts])[0]
+    return vocabularies.from_words([as_bert(text) for text in texts])[0]
 
 
 def _ends(inner: Tokenizer, metadata: Mapping[str, Any], named: dict[str, str]) -> None:
@@ -137,7 +122,7 @@ def _ends(inner: Tokenizer, metadata: Mapping[str, Any], named: dict[str, str]) 
     usual_bos = kind == "llama" or metadata.get(KEY + "pre") in ADD_BOS
     bos = named.get("bos") if metadata.get(KEY + "add_bos_token", usual_bos) else None
     eos = named.get("eos") if metadata.get(KEY + "add_eos_token", kind == "t5") else None
-    surround(inner, bos, eos)
+    vocabularies.surround(inner, bos, eos)
 
 
 # ---- a tokenizer as keys -----------------------------------------------------------------------
@@ -166,12 +151,12 @@ def to_gguf(inner: Tokenizer, special: Mapping[str, str]) -> dict[str, Any]:
     keys["tokens"] = texts
     keys["token_type"] = [added.get(i, NORMAL if i in by_id else UNUSED) for i in range(len(texts))]
     numbers = {role: inner.token_to_id(token) for role, token in special.items()}
-    ids = {f"{ROLES[role]}_token_id": i for role, i in numbers.items()}
     if keys["model"] != "bert":
         around = inner.encode("a").ids
         keys["add_bos_token"] = around[0] == numbers.get("bos")
         keys["add_eos_token"] = around[-1] == numbers.get("eos")
-    return {KEY + key: value for key, value in {**keys, **ids}.items()}
+    keys |= {f"{ROLES[role]}_token_id": i for role, i in numbers.items()}
+    return {KEY + key: value for key, value in keys.items()}
 
 
 def _as_llama_cpp(text: str) -> str:
@@ -184,7 +169,7 @@ def _scores(merges: list[Any], texts: list[str]) -> list[float]:
     """Scores in whose order llama.cpp merges as the list of merges does."""
     ranks: dict[str, int] = {}
     for i, merge in enumerate(merges):
-        ranks.setdefault("".join(merge.split(" ") if isinstance(merge, str) else merge), i)
+        ranks.setdefault(merge.replace(" ", "") if isinstance(merge, str) else "".join(merge), i)
     return [-float(ranks.get(text, len(merges))) for text in texts]
 
 
