@@ -111,9 +111,8 @@ def _add_tokens(inner: tokenizers.Tokenizer, added: Mapping[str, int], folder: P
     for token, number in sorted(added.items(), key=lambda item: item[1]):
         inner.add_special_tokens([tokenizers.AddedToken(token, normalized=False)])
         if (found := inner.token_to_id(token)) != number:
-            raise WeightsError(
-                f"{folder / 'added_tokens.json'}: {token!r} should be token {number} but would be {found}"
-            )
+            said = f"{token!r} should have the number {number} but would have {found}"
+            raise WeightsError(f"{folder / 'added_tokens.json'}: {said}")
 
 
 def _json_beside(folder: Path, name: str) -> dict[str, Any]:

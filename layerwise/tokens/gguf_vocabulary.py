@@ -85,7 +85,7 @@ def _byte_pairs(metadata: Mapping[str, Any], texts: list[str]) -> Tokenizer:
         raise _refused("pre", cutting, [*PATTERNS, *CUTTING])
     pairs = [(m[: m.index(" ", 1)], m[m.index(" ", 1) + 1 :]) for m in _needed(metadata, "merges")]
     vocab = {text: i for i, text in enumerate(texts)}
-    inner = vocabularies.byte_level(vocab, pairs, PATTERNS[kind], whole_words=kind in WHOLE_WORDS)
+    inner = vocabularies.byte_level(vocab, pairs, kind, whole_words=kind in WHOLE_WORDS)
     rows = list(zip(texts, _kinds(metadata, texts), strict=True))
     vocabularies.add_special(inner, [t for t, kind in rows if kind == CONTROL])
     inner.add_tokens([AddedToken(t, normalized=False) for t, kind in rows if kind == DEFINED])
@@ -136,18 +136,19 @@ def to_gguf(inner: Tokenizer, special: Mapping[str, str]) -> dict[str, Any]:
     by_id = {i: token for token, i in inner.get_vocab().items()}
     texts = [by_id.get(i, f"[UNUSED{i}]") for i in range(max(by_id) + 1)]
     unk = special.get("unk") or model.get("unk_token")
+    pairs = [m.split(" ") if isinstance(m, str) else m for m in model.get("merges", [])]
     added = {t["id"]: CONTROL if t["special"] else DEFINED for t in values["added_tokens"]}
     if model["type"] == "WordPiece":
         texts = [_as_llama_cpp(t) for t in texts]
         keys: dict[str, Any] = {"model": "bert", "pre": "default"}
     elif model["type"] == "BPE" and model["byte_fallback"]:
-        keys = {"model": "llama", "pre": "default", "scores": _scores(model["merges"], texts)}
+        keys = {"model": "llama", "pre": "default", "scores": _scores(pairs, texts)}
         keys["add_space_prefix"] = "Prepend" in json.dumps(values["normalizer"])
         added |= {i: BYTE for i, t in by_id.items() if is_byte(t)}
         added |= {i: UNKNOWN for i, t in by_id.items() if t == unk}
     else:
-        merges = [m if isinstance(m, str) else " ".join(m) for m in model.get("merges", [])]
-        keys = {"model": "gpt2", "pre": _kind_of_cutting(values), "merges": merges}
+        keys = {"model": "gpt2", "pre": _kind_of_cutting(values)}
+        keys["merges"] = [" ".join(pair) for pair in pairs]
     keys["tokens"] = texts
     keys["token_type"] = [added.get(i, NORMAL if i in by_id else UNUSED) for i in range(len(texts))]
     numbers = {role: inner.token_to_id(token) for role, token in special.items()}
@@ -165,12 +166,12 @@ def _as_llama_cpp(text: str) -> str:
     return text[2:] if text.startswith("##") else SPACE + text
 
 
-def _scores(merges: list[Any], texts: list[str]) -> list[float]:
+def _scores(pairs: list[list[str]], texts: list[str]) -> list[float]:
     """Scores in whose order llama.cpp merges as the list of merges does."""
     ranks: dict[str, int] = {}
-    for i, merge in enumerate(merges):
-        ranks.setdefault(merge.replace(" ", "") if isinstance(merge, str) else "".join(merge), i)
-    return [-float(ranks.get(text, len(merges))) for text in texts]
+    for i, pair in enumerate(pairs):
+        ranks.setdefault("".join(pair), i)
+    return [-float(ranks.get(text, len(pairs))) for text in texts]
 
 
 def _kind_of_cutting(values: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from layerwise.errors import WeightsError
+from layerwise.errors import WeightsError, unknown
 
 Built = tuple[Tokenizer, dict[str, str]]  # and what its special tokens are for: {"eos": "</s>"}
 
@@ -53,15 +53,19 @@ PATTERNS: dict[str, tuple[str, ...]] = {  # by the names GGUF gives them; cut in
 def byte_level(
     vocab: Mapping[str, int],
     merges: Sequence[tuple[str, str]],
-    patterns: Sequence[str] = PATTERNS["gpt-2"],
+    pattern: str = "gpt-2",
     whole_words: bool = False,
 ) -> Tokenizer:
-    """Byte pairs: texts are cut by `patterns`, words are bytes, pairs merge in the order given.
+    """Byte pairs: texts are cut by PATTERNS[pattern], words are bytes, pairs merge in the order
+    given.
 
     whole_words: a word that is in the vocabulary is taken as it is, whatever the merges say.
+    Errors: OptionError for an unknown pattern.
     """
+    if pattern not in PATTERNS:
+        raise unknown("pattern", pattern, PATTERNS)
     inner = Tokenizer(models.BPE(dict(vocab), list(merges), ignore_merges=whole_words))
-    inner.pre_tokenizer = cut_by(patterns)
+    inner.pre_tokenizer = cut_by(PATTERNS[pattern])
     inner.decoder = decoders.ByteLevel()
     inner.post_processor = processors.ByteLevel(trim_offsets=True)
     return inner
@@ -195,8 +199,7 @@ def from_tiktoken(
         raise WeightsError(f"{path}: {say}: pattern= one of {list(PATTERNS)}")
     known, usual = TIKTOKEN.get(stem, ("", {}))
     vocab, numbers = _ranks(path), dict(usual if special is None else special)
-    patterns = PATTERNS[pattern or known]
-    inner = byte_level(vocab | numbers, merges_of(vocab), patterns, whole_words=True)
+    inner = byte_level(vocab | numbers, merges_of(vocab), pattern or known, whole_words=True)
     add_special(inner, list(numbers))
     end = _END if _END in numbers else None
     return inner, {"bos": end, "eos": end} if end else {}

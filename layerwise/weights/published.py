@@ -80,8 +80,8 @@ def _load(path: Path, card: Card) -> tuple[Network, Card]:
     """Build on the meta device, rename strictly, take the tensors over."""
     _, config = models.resolve(card.variant, **card.config)
     tensors = read_tensors(path)
-    network = filled(card.family, config, tensors, _rules(card.family, card.format), str(path))
-    return network, card
+    rules = _rules(card.family, card.format)
+    return filled(card.family, config, tensors, rules, str(path)), card
 
 
 def _load_file(path: Path, source: str) -> tuple[Network, Card]:

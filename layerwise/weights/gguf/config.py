@@ -17,6 +17,8 @@ from layerwise.models import config_from_dict
 from layerwise.weights.gguf.names import ARCHITECTURES, Architecture
 
 T = TypeVar("T")
+Keys = Mapping[str, Any]
+Shapes = Mapping[str, tuple[int, ...]]
 SCALING = {"linear": {"factor": "rope_factor"}}
 SCALING["yarn"] = SCALING["linear"] | {
     "original_context_length": "rope_original_len", "yarn_beta_slow": "rope_low",
@@ -30,10 +32,7 @@ LARGEST_GEMMA = {"gemma2": 46, "gemma3": 62}  # layers; its queries are scaled b
 
 # ---- a file's settings as a Config ---------------------------------------------------------------
 def config_of(
-    metadata: Mapping[str, Any],
-    shapes: Mapping[str, tuple[int, ...]],
-    divisors: np.ndarray | None,
-    what: str,
+    metadata: Keys, shapes: Shapes, divisors: np.ndarray | None
 ) -> tuple[Architecture, Any]:
     """Which architecture the keys of a file describe, and the Config of our family for it.
 
@@ -41,27 +40,25 @@ def config_of(
     """
     name = metadata.get("general.architecture")
     routed = bool(metadata.get(f"{name}.expert_count"))
-    same = (a for a in ARCHITECTURES if a.name == name and (a.family == "moe") == routed)
-    architecture = next(same, None)
+    wanted = name, routed
+    architecture = next((a for a in ARCHITECTURES if (a.name, a.family == "moe") == wanted), None)
     if architecture is None:
         known = ", ".join(dict.fromkeys(a.name for a in ARCHITECTURES))
-        raise WeightsError(f"{what}: the architecture {name!r} is not read here (only {known})")
+        raise WeightsError(f"the architecture {name!r} is not one that layerwise reads ({known})")
     own = {k: v for k, v in metadata.items() if routed or not k.endswith("expert_count")}
     start = f"{name}."
     given = {k.removeprefix(start): _shortest(v) for k, v in own.items() if k.startswith(start)}
-    fields = _fields(architecture, given, what)
+    fields = _fields(architecture, given)
     fields |= {k: v for k, v in architecture.implied.items() if k not in fields}
-    fields |= _from_tensors(architecture, shapes, what)
+    fields |= _from_tensors(architecture, shapes)
     if architecture.family != "gpt" and not fields.get("head_dim"):
         fields["head_dim"] = fields["dim"] // fields["n_heads"]
-    if architecture.family == "gemma":
-        fields |= _gemma_fields(architecture, given, fields, what)
-    else:
-        fields |= _scaling(given, what)
+    gemma = architecture.family == "gemma"
+    fields |= _gemma_fields(architecture, given, fields) if gemma else _scaling(given)
     config = config_from_dict(architecture.family, fields)
     if divisors is not None:
-        config = _with_divisors(config, divisors, what)
-    _refuse_unknown(architecture, given, config, what)
+        config = _with_divisors(config, divisors)
+    _refuse_unknown(architecture, given, config)
     return architecture, config
 
 
@@ -70,30 +67,25 @@ def _shortest(value: T) -> T | float:
     return float(str(np.float32(value))) if isinstance(value, float) else value
 
 
-def _fields(architecture: Architecture, given: Mapping[str, Any], what: str) -> dict[str, Any]:
+def _fields(architecture: Architecture, given: Keys) -> dict[str, Any]:
     fields = {}
     for key, ours in architecture.keys.items():
-        if key in given:
-            fields[ours] = given[key]
-        elif architecture.defaults.get(key) is not None:
-            fields[ours] = architecture.defaults[key]
+        value = given.get(key, architecture.defaults.get(key))
+        if value is not None:
+            fields[ours] = value
         elif ours not in ("head_dim", "n_kv_heads", "window", "mlp_dim"):
-            raise WeightsError(f"{what}: the key '{architecture.name}.{key}' is missing")
+            raise WeightsError(f"the key '{architecture.name}.{key}' is missing")
         if isinstance(fields.get(ours), list) and ours != "global_every":
-            raise WeightsError(f"{what}: '{architecture.name}.{key}' differs between the layers")
-    if architecture.family != "gpt":
-        fields.setdefault("n_kv_heads", fields["n_heads"])
-    else:
-        fields.setdefault("mlp_dim", 4 * fields["dim"])
-    return fields
+            raise WeightsError(f"'{architecture.name}.{key}' differs between the layers")
+    if architecture.family == "gpt":
+        return {"mlp_dim": 4 * fields["dim"], **fields}
+    return {"n_kv_heads": fields["n_heads"], **fields}
 
 
-def _from_tensors(
-    architecture: Architecture, shapes: Mapping[str, tuple[int, ...]], what: str
-) -> dict[str, Any]:
+def _from_tensors(architecture: Architecture, shapes: Shapes) -> dict[str, Any]:
     """What no key says: the size of the vocabulary, whether the head is tied, biases."""
     if len(shapes.get("token_embd.weight", ())) != 2:
-        raise WeightsError(f"{what}: no tensor 'token_embd.weight': a vocabulary without weights?")
+        raise WeightsError("no tensor 'token_embd.weight': a vocabulary without weights?")
     fields: dict[str, Any] = {"vocab_size": shapes["token_embd.weight"][0]}
     if architecture.tied == "may be":
         fields["tied_head"] = "output.weight" not in shapes
@@ -102,43 +94,41 @@ def _from_tensors(
     return fields
 
 
-def _gemma_fields(
-    architecture: Architecture, given: Mapping[str, Any], fields: Mapping[str, Any], what: str
-) -> dict[str, Any]:
+def _gemma_fields(architecture: Architecture, given: Keys, fields: Keys) -> dict[str, Any]:
     """The scale of queries, which no key says; no window means that all layers see everything."""
     out: dict[str, Any] = {"query_scalar": _query_scalar(architecture, fields)}
     if not fields.get("window"):
         out |= {"window": fields["max_seq_len"], "global_every": 1}
-    scaling, second = _scaling(given, what), architecture.name == "gemma2"
+    scaling, second = _scaling(given), architecture.name == "gemma2"
     if second:
         out["local_rope_theta"] = fields["rope_theta"]
     if scaling.pop("rope_scaling", "linear") != "linear" or (scaling and second):
-        raise WeightsError(f"{what}: {architecture.name} has no such rope.scaling.type here")
+        raise WeightsError(f"{architecture.name} has no such rope.scaling.type")
     pattern = fields.get("global_every")
     if isinstance(pattern, list):  # True for each layer with a window
         out["global_every"] = every = [*pattern, False].index(False) + 1
         if pattern != [bool((i + 1) % every) for i in range(len(pattern))]:
-            raise WeightsError(f"{what}: its windows follow no regular pattern: {pattern}")
+            raise WeightsError(f"the layers with a window follow no regular pattern: {pattern}")
     return out | scaling
 
 
-def _query_scalar(architecture: Architecture, fields: Mapping[str, Any]) -> float:
+def _query_scalar(architecture: Architecture, fields: Keys) -> float:
     largest = fields["n_layers"] == LARGEST_GEMMA[architecture.name]
     return float(fields["dim"] // fields["n_heads"] if largest else fields["head_dim"])
 
 
-def _scaling(given: Mapping[str, Any], what: str) -> dict[str, Any]:
+def _scaling(given: Keys) -> dict[str, Any]:
     kind = given.get("rope.scaling.type", "none")
     if kind == "none":
         return {}
     if kind not in SCALING:
-        raise WeightsError(f"{what}: rope.scaling.type {kind!r} is not one of {list(SCALING)}")
+        raise WeightsError(f"rope.scaling.type {kind!r} is not one of {list(SCALING)}")
     fields = {ours: given.get(f"rope.scaling.{key}") for key, ours in SCALING[kind].items()}
     fields = {**(YARN if kind == "yarn" else {}), **{k: v for k, v in fields.items() if v}}
     return fields | {"rope_scaling": kind}
 
 
-def _with_divisors(config: Any, divisors: np.ndarray, what: str) -> Any:
+def _with_divisors(config: Any, divisors: np.ndarray) -> Any:
     """Llama 3.1's scaling, of which a file holds the outcome alone: found again, and checked."""
     scaling = {"rope_scaling": "llama3", "rope_factor": round(float(divisors.max()), 4)}
     if np.allclose(divisors, 1):
@@ -147,7 +137,7 @@ def _with_divisors(config: Any, divisors: np.ndarray, what: str) -> Any:
         found = dataclasses.replace(config, rope_original_len=length, **scaling)
         if len(divisors) * 2 == config.head_dim and np.allclose(divisors_of(found), divisors, 1e-5):
             return found
-    raise WeightsError(f"{what}: 'rope_freqs.weight' holds no scaling that Llama 3.1 would have")
+    raise WeightsError("'rope_freqs.weight' is not the scaling of a Llama 3.1")
 
 
 def divisors_of(config: Any) -> np.ndarray:
@@ -159,9 +149,7 @@ def divisors_of(config: Any) -> np.ndarray:
     return (plain / scaled).astype("f4")
 
 
-def _refuse_unknown(
-    architecture: Architecture, given: Mapping[str, Any], config: Any, what: str
-) -> None:
+def _refuse_unknown(architecture: Architecture, given: Keys, config: Any) -> None:
     """Errors: a key that nothing here reads, or one that contradicts the rest."""
     scaling = {f"rope.scaling.{key}" for key in SCALING["yarn"]}
     known, fields = {*architecture.keys, *HARMLESS, *ONLY, *scaling}, vars(config)
@@ -171,12 +159,12 @@ def _refuse_unknown(
         ours = architecture.same.get(key)
         if ours and value != fields[ours]:
             raise WeightsError(
-                f"{what}: '{architecture.name}.{key}' is {value}, but the rest of the file says "
+                f"'{architecture.name}.{key}' is {value}, but the rest of the file says "
                 f"{fields[ours]}; no network of ours has both"
             )
         if not ours and (key not in known or value not in ONLY.get(key, (value,))):
             raise WeightsError(
-                f"{what}: the setting '{architecture.name}.{key}' = {value!r} is not one that the "
+                f"the setting '{architecture.name}.{key}' = {value!r} is not one that the "
                 f"family '{architecture.family}' has; its results would differ"
             )
 

@@ -32,7 +32,10 @@ def load_gguf(
     metadata, tensors = read_gguf(path, dtype)
     shapes = {name: entry.shape for name, entry in tensors.entries.items()}
     scale = tensors[FREQUENCIES].double().numpy() if FREQUENCIES in shapes else None
-    architecture, config = config_of(metadata, shapes, scale, str(path))
+    try:
+        architecture, config = config_of(metadata, shapes, scale)
+    except WeightsError as e:
+        raise WeightsError(f"{path}: {e}") from e
     rules = tensor_rules(architecture, config)
     network = filled(architecture.family, config, tensors, rules, str(path), dtype)
     return network, architecture.family, metadata

@@ -80,7 +80,10 @@ def read_gguf(
     """
     cursor = _Cursor(path)
     metadata, n_tensors = _header(cursor)
-    entries = _entries(cursor, n_tensors, _alignment(metadata, cursor))
+    alignment = metadata.get("general.alignment", ALIGNMENT)
+    if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
+        raise cursor.lie(f"general.alignment is {alignment!r}, not a power of two")
+    entries = _entries(cursor, n_tensors, alignment)
     if metadata.get("split.count", 1) > 1:
         raise WeightsError(
             f"{cursor.path}: part {metadata.get('split.no', 0) + 1} of {metadata['split.count']}; "
@@ -188,13 +191,6 @@ def _value(cursor: _Cursor, kind: int, key: str, depth: int = 0) -> Any:
         return bytes(raw) if form in "Bb" else list(struct.unpack(f"<{count}{form}", raw))
     count = cursor.count(8, f"the length of '{key}'")
     return [_value(cursor, kind, key, depth + 1) for _ in range(count)]
-
-
-def _alignment(metadata: Mapping[str, Any], cursor: _Cursor) -> int:
-    alignment = metadata.get("general.alignment", ALIGNMENT)
-    if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
-        raise cursor.lie(f"general.alignment is {alignment!r}, not a power of two")
-    return alignment
 
 
 def _entries(cursor: _Cursor, n_tensors: int, alignment: int) -> dict[str, Entry]:
