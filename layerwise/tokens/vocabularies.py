@@ -127,16 +127,14 @@ def read_text(path: Path) -> str:
 # ---- GPT-2, RoBERTa ----------------------------------------------------------------------------
 def from_merges(vocab_file: Path, merges_file: Path) -> Built:
     """`vocab.json` and `merges.txt`; with "<s>" and "</s>" RoBERTa's, with "</w>" CLIP's."""
+    written, lines = read_text(vocab_file), read_text(merges_file).splitlines()
     try:
-        vocab = json.loads(read_text(vocab_file))
-        lines = read_text(merges_file).splitlines()
+        vocab = json.loads(written)
         halves = (line.split(" ") for line in lines if line and not line.startswith("#version"))
         pairs = [(left, right) for left, right in halves]
         if "!</w>" in vocab:
             return clip(vocab, pairs)
         inner = byte_level(vocab, pairs)
-    except WeightsError:
-        raise
     except Exception as e:  # the library raises bare ones
         raise WeightsError(f"{vocab_file}, {merges_file.name}: not a vocabulary ({e})") from e
     if not {"<s>", "</s>"} <= vocab.keys():

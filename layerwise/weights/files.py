@@ -118,9 +118,8 @@ def _read_torch(path: Path, key: str | None) -> dict[str, Tensor]:
 
 def _unloadable(path: Path, reason: str) -> WeightsError:
     if "TorchScript" in reason:
-        return WeightsError(
-            f"{path}: a TorchScript program, which is code; expected a file of tensors only"
-        )
+        what = "a TorchScript program, which is code"
+        return WeightsError(f"{path}: {what}; expected a file of tensors only")
     named = re.search(r"GLOBAL (\S+)", reason)
     if "Weights only load failed" in reason and (named or "Unsupported" in reason):
         what = f" ({named[1]})" if named else ""

@@ -5,6 +5,7 @@ file takes its name only when all of it has arrived and its sha256 is right, so 
 is never loaded.
 """
 
+import contextlib
 import os
 import re
 import urllib.error
@@ -118,10 +119,8 @@ def fetch(hub_id: str, filename: str) -> Path:
             f"https://huggingface.co/{hub_id} and log in with `hf auth login`"
         ) from e
     except (errors.RepositoryNotFoundError, errors.HFValidationError) as e:
-        raise WeightsError(
-            f"{hub_id}: the hub knows no such repository (or it is private: `hf auth login`); "
-            f"check the spelling"
-        ) from e
+        why = "the hub knows no such repository (or it is private: `hf auth login`)"
+        raise WeightsError(f"{hub_id}: {why}; check the spelling") from e
     except (errors.HfHubHTTPError, OSError) as e:
         raise WeightsError(f"{hub_id}: download failed ({_line(e)}); try again") from e
 
@@ -132,10 +131,8 @@ def fetch_first(hub_id: str, filenames: tuple[str, ...]) -> Path:
         if found := cached(hub_id, filename):
             return found
     for filename in filenames:
-        try:
+        with contextlib.suppress(MissingFileError):
             return fetch(hub_id, filename)
-        except MissingFileError:
-            continue
     raise WeightsError(f"{hub_id}: the repository has none of {', '.join(filenames)}")
 
 

@@ -22,7 +22,6 @@ from layerwise.tokens.gguf_vocabulary import KEY
 from layerwise.tokens.sentencepieces import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, is_byte
 from layerwise.weights.names import permute_rope
 
-NORM_EPS, ROPE_THETA = 1e-5, 10000.0  # constants of its run.c
 MAGIC, HEADER_1 = b"24ka", 256
 FIELDS = ("dim", "mlp_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "max_seq_len")
 BLOCK = {  # the order of a file's blocks, and what each holds per layer
@@ -70,7 +69,7 @@ def read_llama2c(path: Path | str) -> tuple[dict[str, Any], dict[str, Tensor]]:
         )
     numbers = torch.from_numpy(np.frombuffer(raw, "<f4", offset=start).copy())
     config = {**fields, "head_dim": D // H, "tied_head": tied}
-    config |= {"norm_eps": NORM_EPS, "rope_theta": ROPE_THETA}
+    config |= {"norm_eps": 1e-5, "rope_theta": 10000.0}  # constants of its run.c
     return config, _tensors(numbers, layout, D // H)
 
 

@@ -241,9 +241,7 @@ def mismatch(
 
 # ---- ours to published -------------------------------------------------------------------------
 def publish(
-    tensors: Mapping[str, Tensor],
-    rules: Rules,
-    dropped_values: Mapping[str, Tensor] | None = None,
+    tensors: Mapping[str, Tensor], rules: Rules, dropped_values: Mapping[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
     """Our tensors under their published names: the exact inverse of `rename`.
 

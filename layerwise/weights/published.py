@@ -64,9 +64,11 @@ def in_reach(kind: Kind) -> list[str]:
     """Names of the bases of a kind that are on this machine, the best first: ImageNet's by their
     score, or those that the kind itself names."""
     cards = [c for c in CARDS.values() if c.labels == "imagenet-1k" and hub.find_card(c)]
-    here = [c for c in cards if models.reads(c.family)[0] == kind.tensor]
-    found = [c.name for c in sorted(here, key=lambda c: -c.scores.get("top1", 0.0))]
-    return found + [name for name in kind.bases if hub.cached(name, "model.safetensors")]
+    cards = [c for c in cards if models.reads(c.family)[0] == kind.tensor]
+    cards.sort(key=lambda c: -c.scores.get("top1", 0.0))
+    return [c.name for c in cards] + [
+        name for name in kind.bases if hub.cached(name, "model.safetensors")
+    ]
 
 
 def _rules(family: str, format: str) -> dict[str, str]:
@@ -102,8 +104,7 @@ def tokenizer_of(card: Card) -> Tokenizer:
     Errors: WeightsError where there is none, or where it belongs to other weights.
     """
     path, n_tokens = Path(card.source).expanduser(), card.config["vocab_size"]
-    if not path.exists():
-        path = fetched(card.source)
+    path = path if path.exists() else fetched(card.source)
     if path.suffix == ".gguf":
         tokenizer = Tokenizer.from_gguf(read_metadata(path))
     elif path.is_file():
@@ -145,7 +146,6 @@ def _card_by_hand(path: Path, variant: str, format: str | None, fields: dict[str
 
 
 # ---- the hub -----------------------------------------------------------------------------------
-BESIDE = ("preprocessor_config.json",)  # timm keeps it inside config.json
 BESIDE_TEXT = (
     *("modules.json", "1_Pooling/config.json", "sentence_bert_config.json"),
     *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
@@ -171,7 +171,7 @@ def fetched(source: str) -> Path:
         for name in sorted(set(read_json(weights).get("weight_map", {}).values())):
             hub.fetch(source, name)
     is_text = {"vocab_size", "text_config"} & read_json(folder / "config.json").keys()
-    for name in BESIDE_TEXT if is_text else BESIDE:
+    for name in BESIDE_TEXT if is_text else ("preprocessor_config.json",):  # timm's is in config
         with contextlib.suppress(hub.MissingFileError):
             hub.fetch(source, name)
     return folder

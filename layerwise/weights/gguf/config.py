@@ -14,10 +14,9 @@ import numpy as np
 from layerwise.errors import WeightsError
 from layerwise.layers.rope import make_rope
 from layerwise.models import config_from_dict
-from layerwise.weights.gguf.names import ARCHITECTURES, Architecture
+from layerwise.weights.gguf.names import ARCHITECTURES, Architecture, Keys
 
 T = TypeVar("T")
-Keys = Mapping[str, Any]
 Shapes = Mapping[str, tuple[int, ...]]
 SCALING = {"linear": {"factor": "rope_factor"}}
 SCALING["yarn"] = SCALING["linear"] | {
@@ -58,7 +57,7 @@ def config_of(
     config = config_from_dict(architecture.family, fields)
     if divisors is not None:
         config = _with_divisors(config, divisors)
-    _refuse_unknown(architecture, given, config)
+    _refuse_unknown(architecture, given, vars(config))
     return architecture, config
 
 
@@ -135,24 +134,26 @@ def _with_divisors(config: Any, divisors: np.ndarray) -> Any:
         return config
     for length in (8192, 4096, 2048, 16384, 32768):
         found = dataclasses.replace(config, rope_original_len=length, **scaling)
-        if len(divisors) * 2 == config.head_dim and np.allclose(divisors_of(found), divisors, 1e-5):
+        wanted = divisors_of(vars(found))
+        if len(wanted) == len(divisors) and np.allclose(wanted, divisors, 1e-5):
             return found
     raise WeightsError("'rope_freqs.weight' is not the scaling of a Llama 3.1")
 
 
-def divisors_of(config: Any) -> np.ndarray:
+def divisors_of(fields: Keys) -> np.ndarray:
     """What Llama 3.1's scaling divides each frequency by: (Dh/2,) float32."""
-    c = config
-    scaling = c.rope_scaling, c.rope_factor, c.rope_original_len, c.rope_low, c.rope_high
-    plain = np.array(make_rope(c.head_dim, c.rope_theta).frequencies)
-    scaled = np.array(make_rope(c.head_dim, c.rope_theta, *scaling).frequencies)
+    names = ("scaling", "factor", "original_len", "low", "high")
+    size, theta = fields["head_dim"], fields["rope_theta"]
+    scaling = [fields[f"rope_{name}"] for name in names]
+    plain = np.array(make_rope(size, theta).frequencies)
+    scaled = np.array(make_rope(size, theta, *scaling).frequencies)
     return (plain / scaled).astype("f4")
 
 
-def _refuse_unknown(architecture: Architecture, given: Keys, config: Any) -> None:
+def _refuse_unknown(architecture: Architecture, given: Keys, fields: Keys) -> None:
     """Errors: a key that nothing here reads, or one that contradicts the rest."""
     scaling = {f"rope.scaling.{key}" for key in SCALING["yarn"]}
-    known, fields = {*architecture.keys, *HARMLESS, *ONLY, *scaling}, vars(config)
+    known = {*architecture.keys, *HARMLESS, *ONLY, *scaling}
     if architecture.family == "moe":  # of dense layers, of which there are none
         known |= {"feed_forward_length", "expert_feed_forward_length"}
     for key, value in given.items():
@@ -170,12 +171,12 @@ def _refuse_unknown(architecture: Architecture, given: Keys, config: Any) -> Non
 
 
 # ---- a Config as a file's settings ---------------------------------------------------------------
-def architecture_for(family: str, config: Any) -> Architecture:
+def architecture_for(family: str, fields: Keys) -> Architecture:
     """The architecture as which llama.cpp computes what a network of this config does.
 
     Errors: WeightsError naming the setting that llama.cpp has no way to say.
     """
-    reason, fields = "", vars(config)
+    reason = ""
     for architecture in (a for a in ARCHITECTURES if a.family == family):
         wanted = {"rope_magnitude": 0.0, **architecture.implied}
         if family == "gemma":
@@ -196,9 +197,8 @@ def architecture_for(family: str, config: Any) -> Architecture:
     )
 
 
-def metadata_of(architecture: Architecture, config: Any) -> dict[str, Any]:
+def metadata_of(architecture: Architecture, fields: Keys) -> dict[str, Any]:
     """The keys that say what the network is."""
-    name, fields = architecture.name, vars(config)
     spelled = {**architecture.keys, **architecture.same}
     values = {key: fields[ours] for key, ours in spelled.items()}
     values.setdefault("feed_forward_length", fields["mlp_dim"])
@@ -209,4 +209,5 @@ def metadata_of(architecture: Architecture, config: Any) -> dict[str, Any]:
     elif kind in SCALING:
         values["rope.scaling.type"] = kind
         values |= {f"rope.scaling.{k}": fields[ours] for k, ours in SCALING[kind].items()}
+    name = architecture.name
     return {"general.architecture": name} | {f"{name}.{key}": v for key, v in values.items()}

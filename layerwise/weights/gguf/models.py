@@ -1,7 +1,7 @@
 """Networks from GGUF files and to them: `names.py` says how each architecture spells them."""
 
 import re
-from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from layerwise.tokens.gguf_vocabulary import KEY
 from layerwise.tokens.sentencepieces import UNUSED
 from layerwise.weights.files import filled
 from layerwise.weights.gguf.config import architecture_for, config_of, divisors_of, metadata_of
-from layerwise.weights.gguf.names import Architecture
+from layerwise.weights.gguf.names import Architecture, Keys
 from layerwise.weights.gguf.read import read_gguf
 from layerwise.weights.gguf.write import write_gguf
 from layerwise.weights.names import Rules, publish
@@ -36,7 +36,7 @@ def load_gguf(
         architecture, config = config_of(metadata, shapes, scale)
     except WeightsError as e:
         raise WeightsError(f"{path}: {e}") from e
-    rules = tensor_rules(architecture, config)
+    rules = tensor_rules(architecture, vars(config))
     network = filled(architecture.family, config, tensors, rules, str(path), dtype)
     return network, architecture.family, metadata
 
@@ -46,7 +46,7 @@ def save_gguf(
     family: str,
     network: Network,
     kind: str = "BF16",
-    metadata: Mapping[str, Any] | None = None,
+    metadata: Keys | None = None,
 ) -> None:
     """Write a network as a GGUF file that llama.cpp runs. kind: see `write_gguf`.
 
@@ -54,21 +54,20 @@ def save_gguf(
     "general.name". A vocabulary with fewer tokens than the network has rows is filled up.
     Errors: WeightsError for a network that llama.cpp would not compute the same.
     """
-    config = network.config
-    architecture = architecture_for(family, config)
-    extra = metadata_of(architecture, config) | dict(metadata or {})
-    extra = _filled_up(extra, config.vocab_size)
-    tensors = publish(network.state_dict(), tensor_rules(architecture, config))
-    if vars(config).get("rope_scaling") == "llama3":
-        tensors = {FREQUENCIES: torch.from_numpy(divisors_of(config)), **tensors}
+    fields = vars(network.config)
+    architecture = architecture_for(family, fields)
+    extra = metadata_of(architecture, fields) | dict(metadata or {})
+    extra = _filled_up(extra, fields["vocab_size"])
+    tensors = publish(network.state_dict(), tensor_rules(architecture, fields))
+    if fields.get("rope_scaling") == "llama3":
+        tensors = {FREQUENCIES: torch.from_numpy(divisors_of(fields)), **tensors}
     write_gguf(path, extra, tensors, kind)
 
 
-def tensor_rules(architecture: Architecture, config: Any) -> Rules:
-    """The architecture's names for a network of this config."""
-    number = lambda found: str(vars(config)[found[1]])  # noqa: E731
-    rules = architecture.tensors.items()
-    return {ours: re.sub(r"<(\w+)>", number, theirs) for ours, theirs in rules}
+def tensor_rules(architecture: Architecture, fields: Keys) -> Rules:
+    """The architecture's names for a network with these fields of its config."""
+    with_sizes = partial(re.sub, r"<(\w+)>", lambda found: str(fields[found[1]]))
+    return {ours: with_sizes(theirs) for ours, theirs in architecture.tensors.items()}
 
 
 def _filled_up(metadata: dict[str, Any], vocab_size: int) -> dict[str, Any]:

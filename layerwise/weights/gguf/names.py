@@ -19,6 +19,7 @@ def _blocks(parts: Mapping[str, str]) -> dict[str, str]:
     return {f"blocks.{{}}.{ours}": f"blk.{{}}.{theirs}" for ours, theirs in parts.items()}
 
 
+Keys = Mapping[str, Any]  # a file's settings
 _EMBED = {"token_embed": "token_embd", "norm": "output_norm"}
 _TIED = {"(copy)": "output.weight=token_embd.weight"}
 _HEAD = {"head": "output", **_TIED, "(drop)": "rope_freqs.*"}

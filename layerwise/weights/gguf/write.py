@@ -32,10 +32,7 @@ def kind_for(name: str, shape: Sequence[int], kind: str, tied: bool = False) -> 
 
 
 def write_gguf(
-    path: Path | str,
-    metadata: Mapping[str, Any],
-    tensors: Mapping[str, Tensor],
-    kind: str = "BF16",
+    path: Path | str, metadata: Mapping[str, Any], tensors: Mapping[str, Tensor], kind: str = "BF16"
 ) -> None:
     """Write a GGUF file (version 3), whole or not at all.
 
@@ -82,7 +79,7 @@ def _packed_entry(name: str, shape: tuple[int, ...], kind: Kind, offset: int) ->
     return _packed_text(name) + dimensions + struct.pack("<IQ", kind.number, offset)
 
 
-def _packed(value: Any, key: str) -> bytes:
+def _packed(value: object, key: str) -> bytes:
     """The type and the value."""
     if isinstance(value, str):
         return struct.pack("<I", STRING) + _packed_text(value)
