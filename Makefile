@@ -7,13 +7,24 @@ CPU_WHEELS := https://download.pytorch.org/whl/cpu
 GPU := $(shell nvidia-smi -L 2>/dev/null | grep -c GPU)
 PIP := $(BIN)/python -m pip install -q
 
-.PHONY: demo test resolve check bench lines setup clean
+.PHONY: demo test test-avx2 resolve check bench lines setup clean
 
 demo: $(VENV)/.installed
 	$(BIN)/layerwise demo
 
 test: $(VENV)/.tests
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# Again with the instruction set held down. Compiled code is kept apart: it does not run everywhere.
+HELD_DOWN := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 \
+  TORCHINDUCTOR_CACHE_DIR=$(abspath $(VENV))/inductor-avx2
+test-avx2: $(VENV)/.tests
+	@has=$$($(BIN)/python -c 'import torch; print(torch.backends.cpu.get_cpu_capability())') || exit 1; \
+	case $$has in \
+	  AVX512*) echo "this processor has $$has: once more with AVX2 alone"; $(HELD_DOWN) $(BIN)/python \
+	    -m pytest -n 2 --dist worksteal tests/layers tests/adapt tests/models tests/train ;; \
+	  *) echo "this processor has $$has: there is nothing to hold down to AVX2" ;; \
+	esac
 
 resolve: $(VENV)/.installed  # wheels of the lock for every Python that is promised
 	PIP='$(BIN)/python -m pip' .ci/resolve

@@ -8,7 +8,7 @@ the optimiser is AdamW everywhere. "torch bf16" is the best setting of a plain l
 AdamW, and the memory allocator tuned as this package tunes it; its network is nanoGPT's own where
 --nanogpt names the folder with its model.py, else transformers'. It is compared step by step, its
 steps and ours by turns in one process; the others are processes of their own, in turn. MFU is
-against the bf16 matrix product measured in the same child process.
+against the matrix product in the same dtype, measured in the same child process.
 """
 
 import contextlib
@@ -81,7 +81,7 @@ def ours(name: str, seconds: float, between: Callable[[], Any] = lambda: None) -
     with contextlib.suppress(StopIteration):
         train(network, task, Same(), optimizer, Course(10**6, 1e-4), State(), machine, Hooks())
     steps = np.subtract(ends[1:], starts)
-    rate = as_rate(name, float(np.median(steps[2:])), network)
+    rate = as_rate(name, float(np.median(steps[2:])), network, machine.dtype)
     return rate | {"steps": steps.tolist()}
 
 
@@ -100,7 +100,7 @@ def by_turns(name: str, seconds: float, nanogpt: str) -> dict:
     return {"ratio": float(np.median(np.divide(theirs, found["steps"])[2:]))}
 
 
-def as_rate(name: str, step: float, network: Any = None) -> dict:
+def as_rate(name: str, step: float, network: Any = None, dtype: Any = None) -> dict:
     """Tokens per second of a step of so many seconds; of ours also how near the limit that is."""
     n = WORK[name][0] * WORK[name][1]
     out = {"tokens": n / step}
@@ -108,7 +108,7 @@ def as_rate(name: str, step: float, network: Any = None) -> dict:
         sizes = {k: p.numel() for k, p in network.named_parameters() if p.ndim == 2}
         tied = name == "bert"  # there the embedding is only looked up, in the decoders multiplied
         N = sum(v for k, v in sizes.items() if "embed" not in k or ("token" in k and not tied))
-        out["mfu"] = 6 * N * n / step / sidebyside.bf16_rate()
+        out["mfu"] = 6 * N * n / step / sidebyside.product_rate(dtype)
     return out
 
 
@@ -177,10 +177,11 @@ def plain_step(name: str, nanogpt: str) -> Callable[[], None]:
         labels = torch.arange(len(x)) % 2 if name == "bert" else x
         loss_of = lambda: network(input_ids=x, labels=labels).loss  # noqa: E731
     optimizer = torch.optim.AdamW(network.parameters(), 1e-4, fused=True)
+    bf16 = sidebyside.multiplies_in_bf16()
 
     def step() -> None:
         optimizer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             loss = loss_of()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)

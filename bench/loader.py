@@ -9,9 +9,10 @@ Contenders: `Prefetch(Batches(...))` on a cache that is built, with one thread a
 two; and DataLoader over files decoded with Pillow, with 0 and 2 worker processes. Photographs at
 224 (random resized crop, flip; batches of 32) and CIFAR-10 as PNG files at 32 (reflected shift of
 up to 4, flip; batches of 128); float32, normalised. "waits" is the share of its time that the
-training of a small network (bf16) spent waiting for batches. Memory: the largest proportional share
-(PSS) of the process with its workers, PyTorch itself included. CPU time per image counts all
-threads and workers; other work on the machine disturbs it less than it does images/s.
+training of a small network (bf16, or fp32 where the processor has no bf16) spent waiting for
+batches. Memory: the largest proportional share (PSS) of the process with its workers, PyTorch
+itself included. CPU time per image counts all threads and workers; other work on the machine
+disturbs it less than it does images/s.
 
 Data: the folder LAYERWISE_DATA names (default ../shared/data); skipped with the reason without it.
 """
@@ -163,25 +164,32 @@ def ours(
     from layerwise.data.loader import Batches, Prefetch
     from layerwise.kinds.image.augment import Augment
     from layerwise.kinds.image.processor import ImageProcessor
+    from layerwise.kinds.image.source import Images
+    from layerwise.tasks import task_for
+    from layerwise.tasks.feed import Feed
 
     paths, labels, targets = listing(folder)
     names, given = [p.name for p in paths], np.full(len(paths), "")
     examples = Examples(
-        "image", paths, np.array(targets), "class", tuple(labels), names, given, understood=""
-    )
+        {"image": paths}, {"image": "image"}, names, given,
+        targets=np.array(targets), target_kind="class", labels=tuple(labels),
+    )  # fmt: skip
     augment = Augment("random", scale=SCALE) if side == 224 else Augment("random", pad=0.125)
     started = time.perf_counter()
-    processor, cache = ImageProcessor((side, side), side), folder / "cache"
-    batches = Batches(examples, processor, augment, batch, cache_dir=cache, threads=threads)
-    assert batches.source.cache is not None
-    facts = {"store_mb": batches.source.cache.bytes / 1e6}
-    if batches.source.cache.built:
+    processors, cache = {"image": ImageProcessor((side, side), side)}, folder / "cache"
+    options = {"cache_dir": cache, "threads": threads}
+    feed = Feed(task_for(examples), examples, processors, augment, **options)
+    batches, (source,) = Batches(feed, batch), feed.sources
+    assert isinstance(source, Images)
+    assert source.cache is not None
+    facts = {"store_mb": source.cache.bytes / 1e6}
+    if source.cache.built:
         facts["first_pass"] = len(paths) / (time.perf_counter() - started)
     ahead, step = Prefetch(batches, depth=4), iter(range(sys.maxsize))
 
     def following() -> Any:
         made = ahead[next(step)]
-        return made["inputs"], made["targets"]
+        return made["image"], made["targets"]
 
     return following, facts
 
@@ -226,6 +234,7 @@ def waits(
 
     network = small_network(side).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(network.parameters(), 0.01)
+    bf16 = sidebyside.multiplies_in_bf16()
     waited, started, steps = 0.0, time.perf_counter(), -3
     while time.perf_counter() - started < seconds or steps < 3:
         if steps == 0:  # after a few steps of warm-up
@@ -233,7 +242,7 @@ def waits(
         asked = time.perf_counter()
         inputs, targets = following()
         waited += time.perf_counter() - asked
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             loss = F.cross_entropy(network(inputs), targets)
         optimizer.zero_grad()
         loss.backward()

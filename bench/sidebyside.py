@@ -19,8 +19,9 @@ from typing import Any
 def rounds(
     script: str, names: Sequence[str], arguments: Sequence[str], n: int = 3, timeout: float = 300
 ) -> dict[str, list[dict[str, Any]]]:
-    """Figures of every contender in every round; a contender that fails is left out, and said."""
-    out: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    """Figures of every contender in every round; one that this processor cannot run in earnest or
+    that fails is left out, and said."""
+    out: dict[str, list[dict[str, Any]]] = {name: [] for name in names if can(name)}
     for _ in range(n):
         for name in list(out):
             command = [sys.executable, script, "--child", name, *arguments]
@@ -39,6 +40,26 @@ def rounds(
                 print(f"  {name}: left out ({why[:160]})", flush=True)
                 del out[name]
     return {k: v for k, v in out.items() if v}
+
+
+def can(name: str) -> bool:
+    """Whether the processor multiplies in what a contender's name says; else said: emulated bf16
+    takes minutes for what takes seconds."""
+    if "bf16" not in name or multiplies_in_bf16():
+        return True
+    print(f"  {name}: left out (this processor does not multiply in bf16)", flush=True)
+    return False
+
+
+def multiplies_in_bf16() -> bool:
+    from layerwise import runtime
+
+    return runtime.native_bf16("cpu")
+
+
+def first_of_ours(runs: dict[str, Any]) -> str:
+    """Whom the others are compared with: our first contender that ran."""
+    return next(name for name in runs if name.startswith("ours"))
 
 
 def median(runs: list[dict[str, Any]], key: str) -> float:
@@ -63,11 +84,12 @@ def rate(work: Callable[[], Any], per_call: int, seconds: float = 6.0, warmup: i
     return per_call / statistics.median(times)
 
 
-def bf16_rate(n: int = 2048) -> float:
-    """FLOP/s of a bf16 matrix product of n x n here and now: the limit that MFU is taken of."""
+def product_rate(dtype: Any, n: int = 2048) -> float:
+    """FLOP/s of a matrix product of n x n here and now, in the dtype that is used: the limit that
+    MFU is taken of."""
     import torch
 
-    a, b = torch.randn(n, n).bfloat16(), torch.randn(n, n).bfloat16()
+    a, b = torch.randn(n, n).to(dtype), torch.randn(n, n).to(dtype)
     return rate(lambda: a @ b, 2 * n**3, 1.0)
 
 

@@ -3,8 +3,8 @@
     python bench/training.py [--quick]
 
 Work: ResNet-18 on 32 x 32 at batch 128, ResNet-50 and AlexNet on 224 x 224 at batch 32; random
-images already in memory, so that only the step is timed. MFU is against the bf16 matrix product
-measured in the same child process.
+images already in memory, so that only the step is timed. MFU is against the matrix product in the
+same dtype, measured in the same child process.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ def data(name: str):
 
 
 def ours(name: str, seconds: float) -> dict:
-    """The product's loop, as `fit` runs it: bf16, channels last, its allocator and optimiser."""
+    """The product's loop as `fit` runs it: dtype, channels last, allocator and optimiser."""
     import numpy as np
     import torch
 
@@ -71,7 +71,7 @@ def ours(name: str, seconds: float) -> dict:
     steps = np.diff(stamps[2:])
     images = len(y) / float(np.median(steps))
     flops = 3 * forward_flops(network, x[:1])
-    return {"images": images, "mfu": images * flops / sidebyside.bf16_rate()}
+    return {"images": images, "mfu": images * flops / sidebyside.product_rate(machine.dtype)}
 
 
 def plain(network, name: str, seconds: float, bf16: bool) -> dict:
@@ -98,7 +98,7 @@ def plain(network, name: str, seconds: float, bf16: bool) -> dict:
 
 def timm_network(name: str):
     if name == "alexnet_owt":
-        from layerwise import models# timm has no AlexNet: the same network, in a plain loop
+        from layerwise import models  # timm has no AlexNet: the same network, in a plain loop
 
         return models.build(*models.resolve(name))
     from torch import nn

@@ -33,11 +33,12 @@ from layerwise.kinds.image.processor import ImageProcessor
 from layerwise.kinds.opening import open_data
 from layerwise.models import airbench
 from layerwise.tasks.classify import Classify
-from layerwise.tasks.scores.metrics import accuracy
+from layerwise.tasks.feed import Feed
 from layerwise.train.checkpoint import State
-from layerwise.train.loop import Course, Hooks, train
+from layerwise.train.loop import Hooks, LoopConfig, train
 from layerwise.train.optim import build_optimizer
-from layerwise.train.run import fresh, predict_rows
+from layerwise.train.predicting import predict_rows
+from layerwise.train.run import fresh
 
 SIDE = 32
 PROCESSOR = ImageProcessor(
@@ -83,23 +84,25 @@ class Shrinking:
         if step >= self.until:
             return batch
         size = (self.side, self.side)
-        small = F.interpolate(batch["inputs"], size, mode="bilinear", antialias=True)
+        small = F.interpolate(batch["image"], size, mode="bilinear", antialias=True)
         small = small.contiguous(memory_format=torch.channels_last)
-        return Batch(batch.tensors | {"inputs": small}, batch.rows)
+        return Batch(batch.tensors | {"image": small}, batch.rows)
 
 
 class Views(nn.Module):
     """Scores averaged over six views: as it is and mirrored, in place and shifted by a pixel."""
 
+    READS = ("image",)
+
     def __init__(self, network: nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, images: Tensor) -> Tensor:
-        h, w = images.shape[2:]
-        padded = F.pad(images, (1, 1, 1, 1), mode="reflect")
+    def forward(self, image: Tensor) -> Tensor:
+        h, w = image.shape[2:]
+        padded = F.pad(image, (1, 1, 1, 1), mode="reflect")
         up, down = padded[:, :, :h, :w], padded[:, :, 2 : h + 2, 2 : w + 2]
-        return self.both_ways(images) / 2 + (self.both_ways(up) + self.both_ways(down)) / 4
+        return self.both_ways(image) / 2 + (self.both_ways(up) + self.both_ways(down)) / 4
 
     def both_ways(self, images: Tensor) -> Tensor:
         images = images.contiguous(memory_format=torch.channels_last)
@@ -112,24 +115,24 @@ def train_once(
     """One training and its score on the test rows."""
     started = time.perf_counter()
     task = Classify(rows.labels, choices.label_smoothing)
-    config = replace(airbench.VARIANTS[choices.variant], n_classes=len(rows.labels))
-    network = fresh(lambda: airbench.Model(config), seed)
+    sizes = replace(airbench.VARIANTS[choices.variant], n_classes=len(rows.labels))
+    network, processors = fresh(lambda: airbench.Model(sizes), seed), {"image": PROCESSOR}
     assert isinstance(network, airbench.Airbench)
-    airbench.whiten(network, PROCESSOR(rows.inputs[:5000]))  # type: ignore[arg-type]
-    batches = Batches(rows, PROCESSOR, AUGMENT, choices.batch_size, seed)
+    airbench.whiten(network, PROCESSOR(rows["image"][:5000]))
+    batches = Batches(Feed(task, rows, processors, AUGMENT), choices.batch_size, seed)
     steps = round(choices.epochs * batches.steps_per_epoch)
     small = round(choices.small_epochs * batches.steps_per_epoch)
-    course = Course(steps=steps, lr=choices.lr, schedule="linear", grad_clip=0.0)
+    config = LoopConfig(steps=steps, lr=choices.lr, schedule="linear", grad_clip=0.0)
     with Prefetch(Shrinking(batches, choices.small_side, small), stop=steps) as feed:
         groups = airbench.muon_groups(network, choices.batch_size)
         optimizer, state = build_optimizer("muon", groups, choices.lr), State(seed=seed)
-        train(network, task, feed, optimizer, course, state, machine, hooks(network, small, steps))
-    targets = np.asarray(test.targets)
-    scores = [
-        accuracy(predict_rows(net, task, PROCESSOR, test, machine, batch_size=500), targets)
-        for net in (Views(network), network)
+        train(network, task, feed, optimizer, config, state, machine, hooks(network, small, steps))
+    unseen = Feed(task, test, processors)
+    found = [
+        predict_rows(net, unseen, machine, batch_size=500) for net in (Views(network), network)
     ]
-    return Score(seed, scores[0], scores[1], time.perf_counter() - started)
+    views, plain = (task.metric(*task.scored(rows, test)) for rows in found)
+    return Score(seed, views, plain, time.perf_counter() - started)
 
 
 def hooks(network: airbench.Airbench, small: int, steps: int) -> Hooks:

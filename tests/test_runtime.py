@@ -17,6 +17,7 @@ from layerwise.adapt import packed
 from layerwise.adapt.fuse import fused
 from layerwise.layers import linear as linear_file
 from layerwise.layers.linear import Linear
+from tests.networks import Stack
 
 X86 = platform.machine() in ("x86_64", "AMD64")
 HELD_DOWN = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
@@ -83,7 +84,7 @@ def test_linear_layers_learn_in_bf16_all_the_same(without_bf16, monkeypatch: pyt
 
 
 def test_rewritten_networks_compute_in_fp32_instead(without_bf16):
-    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 5)).eval()
+    network = Stack(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 5)).eval()
     x = torch.randn(2, 3, 8, 8)
     quick = fused(network, x, torch.bfloat16)
     assert quick.dtype == torch.float32
@@ -106,10 +107,7 @@ def test_builds_of_pytorch_without_onednn(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     assert not runtime.multiplies_in(torch.bfloat16)
     assert packed.laid_out(torch.ones(4, 4), 16) is None
-    network, x = (
-        nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval(),
-        torch.randn(2, 3, 8, 8),
-    )
+    network, x = Stack(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval(), torch.randn(2, 3, 8, 8)
     with torch.inference_mode():
         torch.testing.assert_close(fused(network, x, torch.bfloat16)(x), network(x))
 

@@ -34,10 +34,11 @@ from layerwise.model.saved import load
 from layerwise.planning import Plan
 from layerwise.planning.scaling import Forecast
 from layerwise.settings import Settings, seconds, settings
-from layerwise.storage import CURE, read_json, storage_error, write_json
+from layerwise.storage import read_json, storage_error, write_json
 from layerwise.tasks import class_for
 from layerwise.tasks.feed import batch_of
 from layerwise.tasks.task import Options, Task
+from layerwise.train import checkpoint
 from layerwise.weights import published
 
 GOLDEN = 16  # rows on which a merged network is proved
@@ -237,7 +238,7 @@ def new_folder(output: str, data: pathlib.Path) -> pathlib.Path:
         (folder / ".writable").write_text("")
         (folder / ".writable").unlink()
     except OSError as e:
-        raise storage_error(e, folder, CURE) from e
+        raise storage_error(e, folder, checkpoint.CURE) from e
     return folder
 
 

@@ -15,6 +15,7 @@ KINDS = {
     "image": "layerwise.kinds.image.kind:Image",
     "table": "layerwise.kinds.table.kind:Tables",
     "text": "layerwise.kinds.text.kind:Text",
+    "audio": "layerwise.kinds.audio.kind:Audio",
 }
 
 

@@ -28,6 +28,7 @@ FAMILIES = {
     "moe": "layerwise.models.moe",
     "gemma": "layerwise.models.gemma",
     "bert": "layerwise.models.bert",
+    "tc_resnet": "layerwise.models.tc_resnet",
 }
 
 

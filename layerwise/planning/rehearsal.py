@@ -148,7 +148,7 @@ def _run(
     if not setting.training:
         ledger.enter("forward")
         with ledger, torch.no_grad(), autocast(setting):
-            task.predict(network, batch)
+            network(**batch.select(network.READS))
         return {}
     mean = [torch.empty_like(p) for p in network.parameters()] if setting.ema else []
     ledger.adopt(mean, "optimizer")
@@ -163,7 +163,7 @@ def _train(
 
     def entering(phase: str) -> None:
         ledger.enter(phase)
-        if phase == "backward":
+        if phase == "backward" and not saved:  # of the first micro-batch
             saved.update(ledger.by_layer("activations", "autocast"))
 
     for _ in range(STEPS):

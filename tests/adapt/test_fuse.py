@@ -13,6 +13,7 @@ from layerwise.data.examples import Examples
 from layerwise.kinds.image.processor import ImageProcessor
 from layerwise.model import model as bundle
 from layerwise.tasks.classify import Classify
+from tests.networks import Stack
 
 SMALL = {
     "resnet20": ({}, 16),
@@ -70,13 +71,15 @@ def test_everything_after_a_convolution_goes_into_it():
 def test_switches_of_torch_are_left_as_they_were():
     before = torch.jit.onednn_fusion_enabled()
     casting = torch._C._jit_set_autocast_mode(True)
-    fused(nn.Sequential(nn.Conv2d(3, 3, 1)), torch.randn(1, 3, 8, 8), torch.float32)
+    fused(Stack(nn.Conv2d(3, 3, 1)), torch.randn(1, 3, 8, 8), torch.float32)
     assert torch.jit.onednn_fusion_enabled() == before
     assert torch._C._jit_set_autocast_mode(casting)
 
 
 def test_a_sum_whose_other_side_is_read_again_is_not_overwritten():
     class Twice(nn.Module):
+        READS = ("image",)
+
         def __init__(self):
             super().__init__()
             self.a, self.b = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
@@ -91,7 +94,7 @@ def test_a_sum_whose_other_side_is_read_again_is_not_overwritten():
     with torch.inference_mode():
         torch.testing.assert_close(fused(network, x, torch.float32)(x), network(x))
         kept = x.clone()
-        fused(nn.Sequential(nn.Conv2d(3, 3, 1)), x, torch.float32)(x)
+        fused(Stack(nn.Conv2d(3, 3, 1)), x, torch.float32)(x)
         assert torch.equal(x, kept)
 
 
@@ -101,12 +104,12 @@ def test_a_model_scores_many_images_by_its_compiled_network(monkeypatch: pytest.
     monkeypatch.setattr(bundle, "fused", lambda *args: made.append(fused(*args)) or made[-1])
     network = trained_like(models.build(*models.resolve("resnet20", n_classes=3)))
     pixels = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), np.uint8)
-    rows = Examples(
-        "image", pixels, None, "none", (), [str(i) for i in range(20)], np.full(20, ""), ""
-    )
+    names, given = [str(i) for i in range(20)], np.full(20, "")
+    rows = Examples({"image": pixels}, {"image": "image"}, names, given)
     processor = ImageProcessor(size=(32, 32))
-    model = bundle.Model(network, "resnet", processor, Classify(("a", "b", "c")))
-    found = model.outputs(rows, runtime.start(dtype="fp32"), batch_size=16)  # a last batch of 4
+    model = bundle.Model(network, "resnet", {"image": processor}, Classify(("a", "b", "c")))
+    said = model.predictions(rows, runtime.start(dtype="fp32"), batch_size=16)  # a last batch of 4
+    found = np.stack([prediction.logits for prediction in said])
     with torch.no_grad():
         want = network.eval()(processor(pixels)).numpy()
     assert len(made) == 1

@@ -221,7 +221,7 @@ def test_what_cannot_be_packed_is_an_error(decoder):
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_a_plan_counts_the_smaller_weights(dtype, decoder):
     setting = Setting(8, dtype=dtype)
-    batch = Batch({"inputs": texts(2)}, np.arange(2))
+    batch = Batch({"tokens": texts(2)}, np.arange(2))
     plans = {}
     for bits in (0, 8, 4):
         network = copy.deepcopy(decoder)
@@ -240,9 +240,11 @@ def test_a_plan_counts_the_smaller_weights(dtype, decoder):
 class Next:
     """The next token, as a plan's rehearsal asks a task."""
 
+    joint = False
+
     def loss(self, network, batch):
-        found = network(batch["inputs"])[:, :-1].flatten(0, 1)
-        return F.cross_entropy(found, batch["inputs"][:, 1:].flatten(), reduction="sum"), {}
+        found = network(batch["tokens"])[:, :-1].flatten(0, 1)
+        return F.cross_entropy(found, batch["tokens"][:, 1:].flatten(), reduction="sum"), {}
 
     def count(self, batch):
-        return batch["inputs"].numel()
+        return batch["tokens"].numel()

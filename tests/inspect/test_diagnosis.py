@@ -46,8 +46,8 @@ def train(digits, config: dict[str, Any], lr=2e-3, steps=60, break_=None, seed=0
         optimizer.step()
         watch.after_step()
         curve.append({"step": s + 1, "loss": loss.item()})
-    probe = Batch({"inputs": x[:400], "targets": y[:400]}, torch.arange(400).numpy())
-    held = Batch({"inputs": x[1200:], "targets": y[1200:]}, torch.arange(597).numpy())
+    probe = Batch({"table": x[:400], "targets": y[:400]}, torch.arange(400).numpy())
+    held = Batch({"table": x[1200:], "targets": y[1200:]}, torch.arange(597).numpy())
     options = {"probe": probe, "held_out": held, "lr": lr} | given
     return diagnose(watch.history, network, curve, **options)
 

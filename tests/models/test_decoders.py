@@ -599,7 +599,7 @@ def test_training_balances_experts_as_in_transformers(recomputed: bool, tmp_path
     expected.backward()
     if recomputed:
         checkpoint_layers({n: m for n, m in network.layers().items() if n.startswith("blocks")})
-    batch = Batch({"inputs": inputs, "targets": targets}, np.arange(B))
+    batch = Batch({"tokens": inputs, "targets": targets}, np.arange(B))
     loss = Causal().loss(network.train(), batch)[0] / targets.numel()
     loss.backward()
     assert close(loss.detach(), expected.detach())

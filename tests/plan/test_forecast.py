@@ -103,8 +103,16 @@ def test_ways_out_can_be_given_from_above(example, task):
     """LoRA lives on a higher floor: the caller hands it in as a change of the network."""
 
     class Wide(nn.Sequential):
+        READS, HEADS = ("table",), ("class",)
+
         def __init__(self) -> None:
             super().__init__(nn.Linear(20, 4000), nn.Linear(4000, 4000), nn.Linear(4000, 10))
+
+        def forward(self, table: torch.Tensor) -> torch.Tensor:
+            return super().forward(table)
+
+        def layers(self) -> dict[str, nn.Module]:
+            return dict(self.named_children())
 
     def freeze_the_middle(network: nn.Module) -> nn.Module:
         network[1].requires_grad_(False)

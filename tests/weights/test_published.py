@@ -58,11 +58,11 @@ def test_real_files_there_and_back(shared_data: Path, tmp_path: Path, name: str)
     assert same(read_tensors(back), read_tensors(path))
 
 
-def ranks(network: nn.Module, inputs: torch.Tensor, first: int) -> torch.Tensor:
-    """How many classes are likelier than the true one, image by image."""
+def ranks(network: nn.Module, inputs: torch.Tensor, first: int, every: int = 1) -> torch.Tensor:
+    """How many classes are likelier than the true one, image by image of every so many classes."""
     with torch.no_grad():
         logits = network(inputs)
-    truth = torch.arange(first, first + len(inputs))[:, None]
+    truth = first + every * torch.arange(len(inputs))[:, None]
     return (logits > logits.gather(1, truth)).sum(1)
 
 
@@ -71,19 +71,20 @@ def ranks(network: nn.Module, inputs: torch.Tensor, first: int) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("name", "top1", "top5"),
     [
-        ("mobilenet_v1_075.google_in1k", 82.1, 95.4),
-        ("squeezenet1_0.deep_compression_in1k", 60.9, 82.9),
+        ("mobilenet_v1_075.google_in1k", 209, 239),  # of all 1,000: 82.1% and 95.4%
+        ("squeezenet1_0.deep_compression_in1k", 161, 203),  # 60.9% and 82.9%
     ],
 )
-def test_scores_on_the_samples(shared_data: Path, name: str, top1: float, top5: float):
-    """Exactly the scores that the data folder's README measured, through the card's processor."""
+def test_scores_on_the_samples(shared_data: Path, name: str, top1: int, top5: int):
+    """On every fourth class exactly what counted towards the scores that the data folder's README
+    measured, through the card's processor."""
     network, card = load_published(shared_data / "weights" / LOCAL[name])
     process = ImageProcessor.from_dict(dict(card.processor))
     files = sorted((shared_data / "imagenet-1k-samples").glob("*.jpg"))  # one per class, in order
     assert len(files) == 1000
-    found = torch.cat([ranks(network, process(files[i : i + 50]), i) for i in range(0, 1000, 50)])
-    scores = [float((found < k).float().mean()) * 100 for k in (1, 5)]
-    assert scores == pytest.approx([top1, top5], abs=0.05)
+    parts = [(i, process(files[i : i + 200 : 4])) for i in range(0, 1000, 200)]
+    found = torch.cat([ranks(network, inputs, first, 4) for first, inputs in parts])
+    assert [int((found < k).sum()) for k in (1, 5)] == [top1, top5]
 
 
 @pytest.mark.data
