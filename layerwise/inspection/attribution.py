@@ -136,11 +136,13 @@ def strongest_place(x: Tensor) -> tuple[Tensor, Tensor, tuple[int, int]]:
     In a sequence the places after any leading class token form the square grid of patches.
     """
     if x.ndim == 4:
-        return *x.flatten(2).max(2), (x.shape[2], x.shape[3])
+        answer, place = x.flatten(2).max(2)
+        return answer, place, (x.shape[2], x.shape[3])
     if x.ndim == 3:
         side = int((x.shape[1]) ** 0.5)
         extra = x.shape[1] - side * side
         if extra > 1:  # no square of patches: places in a row
             side, extra = 0, 0
-        return *x[:, extra:].max(1), (side, side) if side else (1, x.shape[1])
+        answer, place = x[:, extra:].max(1)
+        return answer, place, (side, side) if side else (1, x.shape[1])
     return x, torch.zeros_like(x, dtype=torch.long), (1, 1)

@@ -13,25 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from layerwise.inspection import limits
 from layerwise.inspection.signal import Signal
 from layerwise.inspection.structure import Structure
-
-# Thresholds, set on the development half of bench/diagnosis.py
-POOR_FALL = 0.15  # a training that removed less of the chance loss than this has not learned
-SLOW_FALL = 0.35  # and less than this is slow, where initialisation or depth is the suspect
-DEAD, SATURATED = 0.75, 0.5  # share of a layer's units
-GAIN_LOW, GAIN_HIGH = 0.25, 3.0  # of fresh weights; sound starts lie between 0.5 and 1.5
-FADED, GROWN = 0.02, 30.0  # size of the last hidden activations over that of the inputs
-VANISHED, EXPLODED = 1e-3, 1e3  # relative gradient of the lowest layers over that of the highest
-DEEP, VERY_DEEP = 12, 20  # weight layers without a shortcut
-ALIKE = 0.02  # spread below which a layer hands on nearly the same for every row
-WILD, IDLE = 0.15, 5e-4  # pace that is far too large, far too small
-AIM = {"sgd": 3e-3, "": 8e-3}  # the pace that a corrected learning rate aims at
-ALMOST_ALL = 0.9  # of a token embedding's size that is the same for every token
-PARALLEL = 0.995  # mean cosine between what the network makes of different texts
-STUCK = 0.5  # share of a layer's heads that read one key alone
-EMPTY_ROWS = 0.1  # share of rows without any loss
-UNDERFLOW = 0.3  # share of gradient entries that are zero in fp16, beside those of silent units
 
 
 @dataclass
@@ -83,12 +67,12 @@ class Case:
     @cached_property
     def poor(self) -> bool:
         """Whether it has not learned; without any loss that cannot be said, and is not."""
-        return self.broke or bool(len(self.losses) and not self.fall > POOR_FALL)
+        return self.broke or bool(len(self.losses) and not self.fall > limits.POOR_FALL)
 
     @cached_property
     def slow(self) -> bool:
         """Whether it has learned little: enough where the cause itself is in sight."""
-        return self.broke or bool(len(self.losses) and not self.fall > SLOW_FALL)
+        return self.broke or bool(len(self.losses) and not self.fall > limits.SLOW_FALL)
 
     def loss_sentence(self) -> str:
         if self.broke:
@@ -104,6 +88,11 @@ class Case:
         """The same without the last layer, whose outputs are the answer."""
         return {n: v for n, v in self.values(key, look).items() if n != self.names[-1]}
 
+    def always(self, key: str, looks: Sequence[int]) -> dict[str, float]:
+        """{layer: the least of its values in these looks}, of those that the first of them has."""
+        found = [self.values(key, i) for i in looks]
+        return {n: min(v.get(n, 0.0) for v in found) for n in found[0]} if found else {}
+
     def flow(self, look: int) -> dict[str, float]:
         """{layer: relative gradient} of the layers that train and have matrices."""
         norms, weights = self.values("grad_norm", look), self.values("weight_norm", look)
@@ -112,7 +101,7 @@ class Case:
 
     def tilt(self, look: int) -> float | None:
         """Relative gradient of the lowest third of the layers over that of the highest third."""
-        flow = [v for v in self.flow(look).values()]
+        flow = list(self.flow(look).values())
         if len(flow) < 4:
             return None
         third = max(1, len(flow) // 3)
@@ -132,6 +121,10 @@ class Case:
     @cached_property
     def paces(self) -> list[float]:
         return [p for i in range(len(self.history)) if (p := self.pace(i)) is not None]
+
+    def wild(self, first: int) -> bool:
+        """Whether one of the first updates was far too large."""
+        return max(self.paces[:first], default=0.0) > limits.WILD
 
     @cached_property
     def fade(self) -> float:
@@ -160,11 +153,11 @@ class Case:
     @property
     def plain_and_deep(self) -> bool:
         s = self.structure
-        return s is not None and not s.residual and s.shortest >= DEEP
+        return s is not None and not s.residual and s.shortest >= limits.DEEP
 
     @property
     def sound_pace(self) -> bool:
-        return bool(self.paces) and max(self.paces) > IDLE and max(self.paces[:4]) < WILD
+        return bool(self.paces) and max(self.paces) > limits.IDLE and not self.wild(4)
 
     def lost_entries(self, look: int) -> dict[str, float]:
         """Share of zero gradient entries by layer, beyond what silent units account for."""
@@ -177,7 +170,7 @@ class Case:
 
     def aimed_lr(self) -> float:
         """A learning rate whose first updates have a sound size against the weights."""
-        aim = AIM.get(self.optimizer, AIM[""])
+        aim = limits.AIM.get(self.optimizer, limits.AIM[""])
         look = next((i for i in range(len(self.history)) if self.pace(i)), None)
         if look is None:
             return self.lr / 10

@@ -55,11 +55,25 @@ def depth_report(
     floors: list[LayerDepth] = []
     merits: list[np.ndarray] = []  # (n,) per layer: how right the probe was on each row
     for name, x in features.items():
-        before = merits[-1] if merits else None
-        gradient = (gradients or {}).get(name)
-        floor, merit = probe_layer(name, x, question, properties, before, gradient)
-        floors.append(floor)
-        merits.append(merit)
+        fit = CrossFit(x, question.folds)
+        merits.append(question.merit(fit.predict(question.targets), question.targets))
+        change = merits[-1] - merits[max(0, len(merits) - 2)]
+        controls = [question.merit(fit.predict(y), y).mean() for y in question.shuffled]
+        reads = {k: round(r_squared(fit.predict(v), v), 4) for k, v in properties.items()}
+        floors.append(
+            LayerDepth(
+                name=name,
+                probe=float(merits[-1].mean()),
+                error=standard_error(merits[-1]),
+                gain=float(change.mean()),
+                gain_error=standard_error(change),
+                control=float(np.mean(controls)),
+                width=x.shape[1],
+                effective_rank=effective_rank(x),
+                reads=reads,
+                gradient=(gradients or {}).get(name),
+            )
+        )
     some = np.random.default_rng(seed).permutation(n)[:CKA_ROWS]
     return DepthReport(
         layers=floors,
@@ -93,34 +107,6 @@ class Question:
         spread = targets.var(0)
         spread[spread == 0] = 1.0
         return 1 - ((targets - predicted) ** 2 / spread).mean(1)
-
-
-def probe_layer(
-    name: str,
-    x: np.ndarray,
-    question: Question,
-    properties: dict[str, np.ndarray],
-    before: np.ndarray | None,
-    gradient: float | None,
-) -> tuple[LayerDepth, np.ndarray]:
-    """One floor from its features (n, D), and how right the probe was on each row."""
-    fit = CrossFit(x, question.folds)
-    merit = question.merit(fit.predict(question.targets), question.targets)
-    change = merit - before if before is not None else np.zeros_like(merit)
-    controls = [question.merit(fit.predict(y), y).mean() for y in question.shuffled]
-    floor = LayerDepth(
-        name=name,
-        probe=float(merit.mean()),
-        error=standard_error(merit),
-        gain=float(change.mean()),
-        gain_error=standard_error(change),
-        control=float(np.mean(controls)),
-        width=x.shape[1],
-        effective_rank=effective_rank(x),
-        reads={k: round(r_squared(fit.predict(v), v), 4) for k, v in properties.items()},
-        gradient=gradient,
-    )
-    return floor, merit
 
 
 def recall_by_class(

@@ -5,7 +5,7 @@ asks for the cause's own mark (the scale of the fresh weights, the size of the f
 that are silent, weights nothing reaches) together with harm, and a cause silences the faults that
 follow from it, so that one fault gives one diagnosis.
 
-`rules.py` holds the rules, `case.py` the measures and thresholds they compare.
+`rules.py` holds the rules, `case.py` the measures that they compare with those of `limits.py`.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -27,22 +27,11 @@ from layerwise.settings import Settings
 __all__ = ["Diagnosis", "diagnose", "split_cure"]
 
 RULES: tuple[Callable[[Case], Iterable[Diagnosis]], ...] = (  # causes before consequences
-    rules.fp16_underflow,
-    rules.detached_layer,
-    rules.frozen_layer,
-    text_rules.masked_labels,
-    text_rules.dead_heads,
-    rules.saturated_units,
-    rules.dead_units,
-    rules.bad_init,
-    text_rules.embedding_collapse,
-    text_rules.saturated_attention,
-    rules.vanishing_gradients,
-    rules.exploding_gradients,
-    rules.no_residuals,
-    rules.wrong_lr,
-    rules.shuffled_labels,
-)
+    rules.fp16_underflow, rules.detached_layer, rules.frozen_layer, text_rules.masked_labels,
+    text_rules.dead_heads, rules.saturated_units, rules.dead_units, rules.bad_init,
+    text_rules.embedding_collapse, text_rules.saturated_attention, rules.vanishing_gradients,
+    rules.exploding_gradients, rules.no_residuals, rules.wrong_lr, rules.shuffled_labels,
+)  # fmt: skip
 ATTENTION = ("saturated_attention", "embedding_collapse")
 FLOW = ("vanishing_gradients", "exploding_gradients", "no_residuals")
 RATE = ("lr_too_high", "lr_too_low")
@@ -74,7 +63,6 @@ def diagnose(
     *,
     probe: Batch | None = None,
     held_out: Batch | None = None,
-    chance: float | None = None,
     lr: float = 0.0,
     optimizer: str = "",
     frozen: Iterable[str] = (),
@@ -83,30 +71,30 @@ def diagnose(
     """What is wrong with a training, root cause first; empty when it is healthy.
 
     history: the looks of a `Watch`; curve: rows with "step", "loss" as the run's log has them (a
-    row with "guardian", or a loss that is no number, marks a breakdown).
+    row with "guardian", or a loss that is not finite, marks a breakdown).
     network: lets the rules read its structure, when `probe` is given too.
     probe: a few hundred training rows as the task makes them; held_out: rows it did not train on.
-    chance: loss of the best constant answer (from `probe` when left out); lr, optimizer: as set.
-    frozen: layers that are not meant to train; stopped: the message with which a run ended early.
+    lr, optimizer: as set; frozen: layers that are not meant to train; stopped: the message with
+    which a run ended early.
     """
     if not history:
         return []
     case = Case(history, curve, lr=lr, optimizer=optimizer, frozen=frozenset(frozen))
-    case.stopped, case.chance = stopped, chance
+    case.stopped = stopped
     if probe is not None:
-        case.chance = chance if chance is not None else chance_loss(probe)
+        case.chance = chance_loss(probe)
         case.carried = carried(probe) if tokenwise(probe) else None
     if probe is not None and network is not None and "targets" in probe.tensors:
         device = str(next(network.parameters()).device)
-        rows = [b.to(device) if b is not None else None for b in (probe, held_out)]
-        assert rows[0] is not None
-        if not is_text(rows[0]):
-            _, *beside = given = rows[0].first(2).select(network.READS)
-            main = rows[0].first(2).main(network.READS)
-            case.structure = structure(network, main, **{name: given[name] for name in beside})
-        elif not tokenwise(rows[0]):
-            case.likeness = likeness(network, rows[1] or rows[0])
-        case.signal = signal(network, rows[0], rows[1])
+        probe, held_out = probe.to(device), held_out and held_out.to(device)
+        if not is_text(probe):
+            some = probe.first(2)
+            main = some.main(network.READS)
+            beside = {k: t for k, t in some.select(network.READS).items() if t is not main}
+            case.structure = structure(network, main, **beside)
+        elif not tokenwise(probe):
+            case.likeness = likeness(network, held_out or probe)
+        case.signal = signal(network, probe, held_out)
     return ranked(case)
 
 

@@ -25,6 +25,7 @@ SHARP = 0.1  # of the possible entropy: a head below it reads hardly more than o
 RESTING = 0.5  # of its weight on the first token: such a head looks away, it is not stuck
 IDLE = 1e-3  # of the strongest head's contribution
 FEWEST_KEYS = 4  # a query that sees fewer says nothing about where a head looks
+Mask = Tensor | None
 MEASURES = ("entropy", "distance", "first", "itself", "previous")
 
 
@@ -67,12 +68,7 @@ def witnessed(module: nn.Module, see: Callable[..., None]) -> FunctionType:
 
 @torch.no_grad()
 def measures(
-    q: Tensor,
-    k: Tensor,
-    mask: Tensor | None,
-    causal: bool,
-    options: dict[str, Any],
-    keep: Tensor | None = None,
+    q: Tensor, k: Tensor, mask: Mask, causal: bool, options: dict[str, Any], keep: Mask = None
 ) -> tuple[dict[str, np.ndarray], Tensor]:
     """Where the heads look: (H,) of each of MEASURES, and the weights (B, H, T, S).
 

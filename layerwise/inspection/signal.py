@@ -40,14 +40,9 @@ def chance_loss(batch: Batch) -> float | None:
 
     None for numbers and several labels per row, where it depends on the task.
     """
-    targets = batch.tensors.get("targets")
-    if (
-        targets is None
-        or targets.is_floating_point()
-        or not (targets.ndim == 1 or tokenwise(batch))
-    ):
+    if not names_classes(batch) and not tokenwise(batch):
         return None
-    targets = targets[targets >= 0]
+    targets = batch["targets"][batch["targets"] >= 0]
     if not len(targets):
         return None
     shares = torch.bincount(targets).double() / len(targets)
@@ -86,9 +81,7 @@ def signal(network: Network, probe: Batch, held_out: Batch | None) -> Signal:
 
 
 def names_classes(batch: Batch) -> bool:
-    targets = batch.tensors.get("targets")
-    if targets is None:
-        return False
+    targets = batch.tensors.get("targets", torch.zeros(0))
     return len(batch) > 0 and targets.ndim == 1 and not targets.is_floating_point()
 
 

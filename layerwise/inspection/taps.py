@@ -125,13 +125,6 @@ class Sampled:
         """(P,) sum of the squares of each tensor's sample."""
         return self.sums(self.values * self.values)
 
-    def mean_squares(self) -> np.ndarray:
-        return self.squares() / np.maximum(self.sizes, 1)
-
-    def zeros(self) -> np.ndarray:
-        """(P,) number of exact zeros in each tensor's sample."""
-        return self.sums(self.values == 0)
-
     def sums(self, values: np.ndarray) -> np.ndarray:
         """(P,) sums over each tensor's own entries."""
         if not len(self.sizes):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-from layerwise.runtime import evaluating
+from layerwise.runtime import DTYPES, evaluating
 
 Unit = Literal["matmul", "conv", "depthwise", "attention", "memory"]
 Rule = Callable[[tuple[Any, ...], Any], int]
@@ -129,10 +129,8 @@ def mutates(func: Any) -> bool:
 
 def dtype_name(tensors: list[Tensor]) -> str:
     """The arithmetic of an operation: the dtype of its first floating-point tensor."""
-    for t in tensors:
-        if t.dtype.is_floating_point:
-            return _DTYPES.get(t.dtype, "fp32")
-    return "int"
+    floating = (t.dtype for t in tensors if t.dtype.is_floating_point)
+    return next((_NAMES.get(dtype, "fp32") for dtype in floating), "int")
 
 
-_DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}

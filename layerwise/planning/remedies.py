@@ -4,13 +4,10 @@ Order: what changes nothing but time first (smaller micro-batches with the same 
 checkpointing per layer), then lower precision, then training fewer weights.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
-import torch
-from torch import nn
-
+from layerwise.planning import cost, timing
 from layerwise.planning.forecast import Plan, Remedy, Request
 from layerwise.planning.plan import plan_of
 from layerwise.planning.step import Setting
@@ -33,46 +30,16 @@ def suggest(plan: Plan, available: float) -> list[Remedy]:
 def _candidates(request: Request) -> Iterator[tuple[str, Request]]:
     setting = request.setting
     yield "", request
-    if setting.training and not setting.checkpointing:
+    if not setting.checkpointing:
         yield "checkpointing per layer", _with(request, replace(setting, checkpointing=True))
     if setting.dtype == "fp32" and request.hardware.kind != "mps":
         yield "dtype bf16", _with(request, replace(setting, dtype="bf16"))
-    for words, change in request.remedies.items():
-        yield words, replace(request, network=_changed(request, change))
-    if setting.training and not setting.freeze:
+    if not setting.freeze:
         yield "a frozen base, only the head trained", _with(request, replace(setting, freeze=True))
 
 
 def _with(request: Request, setting: Setting) -> Request:
     return replace(request, setting=setting)
-
-
-def _changed(request: Request, change: Callable[[nn.Module], Any]) -> Callable[[], nn.Module]:
-    """A builder of the changed network; the one that was given stays as it is."""
-
-    def build() -> nn.Module:
-        network = request.network
-        if isinstance(network, nn.Module):
-            network = _on_meta(network)
-        else:
-            network = network()
-        with torch.device("meta"):
-            changed = change(network)
-        return changed if isinstance(changed, nn.Module) else network
-
-    return build
-
-
-def _on_meta(network: nn.Module) -> nn.Module:
-    """A copy without its values: deep-copied with every tensor replaced by a meta one."""
-    import copy
-
-    memo: dict[int, Any] = {}
-    for p in network.parameters():
-        memo[id(p)] = nn.Parameter(p.detach().to("meta"), requires_grad=p.requires_grad)
-    for b in network.buffers():
-        memo[id(b)] = b.to("meta")
-    return copy.deepcopy(network, memo)
 
 
 def _largest_that_fits(words: str, request: Request, available: float) -> Remedy | None:
@@ -103,20 +70,15 @@ def _largest_that_fits(words: str, request: Request, available: float) -> Remedy
 
 
 def _words(words: str, setting: Setting, asked: Setting) -> str:
-    batch = (
-        f"device_batch_size {setting.device_batch_size} with grad_accum_steps "
-        f"{setting.grad_accum_steps}"
-    )
-    same = setting.device_batch_size == asked.device_batch_size
-    return ", ".join(filter(None, (words, "" if same else batch)))
+    size, parts = setting.device_batch_size, setting.grad_accum_steps
+    batch = f"device_batch_size {size} with grad_accum_steps {parts}"
+    return ", ".join(filter(None, (words, "" if size == asked.device_batch_size else batch)))
 
 
 def _paced(remedy: Remedy, before: Plan) -> Remedy:
     """Time by the roofline is rough; where the run was measured, scale what was measured."""
     if before.timed_by == "roofline":
         return remedy
-    from layerwise.planning import cost, timing
-
     machine = before.request.hardware
     old = timing.from_roofline(before.trace, machine, before.steps).value
     seconds = before.seconds.scaled(remedy.plan.seconds.value / old)

@@ -58,7 +58,6 @@ class Ledger(TorchDispatchMode):
         self.alive: dict[int, Storage] = {}
         self.now: Counter[str] = Counter()  # bytes per part
         self.most: Counter[str] = Counter()  # largest bytes each part ever had
-        self.at_peak: dict[str, int] = {}
         self.peak = 0
         self.events: list[Event] = []
         self.mark = 0  # a place in `events` that the rehearsal wants to find again
@@ -107,9 +106,7 @@ class Ledger(TorchDispatchMode):
         part = storage.part
         self.now[part] += storage.bytes
         self.most[part] = max(self.most[part], self.now[part])
-        total = self.now.total()
-        if total > self.peak:
-            self.peak, self.at_peak = total, dict(self.now)
+        self.peak = max(self.peak, self.now.total())
 
     def _died(self, key: int) -> None:
         storage = self.alive.pop(key)

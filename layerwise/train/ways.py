@@ -32,7 +32,7 @@ from layerwise.adapt.freeze import parameters_by_layer
 from layerwise.data.examples import Batch
 from layerwise.kinds.text.corpus import NO_LOSS
 from layerwise.models.network import Network
-from layerwise.planning.step import accumulate, checkpoint_layers, layers_of
+from layerwise.planning.step import accumulate, checkpoint_layers
 from layerwise.runtime import Runtime
 from layerwise.tasks.task import Task
 
@@ -142,7 +142,7 @@ def in_parts(trial: Trial) -> tuple[Gradients, Gradients]:
 
 
 def recomputed(trial: Trial) -> tuple[Gradients, Gradients]:
-    layers = layers_of(trial.network)
+    layers = trial.network.layers()
     try:
         checkpoint_layers(layers)
         return trial.gradients([trial.batch]), trial.base
@@ -152,7 +152,7 @@ def recomputed(trial: Trial) -> tuple[Gradients, Gradients]:
 
 
 def compiled(trial: Trial) -> tuple[Gradients, Gradients]:
-    layers = layers_of(trial.network)
+    layers = trial.network.layers()
     try:
         for layer in layers.values():
             layer.compile()
