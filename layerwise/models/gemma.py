@@ -15,7 +15,7 @@ F mlp width, V vocabulary.
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Unpack
+from typing import Any, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -24,11 +24,11 @@ from torch import Tensor, nn
 from layerwise.errors import OptionError
 from layerwise.layers.cache import Cache, LayerCache
 from layerwise.layers.gelu import gelu_tanh
-from layerwise.layers.head import language_head, untied_head
+from layerwise.layers.head import language_head, normal_init, untied_head
 from layerwise.layers.mask import Given, Mask, attention_mask, positions_of
 from layerwise.layers.mlp import GatedMlp
 from layerwise.layers.pool import pool
-from layerwise.layers.rope import CosSin, make_rope
+from layerwise.layers.rope import CosSin, RopeFields, make_rope
 from layerwise.layers.self_attention import SelfAttention
 from layerwise.layers.stack import stack
 
@@ -81,11 +81,11 @@ GEMMA3_LARGE = replace(
 )
 
 
-def _sized(
-    base: Config, dim: int, n_layers: int, n_heads: int, n_kv_heads: int, mlp_dim: int, **more
-) -> Config:
-    sizes = {"dim": dim, "n_layers": n_layers, "n_heads": n_heads, "n_kv_heads": n_kv_heads}
-    return replace(base, **sizes, mlp_dim=mlp_dim, **more)
+SIZES = ("dim", "n_layers", "n_heads", "n_kv_heads", "mlp_dim")
+
+
+def _sized(base: Config, *sizes: int, **more: Any) -> Config:
+    return replace(base, **dict(zip(SIZES, sizes, strict=True)), **more)
 
 
 VARIANTS = {
@@ -151,15 +151,13 @@ class Gemma(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         c = self.config = config
-        self.rope = make_rope(c.head_dim, c.rope_theta, "linear", c.rope_factor)
-        self.local_rope = make_rope(c.head_dim, c.local_rope_theta)
+        self.rope = make_rope(c.head_dim, RopeFields(c.rope_theta, "linear", c.rope_factor))
+        self.local_rope = make_rope(c.head_dim, RopeFields(c.local_rope_theta))
         self.token_embed = nn.Embedding(c.vocab_size, c.dim)
         self.blocks = nn.ModuleList([Block(c) for _ in range(c.n_layers)])
         self.norm = Norm(c.dim, c.norm_eps)
         self.head = language_head(self.token_embed, c.n_classes, softcap=c.logit_softcap)
-        for parameter in self.parameters():
-            if parameter.ndim == 2:
-                nn.init.normal_(parameter, std=0.02)
+        normal_init(self)
 
     def forward(self, tokens: Tensor, **given: Unpack[Given]) -> Tensor:
         """Scores of what follows each token: (B, T, V)."""

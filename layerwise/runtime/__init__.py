@@ -24,7 +24,7 @@ from layerwise.errors import OptionError, unknown
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CAPACITY = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
 KERNELS = 512  # that oneDNN keeps; with its own 1,024 texts of many lengths take 250 MB more
-_MALLOPT = {"M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, 2**31 - 1), "M_TOP_PAD": (-2, 2**28)}
+MALLOPT = {"M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, 2**31 - 1), "M_TOP_PAD": (-2, 2**28)}
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def tune_allocator() -> str:
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "gnu_get_libc_version"):
         return "allocator left as it is: not glibc"
-    done = [libc.mallopt(option, value) for option, value in _MALLOPT.values()]
+    done = [libc.mallopt(option, value) for option, value in MALLOPT.values()]
     return "allocator keeps freed memory (glibc mallopt)" if all(done) else ""
 
 
@@ -218,13 +218,8 @@ def peak_memory_mb() -> float:
     """The most memory this process has had resident (GPU: allocated), in MB."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / 1e6
-    try:
-        with open("/proc/self/status") as f:
-            for line in f:
-                if line.startswith("VmHWM"):
-                    return int(line.split()[1]) * 1024 / 1e6
-    except OSError:
-        pass
+    with suppress(OSError, StopIteration), open("/proc/self/status") as f:
+        return next(int(line.split()[1]) for line in f if line.startswith("VmHWM")) * 1024 / 1e6
     import resource
 
     unit = 1 if sys.platform == "darwin" else 1024

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from layerwise.errors import WeightsError
-from layerwise.layers.rope import make_rope
+from layerwise.layers.rope import RopeFields, make_rope
 from layerwise.models import config_from_dict
 from layerwise.models import family as family_module
 from layerwise.weights.gguf.names import ARCHITECTURES, Architecture
@@ -163,12 +163,8 @@ def _with_divisors(config: Any, divisors: np.ndarray, what: str) -> Any:
 
 
 def divisors_of(config: Any) -> np.ndarray:
-    c = config
-    plain = np.array(make_rope(c.head_dim, c.rope_theta).frequencies)
-    scaling = c.rope_scaling, c.rope_factor, c.rope_original_len, c.rope_low, c.rope_high
-    return (plain / np.array(make_rope(c.head_dim, c.rope_theta, *scaling).frequencies)).astype(
-        "f4"
-    )
+    plain = np.array(make_rope(config.head_dim, RopeFields(config.rope_theta)).frequencies)
+    return (plain / np.array(make_rope(config.head_dim, config).frequencies)).astype("f4")
 
 
 def _refuse_unknown(
