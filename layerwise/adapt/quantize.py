@@ -114,7 +114,7 @@ class Packed(nn.Module):
 
     @property
     def packed(self) -> list[Tensor]:
-        return [self._buffers[n] for n in BUFFERS if n in self._buffers]  # type: ignore[misc]
+        return [self.get_buffer(n) for n in BUFFERS if n in self._buffers]
 
     @property
     def weight(self) -> Tensor:
@@ -129,7 +129,7 @@ class Packed(nn.Module):
 
 
 @cache
-def packed_class(kind: type[nn.Module]) -> type[nn.Module]:
+def packed_class(kind: type[nn.Linear]) -> type[nn.Linear]:
     return type(f"Packed{kind.__name__}", (Packed, kind), {})
 
 
@@ -154,7 +154,7 @@ def quantize(network: nn.Module, bits: int) -> int:
         del module.weight
         for name, tensor in zip(BUFFERS, packed, strict=False):
             module.register_buffer(name, tensor)
-        module.__class__ = packed_class(type(module))  # type: ignore[assignment]
+        module.__class__ = packed_class(type(module))
     return len(found)
 
 
@@ -164,4 +164,4 @@ def unpack_module(module: Packed) -> None:
     for name in BUFFERS:
         module._buffers.pop(name, None)
     module.__class__ = type(module).__mro__[2]
-    module.weight = nn.Parameter(weight, requires_grad=False)  # type: ignore[misc]
+    module.register_parameter("weight", nn.Parameter(weight, requires_grad=False))

@@ -1,15 +1,16 @@
 """Greedy decoding: the most likely token, again and again, with a cache of keys and values."""
 
 from collections.abc import Collection
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from layerwise.models.network import Decoder
+from layerwise.models.network import Decoder, Network
 from layerwise.runtime import evaluating
 
 
-def generate(network: Decoder, tokens: Tensor, n_new: int, stop: Collection[int] = ()) -> Tensor:
+def generate(network: Network, tokens: Tensor, n_new: int, stop: Collection[int] = ()) -> Tensor:
     """Prompts and their continuations: (B, T + n), n at most `n_new`.
 
     tokens: (B, T), every row as long as the others. stop: tokens that end a row; it is filled up
@@ -17,7 +18,7 @@ def generate(network: Decoder, tokens: Tensor, n_new: int, stop: Collection[int]
     """
     B, T = tokens.shape
     with evaluating(network):
-        cache = network.make_cache(B, T + n_new)
+        cache = cast(Decoder, network).make_cache(B, T + n_new)
         ends = torch.tensor(sorted(stop), dtype=torch.int64, device=tokens.device)
         ended = torch.zeros_like(tokens[:, 0], dtype=torch.bool)
         new, last = tokens, tokens[:, -1]

@@ -23,7 +23,7 @@ class TiedHead(nn.Linear):
         self._embed = (embed,)  # inside a tuple it is no submodule
 
     @property
-    def weight(self) -> Tensor:  # type: ignore[override]
+    def weight(self) -> Tensor:  # type: ignore[override]  # of the embedding, not its own
         return self._embed[0].weight
 
     def forward(self, x: Tensor) -> Tensor:
