@@ -29,12 +29,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layerwise import runtime
-from layerwise.adapt.quantize import HEADS, Packed, unpack_module
+from layerwise.adapt.quantize import HEADS, Packed, linears_below_head, unpack_module
 from layerwise.errors import OptionError, WeightsError, unknown
 from layerwise.layers.dropout import dropout
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 VARIANTS = ("lora", "rslora", "dora")
+Run = Callable[[], Tensor]
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,8 @@ def add_lora(
         raise unknown("value of --lora-variant", variant, VARIANTS)
     refuse_adapted(network)
     patterns = where.split(",")
-    found = {n: m for n, m in candidates(network) if any(fits(n, p.strip()) for p in patterns)}
+    below = linears_below_head(network)
+    found = {n: m for n, m in below if any(fits(n, p.strip()) for p in patterns)}
     if not found:
         raise OptionError(
             f"no linear layer below the head is called '{where}', so LoRA has nothing to adapt; "
@@ -163,13 +165,6 @@ def fits(name: str, pattern: str) -> bool:
     return any(fnmatch.fnmatchcase(n, pattern) for n in (name, name.rsplit(".", 1)[-1]))
 
 
-def candidates(network: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
-    """The linear layers below the head."""
-    for name, module in network.named_modules():
-        if name.split(".")[0] not in HEADS and isinstance(module, nn.Linear):
-            yield name, module
-
-
 def adapt(module: nn.Linear, update: Update, generator: torch.Generator | None = None) -> LowRank:
     """Give one module the class that adds an update, which adds nothing yet."""
     weight, (n_out, n_in) = module.weight, module.weight.shape
@@ -192,10 +187,7 @@ def adapters(network: nn.Module) -> dict[str, LowRank]:
 
 
 def merge(
-    network: nn.Module,
-    run: Callable[[], Tensor] | None = None,
-    rows: int = 16,
-    tolerance: float | None = None,
+    network: nn.Module, run: Run | None = None, rows: int = 16, tolerance: float | None = None
 ) -> Certificate:
     """Add the updates to the weights, and prove that the network says the same.
 
@@ -232,7 +224,7 @@ def merge(
     return certificate
 
 
-def proof(modules: list[LowRank], rows: int) -> Callable[[], Tensor]:
+def proof(modules: list[LowRank], rows: int) -> Run:
     """Runs each module by itself on random inputs; its outputs relative to their largest."""
     inputs = [
         torch.randn(rows, a.shape[1], generator=runtime.generator(i)).to(a.detach())

@@ -101,17 +101,11 @@ class Unpadded:
     def __call__(self, tokens: Tensor, mask: Tensor | None = None, **places: Tensor) -> Tensor:
         return self.network.score(self.features(tokens, mask, **places), mask)
 
-    def features(
-        self,
-        tokens: Tensor,
-        mask: Tensor | None = None,
-        token_types: Tensor | None = None,
-        **places: Tensor,
-    ) -> Tensor:
+    def features(self, tokens: Tensor, mask: Tensor | None = None, **places: Tensor) -> Tensor:
         """As `Bert.features`: (B, T, D), zeros where there is padding."""
-        if places or (mask is not None and mask.ndim != 2):
-            more = {} if token_types is None else {"token_types": token_types}
-            return self.network.features(tokens, mask, **more, **places)
+        token_types = places.get("token_types")
+        if places.keys() - {"token_types"} or (mask is not None and mask.ndim != 2):
+            return self.network.features(tokens, mask, **places)
         B, T = tokens.shape
         lengths = np.full(B, T) if mask is None else mask.sum(1).numpy()
         out = torch.zeros(B, T, self.network.config.dim)

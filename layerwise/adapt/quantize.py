@@ -12,7 +12,7 @@ Departures: scales are signed whole numbers of 8 bits around their mean, not 8-b
 Shapes: n blocks.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -133,6 +133,12 @@ def packed_class(kind: type[nn.Linear]) -> type[nn.Linear]:
     return type(f"Packed{kind.__name__}", (Packed, kind), {})
 
 
+def linears_below_head(network: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
+    for name, module in network.named_modules():
+        if name.split(".")[0] not in HEADS and isinstance(module, nn.Linear):
+            yield name, module
+
+
 def quantize(network: nn.Module, bits: int) -> int:
     """Pack every linear layer below the head in 8 or 4 bits; how many there were.
 
@@ -142,8 +148,7 @@ def quantize(network: nn.Module, bits: int) -> int:
     """
     if bits not in (4, 8):
         raise OptionError(f"--quantize takes 8 or 4 bits; {bits} was given")
-    linears = ((n, m) for n, m in network.named_modules() if isinstance(m, nn.Linear))
-    found = {n: m for n, m in linears if type(m) in PLAIN and n.split(".")[0] not in HEADS}
+    found = {n: m for n, m in linears_below_head(network) if type(m) in PLAIN}
     if not found:
         raise OptionError("no plain linear layer below the head to quantize; leave --quantize out")
     for name, module in found.items():

@@ -66,19 +66,12 @@ class Config:
 
 
 GEMMA2 = Config()
-GEMMA3 = Config(
-    vocab_size=262_144,
-    max_seq_len=32_768,
-    rope_theta=1e6,
-    window=512,
-    global_every=6,
-    attn_softcap=0.0,
-    logit_softcap=0.0,
-    qk_norm=True,
+NORMED = Config(attn_softcap=0.0, logit_softcap=0.0, qk_norm=True)  # instead of softcaps
+GEMMA3 = replace(
+    NORMED, vocab_size=262_144, max_seq_len=32_768, rope_theta=1e6, window=512, global_every=6
 )
-GEMMA3_LARGE = replace(
-    GEMMA3, vocab_size=262_208, max_seq_len=131_072, window=1024, rope_factor=8.0
-)
+LONG = {"max_seq_len": 131_072, "window": 1024, "rope_factor": 8}
+GEMMA3_LARGE = replace(GEMMA3, vocab_size=262_208, **LONG)
 
 
 SIZES = ("dim", "n_layers", "n_heads", "n_kv_heads", "mlp_dim")
@@ -123,15 +116,8 @@ class Block(nn.Module):
         c = config
         norm = partial(Norm, c.head_dim, c.norm_eps) if c.qk_norm else nn.Identity
         self.attn_norm = Norm(c.dim, c.norm_eps)
-        self.attn = SelfAttention(
-            c.dim,
-            c.n_heads,
-            c.n_kv_heads,
-            c.head_dim,
-            norm=norm,
-            scale=c.query_scalar**-0.5,
-            softcap=c.attn_softcap,
-        )
+        sizes, scale = (c.dim, c.n_heads, c.n_kv_heads, c.head_dim), c.query_scalar**-0.5
+        self.attn = SelfAttention(*sizes, norm=norm, scale=scale, softcap=c.attn_softcap)
         self.attn_post_norm = Norm(c.dim, c.norm_eps)
         self.mlp_norm = Norm(c.dim, c.norm_eps)
         self.mlp = GatedMlp(c.dim, c.mlp_dim, gelu_tanh)

@@ -30,6 +30,8 @@ from layerwise.layers.rope import CosSin, RopeFields, make_rope
 from layerwise.layers.self_attention import SelfAttention
 from layerwise.layers.stack import stack
 
+Routed = list[Tensor] | None  # collects each layer's router scores, for `balance_loss`
+
 
 @dataclass(frozen=True)
 class Config(RopeFields):
@@ -85,7 +87,7 @@ class Moe(nn.Module):
         experts = [GatedMlp(config.dim, config.mlp_dim) for _ in range(config.n_experts)]
         self.experts = nn.ModuleList(experts)
 
-    def forward(self, x: Tensor, routed: list[Tensor] | None = None) -> Tensor:  # (B, T, D)
+    def forward(self, x: Tensor, routed: Routed = None) -> Tensor:  # (B, T, D)
         tokens = x.flatten(0, -2)  # (N, D)
         scores = self.router(tokens).float()  # (N, E)
         if routed is not None:
@@ -139,12 +141,7 @@ class Block(nn.Module):
         self.moe = Moe(c)
 
     def forward(
-        self,
-        x: Tensor,
-        cos_sin: CosSin,
-        mask: Mask,
-        cache: LayerCache | None,
-        routed: list[Tensor] | None = None,
+        self, x: Tensor, cos_sin: CosSin, mask: Mask, cache: LayerCache | None, routed: Routed
     ) -> Tensor:  # (B, T, D)
         x = x + self.attn(self.attn_norm(x), cos_sin, mask, cache)
         return x + self.moe(self.mlp_norm(x), routed)
@@ -170,9 +167,7 @@ class MoeDecoder(nn.Module):
         """Scores of what follows each token: (B, T, V)."""
         return self.head(self.features(tokens, **given))
 
-    def features(
-        self, tokens: Tensor, routed: list[Tensor] | None = None, **given: Unpack[Given]
-    ) -> Tensor:
+    def features(self, tokens: Tensor, routed: Routed = None, **given: Unpack[Given]) -> Tensor:
         """What the head sees, normalised: (B, T, D).
 
         routed: an empty list that collects each layer's router scores, for `balance_loss`.

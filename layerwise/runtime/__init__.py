@@ -52,13 +52,13 @@ def kernels_kept() -> int:
 def start(device: str = "auto", dtype: str = "auto", threads: int = 0) -> Runtime:
     """Choose device, dtype and threads, tune the allocator, pick the fast exact fp32 product.
 
-    dtype: "auto", "fp32", "bf16" or "fp16"; threads: 0 for one per physical core.
+    dtype: "auto", "fp32", "bf16" or "fp16"; threads: 0 for one per core that this process may use.
     Errors: a device or dtype that this machine does not have.
     """
     notes = [tune_allocator()]
     os.environ.setdefault(CAPACITY, str(KERNELS))
     device = choose_device(device)
-    threads = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4
+    threads = threads or usable_cores()
     torch.set_num_threads(threads)
     if device == "cpu":
         from layerwise.runtime.precision import choose_fp32_matmul
@@ -68,6 +68,11 @@ def start(device: str = "auto", dtype: str = "auto", threads: int = 0) -> Runtim
     slow = why_slow(device, chosen)
     warned = (slow,) if slow else ()
     return Runtime(device, chosen, threads, tuple(n for n in (*notes, why) if n) + warned, warned)
+
+
+def usable_cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def choose_device(device: str) -> str:
