@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from layerwise.errors import WeightsError
-from layerwise.layers.rope import make_rope
+from layerwise.layers.rope import RopeFields, make_rope
 from layerwise.models import config_from_dict
 from layerwise.weights.gguf.names import ARCHITECTURES, Architecture, Keys
 
@@ -142,12 +142,9 @@ def _with_divisors(config: Any, divisors: np.ndarray) -> Any:
 
 def divisors_of(fields: Keys) -> np.ndarray:
     """What Llama 3.1's scaling divides each frequency by: (Dh/2,) float32."""
-    names = ("scaling", "factor", "original_len", "low", "high")
-    size, theta = fields["head_dim"], fields["rope_theta"]
-    scaling = [fields[f"rope_{name}"] for name in names]
-    plain = np.array(make_rope(size, theta).frequencies)
-    scaled = np.array(make_rope(size, theta, *scaling).frequencies)
-    return (plain / scaled).astype("f4")
+    rope = RopeFields(**{f.name: fields[f.name] for f in dataclasses.fields(RopeFields)})
+    plain = np.array(make_rope(fields["head_dim"], RopeFields(rope.rope_theta)).frequencies)
+    return (plain / np.array(make_rope(fields["head_dim"], rope).frequencies)).astype("f4")
 
 
 def _refuse_unknown(architecture: Architecture, given: Keys, fields: Keys) -> None:
