@@ -395,9 +395,9 @@ def test_jsonl_row_that_does_not_parse(tmp_path):
     write(
         tmp_path / "metadata.jsonl", '{"file_name": "p0.png", "label": "a"}\n\n{"file_name": p1}\n'
     )
-    refused(tmp_path, "metadata.jsonl line 3 is no JSON object", "each line should be")
+    refused(tmp_path, "metadata.jsonl line 3 is not a JSON object", "each line should be")
     write(tmp_path / "metadata.jsonl", '["p0.png", "a"]\n')
-    refused(tmp_path, "metadata.jsonl line 1 is no JSON object")
+    refused(tmp_path, "metadata.jsonl line 1 is not a JSON object")
 
 
 def test_class_folders_and_loose_files_mixed(tmp_path):
