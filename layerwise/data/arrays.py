@@ -27,6 +27,7 @@ CLASS_FILES = ("classes.txt", "class_names.txt", "labels.txt", "label_names.txt"
 IDX_KINDS = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 INPUT_WORDS = {"x", "images", "image", "img", "imgs", "data", "inputs", "input", "features", "arr"}
 TARGET_WORDS = {"y", "labels", "label", "targets", "target", "class"}
+ValuesOf = Callable[[np.ndarray, list[str], list[Finding]], tuple[Any, str]]
 NAME_KEYS = ("classes", "class_names", "label_names", "labels_names", "names", "categories")
 
 
@@ -191,11 +192,7 @@ def _npz_role(key: str) -> tuple[str, str]:
 
 
 def open_arrays(
-    arrays: Arrays,
-    folder: Path,
-    target_kind: TargetKind | None,
-    kind: str,
-    values_of: Callable[[np.ndarray, list[str], list[Finding]], tuple[Any, str]],
+    arrays: Arrays, folder: Path, target_kind: TargetKind | None, kind: str, values_of: ValuesOf
 ) -> Examples:
     """Examples of what a reader found; names of classes from a classes.txt in `folder` too.
 

@@ -54,11 +54,11 @@ def open_data(
         name = shown(e.filename or where)
         if isinstance(e, FileNotFoundError):
             raise DataError(f"'{name}' does not exist{_instead(Path(e.filename or where))}") from e
-        loop = "a loop of symbolic links; name the real file"
-        why = loop if e.errno == errno.ELOOP else e.strerror or e
-        raise DataError(
-            f"'{name}' cannot be read ({why}); check its permissions, its links and the disk"
-        ) from e
+        why = e.strerror or e
+        if e.errno == errno.ELOOP:
+            why = "a loop of symbolic links; name the real file"
+        said = f"'{name}' cannot be read ({why}); check its permissions, its links and the disk"
+        raise DataError(said) from e
     opened.source = shown(where)
     if learn:
         check_learnable(opened, kinds.of(opened).noun)
