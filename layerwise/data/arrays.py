@@ -50,9 +50,7 @@ def read_idx(path: Path) -> np.ndarray:
     content, file = read_bytes(path), shown(path.name)
     start = 4 + 4 * content[3] if is_idx(content[:4]) else 0
     if not start or len(content) < start:
-        raise DataError(
-            f"'{file}' is not an idx file, or ends within its header; download it again"
-        )
+        raise DataError(f"'{file}' is not an idx file, or ends in its header; download it again")
     shape = np.frombuffer(content, ">u4", content[3], offset=4).tolist()
     kind = np.dtype(IDX_KINDS[content[2]])
     wanted, came = math.prod(shape) * kind.itemsize, len(content) - start
@@ -214,7 +212,8 @@ def open_arrays(
     rows = zip(given.tolist(), (i for part in parts for i in range(len(part))), strict=True)
     names = [f"{split or 'row'}[{i}]" for split, i in rows]
     values, what = values_of(x, names, findings)
-    examples = Examples({kind: values}, {kind: kind}, names, given, findings=findings)
+    examples = Examples.of(kind, values, names, given)
+    examples.findings = findings
     if labelled:
         y = np.concatenate([arrays.targets[split] for split in order])
         found = _targets(y, arrays.class_names or class_file(folder), source, names, target_kind)

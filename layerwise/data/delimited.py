@@ -99,9 +99,8 @@ def read_delimited(path: Path) -> RawTable:
     common, n = Counter(names).most_common(1)[0]
     if n > 1:
         places = ", ".join(str(i) for i, name in enumerate(names, 1) if name == common)
-        raise DataError(
-            f"'{file}' has {n} columns named '{common}' (columns {places}); give each its own name"
-        )
+        said = f"'{file}' has {n} columns named '{common}' (columns {places})"
+        raise DataError(f"{said}; give each its own name")
     data = _parse(text, delimiter, header, names, file, quotes)
     return RawTable(data, file, 1 + header, header, delimiter, findings)
 

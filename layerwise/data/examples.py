@@ -56,6 +56,14 @@ class Examples:
     findings: list[Finding] = field(default_factory=list)
     together: str = ""
 
+    @classmethod
+    def of(
+        cls, kind: str, values: Any, names: Sequence[str], given: Any = None, understood: str = ""
+    ) -> "Examples":
+        """Rows of one field, called as its kind is. given: left out where none was given."""
+        given = np.full(len(names), "", "U5") if given is None else given
+        return cls({kind: values}, {kind: kind}, names, given, understood)
+
     def __len__(self) -> int:
         return len(self.names)
 

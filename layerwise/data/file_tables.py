@@ -104,8 +104,8 @@ def open_metadata(
     paths = [path for path, there in zip(paths, exist, strict=True) if there]
     names = [_below(root, path) for path in paths]
     said = f"{len(paths):,} {what.noun} named by {records.files}"
-    fields, kinds = {what.kind: paths}, {what.kind: what.kind}
-    examples = Examples(fields, kinds, names, records.given, said, findings=findings)
+    records.findings = records.findings + findings
+    examples = Examples.of(what.kind, paths, names, records.given, said)
     return _labelled(examples, records, column, reading, what)
 
 
@@ -207,11 +207,12 @@ def open_held(
     if not there.any():
         raise DataError(f"no row holds {what.noun} ({absent[0]} and all others are empty)")
     cure = f"they are set aside: add the {what.noun}, or remove the rows"
-    findings = about("unreadable", "error", absent, f"rows hold no {what.noun}", cure)
+    said = f"rows hold no {what.noun}"
+    records.findings = records.findings + about("unreadable", "error", absent, said, cure)
     files = records.files if len(raw) == 1 else f"{len(raw)} Parquet files"
     said, records = f"{len(held):,} {what.noun} held in {files}", records.keep(there)
-    fields, kinds = {what.kind: Column(held.drop_null())}, {what.kind: what.kind}
-    examples = Examples(fields, kinds, records.names, records.given, said, findings=findings)
+    values = Column(held.drop_null())
+    examples = Examples.of(what.kind, values, records.names, records.given, said)
     return _labelled(examples, records, column, reading, what)
 
 
@@ -229,7 +230,7 @@ def _labelled(
     examples: Examples, records: Records, held: str, reading: Reading, what: FileKind
 ) -> Examples:
     """Files with the labels of a column of their table, other than the one that holds them."""
-    examples.findings = records.findings + examples.findings
+    examples.findings = records.findings
     columns = [name for name in records.data.column_names if name != held]
     if group := first_named(columns, what.groups):
         examples.fields[group] = [str(cell) for cell in records.cells(group)]

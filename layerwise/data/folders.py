@@ -8,6 +8,7 @@ A single folder that only wraps these is passed through.
 """
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -103,8 +104,8 @@ def _examples(
     said += splits_said(given)
     paths, rows = [listing.path(p) for p in files], [shown(p) for p in files]
     kind = "none" if names is None else "class"
-    kinds = {what.kind: what.kind}
-    return Examples({what.kind: paths}, kinds, rows, given, said, targets, kind, labels)
+    found = Examples.of(what.kind, paths, rows, given, said)
+    return replace(found, targets=targets, target_kind=kind, labels=labels)
 
 
 def one_file(path: Path, what: FileKind) -> Examples:

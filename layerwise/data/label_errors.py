@@ -158,7 +158,7 @@ def suspect_labels(
     if not len(found.rows):
         return None
     pairs = zip(found.rows.tolist(), found.suggested.tolist(), strict=True)
-    said = [f"{names[i]} ({labels[targets[i]]}, looks like {labels[s]})" for i, s in pairs]
+    said = [f"{names[i]} ({labels[int(targets[i])]}, looks like {labels[s]})" for i, s in pairs]
     weak = found.accuracy < WEAK
     message = (
         f"{len(said):,} of {len(targets):,} labels look wrong ({said[0]}), by predictions that "

@@ -28,9 +28,10 @@ def check_learnable(examples: Examples, noun: str) -> None:
     kind, labels, why = examples.target_kind, examples.labels, ""
     if kind == "class":
         return _check_classes(examples, training, noun)
-    if y is None and examples.has("tags") and len(labels) == 1:
-        why = f"every word has the one tag '{labels[0]}', so there is nothing to learn; are the "
-        why += "tags in the last column?"
+    if y is None:
+        if examples.has("tags") and len(labels) == 1:
+            why = f"every word has the one tag '{labels[0]}', so there is nothing to learn; are "
+            why += "the tags in the last column?"
     elif kind == "number" and len(np.unique(y)) == 1:
         why = f"the target has the one value {y[0]:g} in all {n:,} rows, so there is nothing to "
         why += "learn; name another with --target"

@@ -88,8 +88,8 @@ def audit_labels(
     Copies stay in one fold. None when nothing is suspected, or where there are not two classes of
     at least FOLDS rows to tell apart.
     """
-    known = report.looks.features
-    if examples.target_kind != "class" or (features is None and known is None):
+    own = report.looks.features
+    if examples.target_kind != "class" or (features is None and own is None):
         return None
     targets = np.asarray(examples.targets)
     rows = np.flatnonzero(report.keep) if rows is None else rows
@@ -98,16 +98,12 @@ def audit_labels(
     sizes = np.bincount(targets[rows], minlength=len(examples.labels))
     enough = (sizes >= FOLDS)[targets[rows]] & report.keep[rows]
     rows = rows[enough]
-    if len(np.unique(targets[rows])) < 2:
-        return None
-    if features is not None:
-        features = features[enough]
-    elif known is not None:
-        features = known(rows, seed)
     classes, y = np.unique(targets[rows], return_inverse=True)
+    if len(classes) < 2:
+        return None
+    known = features[enough] if features is not None else own(rows, seed) if own else rows
     fold = stratified_groups(y, report.looks.groups[rows], FOLDS, seed)
-    assert features is not None
-    probabilities = out_of_fold(features, y, fold, seed)
+    probabilities = out_of_fold(known, y, fold, seed)
     names = [str(examples.names[i]) for i in rows.tolist()]
     return suspect_labels(probabilities, y, names, [examples.labels[c] for c in classes])
 

@@ -69,9 +69,8 @@ def from_config(config: dict[str, Any]) -> ImageProcessor:
         raise OptionError(f"resample: one of {names} was expected, {resample!r} came")
     (r, g, b), (dr, dg, db) = (mean[::-1], std[::-1]) if flip else (mean, std)
     order, down = "BGR" if flip else "RGB", bool(config.get("crop_down", False))
-    return ImageProcessor(
-        size, resize, names[resample], (r, g, b), (dr, dg, db), order, crop_down=down
-    )
+    how = names[resample]
+    return ImageProcessor(size, resize, how, (r, g, b), (dr, dg, db), order, down)
 
 
 def geometry(config: dict[str, Any], kind: str) -> tuple[Size, int | Size | None]:

@@ -88,8 +88,7 @@ class Image(Kind):
 
     def of_values(self, values: Sequence[Any]) -> Examples:
         found = [Path(x) if isinstance(x, str) else x for x in values]
-        names = [f"image {i + 1}" for i in range(len(found))]
-        return Examples({"image": found}, {"image": "image"}, names, np.full(len(found), "", "U5"))
+        return Examples.of("image", found, [f"image {i + 1}" for i in range(len(found))])
 
     def look(self, examples: Examples) -> Looks:
         seen = audit.look_at_all(examples["image"], examples.names)
@@ -128,9 +127,8 @@ class Image(Kind):
         """Whether augmentation may mirror."""
         if settings.augment != "auto" or choose.mirror_safe(train):
             return True, []
-        return False, [
-            "augmentation: no mirroring, because mirrored images look like other classes"
-        ]
+        said = "augmentation: no mirroring, because mirrored images look like other classes"
+        return False, [said]
 
     def augmentation(self, processor: Any, settings: Settings, studied: Any) -> Augment:
         return choose.augmentation(processor.size[0], settings, bool(studied))

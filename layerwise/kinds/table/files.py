@@ -46,8 +46,7 @@ def open_tables(raw: Sequence[RawTable], splits: Sequence[str], reading: Reading
     headers = "" if all(part.header for part, _ in files) else ", without a header"
     said = f"a table of {len(table):,} rows and {len(table.columns)} columns to learn from "
     said += f"({records.files}{headers}); "
-    fields, kinds, names = {"table": table}, {"table": "table"}, records.names
-    examples = Examples(fields, kinds, names, records.given, said + "no target")
+    examples = Examples.of("table", table, records.names, records.given, said + "no target")
     examples.findings = records.findings
     if not target:
         return examples
