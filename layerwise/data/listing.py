@@ -158,11 +158,9 @@ def split_named(name: str) -> str:
 def split_within(name: str) -> str:
     """As `split_named`, for a word within a name: train-00000-of-00002, train10k, adult.data."""
     words = re.split(r"[^a-z0-9]+", name.lower())
-    found = [SPLITS[w] for w in words if w in SPLITS]
-    found = found or [SPLITS[w] for w in re.split(r"[^a-z]+", name.lower()) if w in SPLITS]
-    if found:
-        return found[0]
-    return "test" if "t10k" in words else "train" if words[-1] == "data" else ""
+    letters = re.split(r"[^a-z]+", name.lower())
+    said = next((SPLITS[w] for w in (*words, *letters) if w in SPLITS), "")
+    return said or ("test" if "t10k" in words else "train" if words[-1] == "data" else "")
 
 
 def split_of(parts: Parts) -> str:

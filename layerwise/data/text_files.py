@@ -79,7 +79,12 @@ def pieces(path: Path) -> Iterator[str]:
         first, last = block.find(b"\n"), block.rfind(b"\n")
         since += len(block) if first < 0 else first
         if since > LONGEST_LINE:
-            raise _too_long(path, line)
+            most = LONGEST_LINE / 2**20
+            raise DataError(
+                f"'{shown(path.name)}' line {line:,} is longer than {most:,.0f} MiB, more than is "
+                "read at once; put line ends into it (fold -s -w 100000 FILE > NEW), or one "
+                "document per line"
+            )
         since = since if last < 0 else len(block) - last - 1
         try:
             text = decoder.decode(block)
@@ -132,14 +137,6 @@ def _zero_bytes(path: Path, line: int) -> DataError:
     return DataError(
         f"'{file}' line {line:,} holds zero bytes, so it is not text, or UTF-16 without its mark; "
         f"convert it: iconv -f UTF-16LE -t UTF-8 '{file}' > new.txt"
-    )
-
-
-def _too_long(path: Path, line: int) -> DataError:
-    return DataError(
-        f"'{shown(path.name)}' line {line:,} is longer than {LONGEST_LINE / 2**20:,.0f} MiB, more "
-        "than is read at once; put line ends into it (fold -s -w 100000 FILE > NEW), or one "
-        "document per line"
     )
 
 

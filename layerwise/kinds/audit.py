@@ -176,9 +176,8 @@ def conflicts(examples: Examples, sets: list[np.ndarray], severity: Severity) ->
 def label_of(examples: Examples, row: int) -> str:
     assert examples.targets is not None
     y = examples.targets[row]
-    if np.ndim(y) == 0:
-        return examples.labels[int(y)]
-    return ", ".join(examples.labels[c] for c in np.flatnonzero(y))
+    chosen = np.flatnonzero(y) if np.ndim(y) else [int(y)]
+    return ", ".join(examples.labels[c] for c in chosen)
 
 
 # ---- classes ---------------------------------------------------------------------------------
