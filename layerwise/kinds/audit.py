@@ -15,10 +15,10 @@ import numpy as np
 from layerwise import kinds
 from layerwise.data.examples import Examples, Finding, Severity
 from layerwise.data.groups import first_alike
-from layerwise.data.label_errors import out_of_fold, stratified_groups, suspect_labels
 from layerwise.data.naming import about
 from layerwise.errors import DataError
 from layerwise.kinds.contract import Looks
+from layerwise.kinds.label_errors import out_of_fold, stratified_groups, suspect_labels
 
 IMBALANCE = 10  # largest class over smallest, from which on it is said
 FOLDS = 5  # for predictions of rows that were not learned from

@@ -85,7 +85,7 @@ class Audio(Kind):
         raw = reading.table(path)
         named = [str(v) for row in raw.sample(20) for v in row.values() if isinstance(v, str)]
         some = any(is_audio(Path(name)) for name in named)
-        return bool(held_column(raw, FILES)) or (some and names_files(raw, path.parent, FILES))
+        return bool(held_column(raw, FILES)) or (some and names_files(path, reading, FILES))
 
     def open_table(self, path: Path, reading: Reading) -> Examples:
         raw = reading.table(path)
