@@ -244,7 +244,7 @@ def _parse(text: str, mark: str, header: bool, names: list[str], file: str, quot
         raise DataError(
             f"{file} row {row.number} has {row.actual_columns} cells where {row.expected_columns} "
             f"were expected ({len(ragged):,} such rows): {row.text[:60]!r}; cells are separated by "
-            f"{DELIMITERS[mark]}: quote a cell that holds one, or mend the row"
+            f"{DELIMITERS[mark]}: quote a cell that holds one, or fix the row"
         )
     if not data.num_rows:
         raise DataError(f"'{file}' has column names but no rows below them")

@@ -138,7 +138,7 @@ def _absent(paths: list[Path], exist: np.ndarray, records: Records, root: Path) 
         raise DataError(
             f"{records.files} names {len(exist):,} files, of which {len(absent):,} do not exist "
             f"(first: {absent[0]}{nearest(first.name, [p.name for p in there]).rstrip('?')}); "
-            "names are relative to the table: mend them, or put the files there"
+            "names are relative to the table: fix them, or put the files there"
         )
     cure = "their rows are set aside: add the files, or remove the rows"
     return about("absent_file", "error", absent, f"files named by {records.files} are absent", cure)

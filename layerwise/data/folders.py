@@ -23,7 +23,7 @@ from layerwise.errors import DataError
 def open_folder(listing: Listing, what: FileKind, learn: bool = True) -> Examples | None:
     """Files by their folders; None where there are none.
 
-    learn=False: a mixture is no error, its files have no labels.
+    learn=False: a mixture is not an error; its files get no labels.
     Errors: class folders mixed with loose files, or with folders that name splits.
     """
     files = [parts for parts in listing.files if what.mine(listing.path(parts))]

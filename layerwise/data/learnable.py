@@ -1,4 +1,4 @@
-"""What nothing can be learned from is an error before any time is spent on it."""
+"""Data that nothing can be learned from is an error, before any time is spent on it."""
 
 import numpy as np
 

@@ -84,7 +84,7 @@ class Listing:
         closed = "entries could not be opened (links to nothing, or no permission)"
         return [
             *about("symlink_loop", "warning", loops, circles, "remove the links"),
-            *about("unreadable", "error", broken, closed, "mend the links, or permit reading"),
+            *about("unreadable", "error", broken, closed, "fix the links or the permissions"),
         ]
 
 

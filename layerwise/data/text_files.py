@@ -155,7 +155,7 @@ _OTHERS = """.pdf .doc .docx .odt .rtf .xls .xlsx .ods .ppt .pptx .epub .mobi .z
 .onnx .gguf .safetensors .h5 .wav .flac .mp3 .ogg .m4a .mp4 .avi .mov .mkv .webm .svg .psd .woff
 .woff2 .ttf .otf .lock .sum .map"""
 OTHERS = frozenset(_OTHERS.split())  # that are not text, or none that anybody wants to learn
-MARKS = (  # that belong to the letter before them, and are no letters to `re`
+MARKS = (  # that belong to the letter before them; `re` does not count them as letters
     "\u0300-\u036f\u0591-\u05bd\u064b-\u065f\u0670\u0900-\u0903\u093a-\u094f\u0981-\u0983"
     "\u09bc-\u09cd\u0a01-\u0a4d\u0a81-\u0acd\u0b01-\u0b57\u0b82-\u0bcd\u0c00-\u0c56\u0c81-\u0cd6"
     "\u0d00-\u0d4d\u0e31-\u0e4e\u200c\u200d"

@@ -40,7 +40,7 @@ class AuditReport:
     looks: Looks
 
     def lines(self) -> list[str]:
-        """The findings as sentences for a terminal, the gravest first."""
+        """The findings as sentences for a terminal, the most severe first."""
         order = {"error": 0, "warning": 1, "note": 2}
         found = sorted(self.findings, key=lambda f: order[f.severity])
         return [f"{f.severity}: {f.message}" + f" -> {f.cure}" * bool(f.cure) for f in found]

@@ -380,7 +380,7 @@ def test_metadata_names_files_that_do_not_exist(tmp_path):
     photos(tmp_path, 2)
     rows = "".join(f"img/p{i}.png,{'ab'[i % 2]}\n" for i in range(6))
     write(tmp_path / "metadata.csv", "file_name,label\n" + rows)
-    refused(tmp_path, "6 files, of which 6 do not exist", "metadata.csv row 2: img/p0.png", "mend")
+    refused(tmp_path, "6 files, of which 6 do not exist", "metadata.csv row 2: img/p0.png", "fix")
 
 
 def test_metadata_split_of_another_word(tmp_path):

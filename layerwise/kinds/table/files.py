@@ -27,7 +27,7 @@ from layerwise.errors import DataError
 TARGET_NAMES = ("target", "label", "labels", "class", "y", "outcome", "response", "classification")
 INDEX = re.compile(r"unnamed:.*|__index_level_0__", re.IGNORECASE)  # which pandas writes in front
 ID_NAME = re.compile(r"(.*[_\s-])?(id|uid|uuid|guid|index|key)", re.IGNORECASE)
-FEWEST_FOR_ID = 20  # rows: among fewer, all different is no evidence
+FEWEST_FOR_ID = 20  # rows: among fewer, that all differ proves nothing
 
 
 def open_tables(raw: Sequence[RawTable], splits: Sequence[str], reading: Reading) -> Examples:
@@ -145,7 +145,7 @@ def _typed(records: Records, names: list[str], decimal_comma: bool, learn: bool)
         if len(column.infinite):
             rows = [records.names[row] for row in column.infinite]
             what = f"rows are infinite in column '{name}', which is taken as missing"
-            findings += about("infinite", "warning", rows, what, "mend the cells, or empty them")
+            findings += about("infinite", "warning", rows, what, "fix the cells, or empty them")
     return Table(pa.table(columns) if columns else records.data.select([]))
 
 
