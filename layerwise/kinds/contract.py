@@ -220,7 +220,7 @@ class Kind(Protocol):
         ...
 
     def study(self, train: Examples, settings: Settings) -> tuple[Any, list[str]]:
-        """What augmentation has to know about the training rows, found once; and notes for the user."""
+        """What augmentation has to know about the training rows, found once; notes for the user."""
         return None, []
 
     def augmentation(self, processor: Any, settings: Settings, studied: Any) -> Any:
