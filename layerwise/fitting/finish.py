@@ -14,11 +14,11 @@ import numpy as np
 from layerwise import kinds, runtime
 from layerwise.console import Console, duration
 from layerwise.data.examples import Examples
-from layerwise.data.label_errors import suspect_labels
 from layerwise.fitting.contenders import Contender, Job, Rung
 from layerwise.fitting.cure import metrics_of
 from layerwise.fitting.inside import look_inside
 from layerwise.fitting.result import Result, Rows
+from layerwise.kinds.label_errors import suspect_labels
 from layerwise.model.evaluation import evaluation_of, wrong_rows
 from layerwise.model.model import Model
 from layerwise.storage import write_json

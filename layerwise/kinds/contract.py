@@ -137,7 +137,7 @@ class Kind(Protocol):
     bases: ClassVar[tuple[str, ...]] = ()  # published bases on the hub, the preferred one first
     suggested: ClassVar[str] = ""  # the base to name where none is in reach; "": there are none
     alike: ClassVar[str] = "have nearly the same content as another"  # of near copies
-    copies: ClassVar[Severity] = "warning"  # how grave it is that two rows are equal
+    copies: ClassVar[Severity] = "warning"  # of the finding that two rows are equal
     insists: ClassVar[bool] = False  # whether its models read data so, whatever they look like
     has_vectors: ClassVar[bool] = True  # whether `embed` takes them
 
@@ -225,7 +225,7 @@ class Kind(Protocol):
         ...
 
     def study(self, train: Examples, settings: Settings) -> tuple[Any, list[str]]:
-        """What augmentation has to know of training rows, found once; and what is said of it."""
+        """What augmentation has to know about the training rows, found once; notes for the user."""
         return None, []
 
     def augmentation(self, processor: Any, settings: Settings, studied: Any) -> Any:
