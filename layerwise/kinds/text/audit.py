@@ -106,7 +106,7 @@ def private(texts: Sequence[str], names: Sequence[str]) -> list[Finding]:
                 hits = [hit for hit in hits if what != "card number" or luhn(hit)]
                 if hits:
                     rows.append(f"{name}: {', '.join(dict.fromkeys(map(masked, hits)))}")
-            article = "an" if what[0] in "aeiouAEIOU" else "a"
+            article = "an" if what[0] in "aeiouA" else "a"
             said = f"of {len(texts):,} texts hold what looks like {article} {what}"
             found += about(kind, severity, rows, said, cure)
     return found
@@ -235,11 +235,8 @@ def overlap(
     share = np.bincount(held, known, n) / np.bincount(held, minlength=n).clip(1)
     whole = set(map(_bare, texts))
     equal = np.array([_bare(text) in whole for text in evaluation], bool)
-    rows = [str(names[i]) for i in np.flatnonzero((share >= CONTAINED) | equal)]
+    rows = [str(names[i]) for i in np.flatnonzero((share >= CONTAINED) | equal).tolist()]
     called = f" of '{called}'" if called else ""
     what = f"of {n:,} evaluation texts{called} stand in training texts, so a score "
-    what += "on them says little"
-    found = about(
-        "evaluation_overlap", "warning", rows, what, "remove them from the training texts"
-    )
-    return found[0] if found else None
+    what, cure = what + "on them says little", "remove them from the training texts"
+    return next(iter(about("evaluation_overlap", "warning", rows, what, cure)), None)

@@ -10,7 +10,7 @@ Shapes: n tokens in all, N windows, B windows of a batch, T positions of a windo
 import copy
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -40,16 +40,10 @@ class Corpus:
         return self.n_bytes / max(1, len(self.tokens))
 
 
-def tokenise(
-    texts: Iterable[str],
-    tokenizer: Any,
-    folder: str | Path | None = None,
-    progress: Callable[[int], None] | None = None,
-) -> Corpus:
+def tokenise(texts: Iterable[str], tokenizer: Any, folder: str | Path | None = None) -> Corpus:
     """All texts as one corpus, kept in `folder` and found there again by content and tokenizer.
 
     texts: read twice where they are not kept yet, so an iterable that can be started anew.
-    progress: called with the number of characters done.
     Errors: DataError when there is no text at all; StorageError for a disk that is full.
     """
     folder = cache_folder(folder)
@@ -58,16 +52,14 @@ def tokenise(
         digest.update(len(text).to_bytes(8, "little") + text.encode("utf-8", "surrogatepass"))
     path = folder / f"{digest.hexdigest()}.tokens"
     if not path.with_suffix(".json").exists():
-        write_tokens(path, texts, tokenizer, progress)
+        write_tokens(path, texts, tokenizer)
     return read_tokens(path)
 
 
-def write_tokens(
-    path: Path, texts: Iterable[str], tokenizer: Any, progress: Callable[[int], None] | None
-) -> None:
+def write_tokens(path: Path, texts: Iterable[str], tokenizer: Any) -> None:
     """The token file, then its index, each renamed into place when whole."""
     dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
-    starts, n_bytes, done, total = [0], 0, 0, 0
+    starts, n_bytes = [0], 0
     roles = (tokenizer.cls_id,), (tokenizer.eos_id, tokenizer.sep_id)
     front, end = ([i for i in role if i is not None][:1] for role in roles)
     with replacing(path) as partial, partial.open("wb") as file:
@@ -77,12 +69,8 @@ def write_tokens(
             for text in group:
                 ids = front + [i for _ in in_pieces(text) for i in next(encoded)] + end
                 file.write(np.asarray(ids, dtype).tobytes())
-                total += len(ids)
-                starts.append(total)
+                starts.append(starts[-1] + len(ids))
                 n_bytes += len(text.encode("utf-8", "surrogatepass"))
-                done += len(text)
-            if progress:
-                progress(done)
     index = {"dtype": np.dtype(dtype).name, "starts": starts, "n_bytes": n_bytes}
     with replacing(path.with_suffix(".json")) as partial:
         partial.write_text(json.dumps(index))
@@ -105,8 +93,7 @@ def in_pieces(text: str) -> Iterator[str]:
     """A long text cut behind line ends, or after PIECE characters where there is none."""
     start = 0
     while len(text) - start > PIECE:
-        cut = text.rfind("\n", start, start + PIECE) + 1
-        cut = cut if cut > start else start + PIECE
+        cut = text.rfind("\n", start, start + PIECE) + 1 or start + PIECE
         yield text[start:cut]
         start = cut
     yield text[start:]
@@ -167,9 +154,8 @@ class Windows(Sequence[np.ndarray]):
             (len(rows), self.length),
             self.stride + self.beyond,
         )
-        inputs = np.full(shape, self.pad_id, np.int64)
-        targets = np.full(shape, NO_LOSS, np.int64)
-        documents = np.full(shape, self.length, np.int64)  # padding: a document of its own
+        fill = (self.pad_id, NO_LOSS, self.length)  # padding: a document of its own
+        inputs, targets, documents = (np.full(shape, value, np.int64) for value in fill)
         for b, row in enumerate(self.rows[rows].tolist()):
             start = row * self.stride + shift
             if shift:

@@ -90,9 +90,7 @@ class Text(Kind):
         form = next((form for form in FORMS if values[0].keys() >= form), set())
         if "context" in form:
             return text_examples("spans", [dict(row) for row in values], names)
-        fields: dict[str, Sequence[Any]] = {
-            name: [row[name] for row in values] for name in values[0]
-        }
+        fields: dict[str, Any] = {name: [row[name] for row in values] for name in values[0]}
         given = np.full(len(values), "", "U5")
         return Examples(fields, dict.fromkeys(form or fields, self.name), names, given)
 
@@ -139,14 +137,11 @@ class Text(Kind):
         return np.flatnonzero(over), said if over.any() else ""
 
     def cut_off(self, examples: Examples, row: int, processor: Any) -> Sequence[int]:
-        if examples.has("windows"):
+        if examples.has("windows") or processor.reads != "text":
             return ()
         whole = replace(processor, max_seq_len=encoders.WHOLE)
-        ids = whole.encode(examples.subset(np.array([row])).rows())[0]
-        ids = ids[0] if isinstance(ids, np.ndarray) and ids.ndim == 2 else ids
-        if not isinstance(ids, np.ndarray):
-            return ()
-        return [int(t) for t in ids[processor.max_seq_len :]]
+        ids = np.atleast_2d(whole.encode(examples.subset(np.array([row])).rows())[0])[0]
+        return ids[processor.max_seq_len :].tolist()
 
     def example(
         self, family: str, variant: str, config: Any, size: int, rows: int
