@@ -17,7 +17,9 @@ import numpy as np
 from layerwise.data.examples import Examples, Finding, Severity
 from layerwise.data.groups import first_alike, groups_of
 from layerwise.data.naming import about
+from layerwise.data.splits import content_hashes
 from layerwise.data.text_files import MARKS
+from layerwise.kinds.contract import Looks
 from layerwise.kinds.text.documents import texts_of
 
 RUN, EVALUATION_RUN = 3, 8  # words
@@ -65,21 +67,16 @@ PRIVATE: dict[tuple[str, Severity, str], dict[str, str]] = {  # kind, severity a
 NEEDS = {"email address": "@", "social security number": "-"}  # what a text must hold, to be quick
 
 
-def look_at_texts(
-    rows: Examples, exact: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, list[Finding]]:
-    """Every row of a text set, looked at once.
-
-    exact: (n,) the first row with the same content. Returns (n,) bool, the rows that say anything;
-    (n,) the first row that says the same or nearly; and what was found.
-    """
+def look_at_texts(rows: Examples) -> Looks:
+    """Every row of a text set, looked at once; rows that say nothing are not kept."""
+    exact = first_alike(content_hashes(rows))
     texts, names = texts_of(rows), list(map(str, rows.names))
     keep = np.array([any(map(str.isalnum, text)) for text in texts], bool)
     empty = [name for name, kept in zip(names, keep, strict=True) if not kept]
     what = "texts hold no letter and no digit and are set aside"
     found = about("empty", "error", empty, what, "fill them in, or remove them")
     found += damage(texts, names) + private(texts, names) + _tag_conflicts(rows, names)
-    return keep, exact if rows.together else copies(texts, exact), found
+    return Looks(keep, exact, exact if rows.together else copies(texts, exact), found)
 
 
 def damage(texts: Sequence[str], names: Sequence[str]) -> list[Finding]:
@@ -106,7 +103,7 @@ def private(texts: Sequence[str], names: Sequence[str]) -> list[Finding]:
                 hits = [hit for hit in hits if what != "card number" or luhn(hit)]
                 if hits:
                     rows.append(f"{name}: {', '.join(dict.fromkeys(map(masked, hits)))}")
-            article = "an" if what[0] in "aeiouA" else "a"
+            article = "an" if what[0] in "aeiouAEIOU" else "a"
             said = f"of {len(texts):,} texts hold what looks like {article} {what}"
             found += about(kind, severity, rows, said, cure)
     return found

@@ -17,13 +17,15 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from layerwise.data.sources import Tensors
 from layerwise.errors import DataError
 from layerwise.storage import cache_folder, replacing
 
 PIECE = 1 << 20  # characters of a document that are tokenised at a time
 AT_ONCE = 1 << 23  # characters handed to the tokenizer's threads at a time
+Seeds = tuple[int, ...]
+Filled = tuple[np.ndarray, ...]
 NO_LOSS = -100  # target of a position that carries no loss
 
 
@@ -120,11 +122,10 @@ class Windows(Sequence[np.ndarray]):
 
     def __init__(self, corpus: Corpus, length: int, rows: np.ndarray | None = None):
         self.corpus, self.length, self.stride = corpus, length, length - self.ends
-        self.n_windows = -(-(len(corpus.tokens) - self.beyond) // self.stride)  # of the corpus
+        n = len(corpus.tokens)
+        self.n_windows = -(-(n - self.beyond) // self.stride)  # of the corpus
         if self.n_windows < 1:
-            raise DataError(
-                f"the text has {len(corpus.tokens)} tokens; at least 2 are needed to predict one"
-            )
+            raise DataError(f"the text has {n} tokens; at least 2 are needed to predict one")
         self.rows = np.arange(self.n_windows) if rows is None else rows
 
     def __len__(self) -> int:
@@ -139,9 +140,7 @@ class Windows(Sequence[np.ndarray]):
         out.rows = self.rows[rows]
         return out
 
-    def tensors(
-        self, rows: np.ndarray, shift: int = 0, draw: tuple[int, ...] = ()
-    ) -> dict[str, Tensor]:
+    def tensors(self, rows: np.ndarray, shift: int = 0, draw: Seeds = ()) -> Tensors:
         """tokens, targets (B, T) int64, NO_LOSS where nothing is asked; documents (B, T) where a
         window has several or is not full; n_bytes (B,).
 
@@ -173,9 +172,7 @@ class Windows(Sequence[np.ndarray]):
             out["n_bytes"] = asked * self.corpus.bytes_per_token
         return out
 
-    def filled(
-        self, piece: np.ndarray, place: np.ndarray, row: int, draw: tuple[int, ...]
-    ) -> tuple[np.ndarray, ...]:
+    def filled(self, piece: np.ndarray, place: np.ndarray, row: int, draw: Seeds) -> Filled:
         """What the network sees of a window, what it is asked, and the documents: up to (T,) each.
 
         piece, place: its tokens of the corpus, and the document of each.

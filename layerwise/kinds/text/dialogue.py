@@ -48,8 +48,7 @@ def unreadable(*conversations: Any) -> Aside | None:
         if not isinstance(message, dict):
             return Aside("role", f"a message is {str(message)[:40]!r}, without a role")
         if (said := _said_role(message)).strip().lower() not in ROLES:
-            known = "user, assistant, system and tool"
-            return Aside("role", f"the role '{said}' is none of {known}")
+            return Aside("role", f"the role '{said}' is none of user, assistant, system and tool")
     return None
 
 
@@ -129,8 +128,7 @@ def alpaca_row(raw: Row) -> Made:
     before = [{"role": "system", "content": system}] if system else []
     for turn in history:
         if not isinstance(turn, list) or len(turn) != 2:
-            reason = f"a turn of its history is not a question and an answer: {turn!r:.60}"
-            return Aside("empty", reason)
+            return Aside("empty", f"a turn of its history is not question and answer: {turn!r:.60}")
         before += [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]
     answer = [{"role": "assistant", "content": completion}]
     return {"prompt": [*before, {"role": "user", "content": prompt}], "completion": answer}
@@ -160,7 +158,7 @@ def preference_row(raw: Row, prompt: str, chosen: str, rejected: str) -> Made:
     good, bad = raw[chosen], raw[rejected]
     asked = instruction(raw) if prompt == "instruction" else raw.get(prompt) if prompt else None
     if good == bad:
-        return Aside("same", f"{chosen} and {rejected} are the same")
+        return Aside("same_answers", f"{chosen} and {rejected} are the same")
     if not any(map(is_spoken, (good, bad, asked or ""))):
         return {"prompt": asked or "", "chosen": good, "rejected": bad}
     if fault := unreadable(asked or [], good, bad):

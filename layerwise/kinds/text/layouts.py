@@ -25,8 +25,7 @@ FORMS = {  # the fields of each, and what its rows are called
     "pairs": (("text_a", "text_b"), "pairs of texts"),
     "scored_pairs": (("text_a", "text_b"), "pairs of texts with a score"),
     "triples": (
-        ("anchor", "positive", "negative"), "triples of a text, one like it and one unlike it",
-    ),
+        ("anchor", "positive", "negative"), "triples of a text, one like it and one unlike it"),
     "spans": (("context", "question", "answers"), "questions with answers in their contexts"),
     "messages": (("messages",), "conversations"),
     "prompt_completion": (("prompt", "completion"), "prompts with completions"),
@@ -54,7 +53,7 @@ class Mended:
 
 
 Made = Row | Aside | Mended
-Names = dict[str, str]  # of columns, by their names in small letters; none where there is no header
+Names = dict[str, str]  # of columns, by their names in lower case; empty without a header
 
 
 @dataclass(frozen=True)
@@ -92,6 +91,6 @@ def texts_layout(
 
 
 def named_so(choices: str, among: Container[str], lower: Names) -> list[list[str]]:
-    """Of names that go together, as "first:second", those of which all are there."""
+    """Groups of names such as "title:text" of which every column is there."""
     found = [[lower.get(name, "") for name in names.split(":")] for names in choices.split()]
     return [names for names in found if all(name in among for name in names)]

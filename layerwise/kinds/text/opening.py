@@ -40,11 +40,6 @@ _ABOUT = "dataset_infos? dataset_dict state config metadata package tokenizer\\w
 ABOUT = re.compile(rf"(?i)({_ABOUT.replace(' ', '|')})\.json$")
 
 
-def is_plain(examples: Examples) -> bool:
-    """Whether these are documents, with nothing to learn beside the text."""
-    return examples.has("text") and examples.targets is None
-
-
 def open_text_file(path: Path, reading: Reading, asked: bool = False) -> Examples | None:
     """One file of text as Examples of the kind "text"; None where it is a table.
 
@@ -77,7 +72,7 @@ def open_text_folder(listing: Listing, reading: Reading, asked: bool = False) ->
     opened = _rows_of_folder(listing, rows, reading, asked) if rows else None
     if rows and opened is None and not (prose and asked):
         return None
-    if opened is not None and (not is_plain(opened) or not prose):
+    if opened is not None and not (prose and opened.has("text") and opened.targets is None):
         return documents.with_others(opened, listing, rows)
     labelled = opened is None and (reading.learn or reading.target_kind == "class")
     if labelled and (classes := documents.class_folders(texts)):

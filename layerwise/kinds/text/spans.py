@@ -52,8 +52,8 @@ class SpanProcessor(TextProcessor):
         fill |= {"token_types": 0} if self.token_types else {}
         out = stacked(rows, fill, self.max_seq_len)
         if all("target" in row for row in rows):
-            window, *places = torch.tensor([row["target"] for row in rows]).T
-            out["targets"] = torch.stack(places, 1) + (window * out["tokens"].shape[-1])[:, None]
+            found = torch.tensor([row["target"] for row in rows])  # (B, 3)
+            out["targets"] = found[:, 1:] + found[:, :1] * out["tokens"].shape[-1]
         return out
 
     def _cut(self, questions: list[str]) -> list[str]:
