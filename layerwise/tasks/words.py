@@ -160,11 +160,12 @@ class Words(Labels):
         return examples
 
     def learned(self, examples: Examples) -> Callable[[np.ndarray], Tensors]:
-        """ "targets" (B, W): the tag of each word, -1 behind a sentence's last."""
+        """ "targets" (B, W): the tag of each word, -1 behind a sentence's last and for a tag that is
+        not known, as rows to predict may have."""
         if not examples.has("tags"):
             return lambda rows: {}
         place = {tag: i for i, tag in enumerate(self.labels)}
-        tags = [torch.tensor([place[tag] for tag in row]) for row in examples["tags"]]
+        tags = [torch.tensor([place.get(tag, -1) for tag in row]) for row in examples["tags"]]
         longest = max(map(len, tags), default=0)
 
         def targets(rows: np.ndarray) -> Tensors:
