@@ -774,7 +774,7 @@ def test_cells_that_are_no_text_break_nothing(tmp_path):
     long = "\n".join(["text,label", *(f"{'word ' * 40_000}{i},{'ab'[i % 2]}" for i in range(12))])
     assert len(opened_as(write(tmp_path / "b.csv", long), "labelled")) == 12
     objects = many(lambda i, t: {"text": t, "label": {"name": "ab"[i % 2]}})
-    refused(as_lines(tmp_path / "c.jsonl", objects), "holds objects, no labels", target="label")
+    refused(as_lines(tmp_path / "c.jsonl", objects), "holds objects, not labels", target="label")
     counted = many(
         lambda i, t: {"question": f"{t} How many?", "answer": i if i % 2 else "none of them"}
     )
