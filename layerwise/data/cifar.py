@@ -30,15 +30,16 @@ def cifar_members(path: Path) -> dict[str, bytes]:
     if is_tar(path):
         found = _tar_members(path)
         return found if _make_a_set(found) else {}
-    inside = path.iterdir() if path.is_dir() else path.parent.iterdir()
-    files = [p for p in inside if p.is_file() and (path.is_dir() or CIFAR_NAMES.fullmatch(p.name))]
-    names = {p.name: p for p in [*files, *([] if path.is_dir() else [path])] if _is_cifar(p.name)}
+    files = list(path.iterdir()) if path.is_dir() else [path]
+    if not path.is_dir():
+        files += [p for p in path.parent.iterdir() if CIFAR_NAMES.fullmatch(p.name)]
+    names = {p.name: p for p in files if p.is_file() and _is_cifar(p.name)}
     return {name: p.read_bytes() for name, p in names.items()} if _make_a_set(names) else {}
 
 
 def _make_a_set(names: Collection[str]) -> bool:
     """Files called train and test alone prove nothing; those of CIFAR-100 come with 'meta'."""
-    batches = [name for name in names if CIFAR_FILE.fullmatch(name)]
+    batches = filter(CIFAR_FILE.fullmatch, names)
     return any(n.endswith(".bin") or "batch" in n or "meta" in names for n in batches)
 
 
@@ -96,7 +97,7 @@ def _binary_batch(content: bytes, file: str, key: str) -> tuple[np.ndarray, np.n
     record = PIXELS + (1 if key == "labels" else 2)
     if not content or len(content) % record:
         raise DataError(
-            f"'{file}' is cut off: {len(content):,} bytes are no whole number of records of "
+            f"'{file}' is cut off: {len(content):,} bytes are not a whole number of records of "
             f"{record:,}; download it again"
         )
     rows = np.frombuffer(content, np.uint8).reshape(-1, record)

@@ -10,7 +10,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -69,6 +69,13 @@ class Listing:
         """The files that lie in the folder itself."""
         return [self.path(parts) for parts in self.files if len(parts) == 1]
 
+    @property
+    def mostly_text(self) -> bool:
+        """Whether the files are documents or source code with a few pictures among them."""
+        suffixes = [bare(Path(parts[-1])).suffix.lower() for parts in self.files]
+        pictures = sum(suffix in IMAGE_SUFFIXES for suffix in suffixes)
+        return 0 < 10 * pictures < sum(suffix in PROSE | CODE for suffix in suffixes)
+
     def findings(self) -> list[Finding]:
         """What could not be followed, each with what to do about it."""
         loops, broken = map(shown, self.loops), map(shown, self.broken)
@@ -78,6 +85,18 @@ class Listing:
             *about("symlink_loop", "warning", loops, circles, "remove the links"),
             *about("unreadable", "error", broken, closed, "mend the links, or permit reading"),
         ]
+
+
+@dataclass(frozen=True)
+class Place:
+    """What the user named: a file, or a folder with all that is below it."""
+
+    path: Path
+    listing: Listing | None = None  # of a folder
+
+    @property
+    def folder(self) -> Path:
+        return self.path.parent if self.listing is None else self.path
 
 
 def walk(root: Path) -> Listing:
@@ -126,13 +145,6 @@ def is_image(path: Path) -> bool:
             return starts_image(f.read(12))
     except OSError:
         return False
-
-
-def mostly_text(names: Sequence[str]) -> bool:
-    """Whether these files are documents or source code with a few pictures among them."""
-    suffixes = [bare(Path(name)).suffix.lower() for name in names]
-    pictures = sum(suffix in IMAGE_SUFFIXES for suffix in suffixes)
-    return 0 < 10 * pictures < sum(suffix in PROSE | CODE for suffix in suffixes)
 
 
 def starts_image(content: bytes) -> bool:

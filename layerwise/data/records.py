@@ -17,7 +17,7 @@ from pyarrow import parquet
 from layerwise.data.arrays import Arrays
 from layerwise.data.delimited import RawTable, read_delimited
 from layerwise.data.examples import Finding, TargetKind
-from layerwise.data.listing import split_named, split_within
+from layerwise.data.listing import Listing, split_named, split_of, split_within
 from layerwise.data.naming import reason, shown, some
 from layerwise.data.rows import read_json_rows, read_tagged
 from layerwise.data.text_files import bare, blocks, sniff
@@ -77,6 +77,12 @@ def is_table(path: Path) -> bool:
 
 def is_parquet(path: Path) -> bool:
     return bare(path).suffix.lower() in (".parquet", ".pq")
+
+
+def parquet_tables(listing: Listing, reading: Reading) -> tuple[list[RawTable], list[str]]:
+    """All Parquet files of a folder, each with its split."""
+    files = [parts for parts in listing.files if is_parquet(Path(parts[-1]))]
+    return [reading.table(listing.path(parts)) for parts in files], list(map(split_of, files))
 
 
 def read_table(path: Path) -> RawTable:

@@ -11,7 +11,6 @@ Legend: n rows, L layers, D features, K outputs; b c h w images.
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,14 +22,11 @@ from layerwise.data.splits import stratified_folds as folds_of
 from layerwise.errors import DataError
 from layerwise.inspection.floors import DepthReport, LayerDepth
 from layerwise.inspection.probe import CrossFit, cka, effective_rank, one_hot, r_squared
+from layerwise.inspection.taps import outputs_seen
 from layerwise.inspection.texts import is_text, rows_of_text, thinned, tokenwise
 from layerwise.models.network import Network
-from layerwise.runtime import evaluating
 
-POOLED, WIDEST = (
-    2048,
-    512,
-)  # features per layer: maps are pooled to the first, all cut to the second
+POOLED, WIDEST = 2048, 512  # features per layer: maps are pooled to the first, all cut to the other
 MOST_ROWS, CKA_ROWS, FEWEST = 2000, 600, 40
 FOLDS = 2  # every row is scored by the probe that was fitted on the other half
 CONTROLS = 3  # shuffles of the labels
@@ -159,29 +155,18 @@ def collect(
     kept: dict[str, list[np.ndarray]] = {"inputs": [], **{name: [] for name in layers}}
     seen: list[dict[str, np.ndarray]] = []
     targets: list[np.ndarray] = []
-    now: Any = None  # the batch that is being read
-
-    def keep(name: str) -> Any:
-        return lambda _, args, out: kept[name].append(features_of(out, now))
-
-    hooks = [layer.register_forward_hook(keep(name)) for name, layer in layers.items()]
-    try:
-        with evaluating(network), torch.compiler.set_stance("force_eager"):
-            for batch in batches:
-                now = thinned(batch).to(device)
-                network(**now.select(network.READS))
-                kept["inputs"].append(features_of(now.main(network.READS), now))
-                if "image" in batch.tensors:
-                    seen.append(image_properties(batch["image"].float().cpu()))
-                none = torch.zeros(len(batch))  # texts of pairs: nothing to probe for
-                wanted = now.tensors.get("targets", none)
-                wanted = wanted[wanted >= 0] if tokenwise(now) else wanted
-                targets.append(wanted.cpu().numpy())
-                if sum(len(t) for t in targets) >= MOST_ROWS:
-                    break
-    finally:
-        for hook in hooks:
-            hook.remove()
+    now: Batch  # the one that runs
+    with outputs_seen(network, layers, lambda name, out: kept[name].append(features_of(out, now))):
+        for batch in batches:
+            now = thinned(batch).to(device)
+            network(**now.select(network.READS))
+            kept["inputs"].append(features_of(now.main(network.READS), now))
+            if "image" in batch.tensors:
+                seen.append(image_properties(batch["image"].float().cpu()))
+            wanted = now.tensors.get("targets", torch.zeros(len(batch)))  # pairs have none
+            targets.append((wanted[wanted >= 0] if tokenwise(now) else wanted).cpu().numpy())
+            if sum(len(t) for t in targets) >= MOST_ROWS:
+                break
     if not targets:
         raise DataError("a depth report needs labelled rows; no batch was given")
     found = {k: project(np.concatenate(parts)) for k, parts in kept.items() if parts}

@@ -9,18 +9,11 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from layerwise.runtime import evaluating
+from layerwise.inspection.taps import eager
 
-COMBINE = (
-    "AddBack",
-    "MulBack",
-    "CatBack",
-    "Expand",
-    "StackBack",
-)  # a parameter here is no weight layer
+COMBINE = ("AddBack", "MulBack", "CatBack", "Expand", "StackBack")  # what enters here is no matrix
 PASSING = ("TBack", "ToCopy", "View", "Permute", "Transpose", "Unsafe", "Reshape", "Clone", "Alias")
 NONLINEAR = ("relu", "sigmoid", "tanh", "gelu", "silu", "hardtanh", "hardswish", "elu", "clamp")
 NORMS = ("batchnorm", "batch_norm", "layernorm", "layer_norm", "groupnorm", "group_norm", "rmsnorm")
@@ -56,10 +49,8 @@ def structure(network: nn.Module, inputs: Tensor) -> Structure:
         for p, _ in flags:
             p.requires_grad_(True)
         start = inputs.detach().clone().requires_grad_(True)
-        with evaluating(network, gradients=True), torch.compiler.set_stance("force_eager"):
-            output = network(start)
-        nodes = ordered(output.grad_fn)
-        return read(nodes, start)
+        with eager(network, gradients=True):
+            return read(ordered(network(start).grad_fn), start)
     finally:
         for p, flag in flags:
             p.requires_grad_(flag)

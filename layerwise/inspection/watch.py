@@ -21,20 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from layerwise.inspection import taps
 from layerwise.inspection.heads import attention_modules, head_statistics
-from layerwise.inspection.taps import (
-    SAMPLED_ROWS,
-    Sampled,
-    Stats,
-    points,
-    sample,
-    saturated_share,
-    silent_units,
-    size,
-    tap,
-    tap_call,
-    unit_axis,
-)
+from layerwise.inspection.taps import Sampled, Stats
 
 
 class Watch:
@@ -134,13 +123,13 @@ class Watch:
         flow = Flow(record, self._silent, self.window)
         last = list(self.layers)[-1]
         for name, layer in self.layers.items():
-            for key, point in points(name, layer):
-                self._undo.append(tap(point, self._timed(flow.arrive, name, key, point), None))
-        seen = self._timed(flow.leave, last)
-        self._undo.append(tap(self.layers[last], None, seen))
+            for key, point in taps.points(name, layer):
+                arrive = self._timed(flow.arrive, name, key, point)
+                self._undo.append(taps.tap(point, arrive, before=True))
+        self._undo.append(taps.tap(self.layers[last], self._timed(flow.leave, last)))
         for name in self.attending:
-            seen = self._timed(flow.attend, name, self.layers[name])
-            self._undo.append(tap_call(self.layers[name], seen))
+            attend = self._timed(flow.attend, name, self.layers[name])
+            self._undo.append(taps.tap(self.layers[name], attend))
 
     def _timed(self, call: Callable[..., None], *fixed: Any) -> Callable[..., None]:
         def see(*given: Any) -> None:
@@ -170,15 +159,14 @@ class Flow:
         self.record, self.silent, self.window = record, silent, window
         self.passed = ""  # the layer whose weights were used last
         self.met: set[str] = set()
-        self.seen: dict[
-            Any, weakref.ref[torch.UntypedStorage]
-        ] = {}  # by where they lie, and their shape
+        self.seen: dict[Any, weakref.ref[torch.UntypedStorage]] = {}  # by place and shape
         self.narrowest = 8  # bytes per number
 
-    def arrive(self, name: str, key: str, point: nn.Module, x: Tensor) -> None:
-        """An input reaches a weight layer: it is what the layer passed before handed on."""
-        if key in self.met:  # only the first micro-batch, and no recomputation
-            return
+    def arrive(self, name: str, key: str, point: nn.Module, args: tuple, options: dict) -> None:
+        """An input reaches a weight layer: it is the output of the layer that ran before."""
+        if key in self.met or not args or not isinstance(args[0], Tensor):
+            return  # only the first micro-batch, and no recomputation
+        x = args[0].detach()
         self.met.add(key)
         source, self.passed = self.passed, name
         if not x.is_floating_point():  # numbers of tokens say nothing by their size
@@ -186,22 +174,22 @@ class Flow:
         mark = (x.data_ptr(), x.shape)
         known = self.seen.get(mark)
         if known is not None and known() is not None:  # the same tensor into several weights: q, k
-            return  # and v, or a shortcut; one that is gone may have left its place to another
+            return  # and v, or a shortcut; one that was freed may have left its place to another
         self.seen[mark] = weakref.ref(x.untyped_storage())
         if not source:
-            values = sample(x, unit_axis(point, x))
+            values = taps.sample(x, taps.unit_axis(point, x))
             self.record["inputs"] = {"mean": float(values.mean()), "std": float(values.std())}
         else:
-            self.book(source, key, x, unit_axis(point, x))
+            self.book(source, key, x, taps.unit_axis(point, x))
 
-    def leave(self, name: str, x: Tensor) -> None:
+    def leave(self, name: str, args: tuple, options: dict, x: Any) -> None:
         """The output of the last layer: scores, which are never dead or saturated."""
-        if "output" not in self.met and x.is_floating_point():
+        if "output" not in self.met and isinstance(x, Tensor) and x.is_floating_point():
             self.met.add("output")
-            values = sample(x, x.ndim - 1)
-            self.record["layers"][name] |= size(values) | {"dead": 0.0, "saturated": 0.0}
+            values = taps.sample(x.detach(), x.ndim - 1)
+            self.record["layers"][name] |= taps.size(values) | {"dead": 0.0, "saturated": 0.0}
 
-    def attend(self, name: str, layer: nn.Module, args: tuple, options: dict[str, Any]) -> None:
+    def attend(self, name: str, layer: nn.Module, args: tuple, options: dict, out: Any) -> None:
         """A block has run: what its heads do with the first row."""
         if f"{name} heads" not in self.met:
             self.met.add(f"{name} heads")
@@ -211,15 +199,15 @@ class Flow:
         if x.dtype.itemsize <= self.narrowest:  # under autocast norms stay wider than products
             self.narrowest = x.dtype.itemsize
             self.record["dtype"] = str(x.dtype).removeprefix("torch.")
-        values = sample(x, axis)  # (n, U)
+        values = taps.sample(x, axis)  # (n, U)
         looks = self.silent.setdefault(key, deque(maxlen=self.window))
-        looks.append(silent_units(x, values, axis))
+        looks.append(taps.silent_units(x, values, axis))
         same = all(m.shape == looks[-1].shape for m in looks)
         dead = float(np.logical_and.reduce(list(looks)).mean()) if same else 0.0
         stats = self.record["layers"][name]
-        stats |= size(values)  # what comes last is what the layer hands on
+        stats |= taps.size(values)  # what comes last is what the layer hands on
         stats["dead"] = max(stats["dead"] or 0.0, dead)
-        stats["saturated"] = max(stats["saturated"] or 0.0, saturated_share(values))
+        stats["saturated"] = max(stats["saturated"] or 0.0, taps.saturated_share(values))
 
 
 class Look:
@@ -285,25 +273,13 @@ def common_share(layer: nn.Module) -> float | None:
     if not tables:
         return None
     weight = max(tables, key=lambda m: m.num_embeddings).weight.detach()  # (V, D)
-    rows = weight[:: -(-len(weight) // SAMPLED_ROWS**2)].float()
+    rows = weight[:: -(-len(weight) // taps.SAMPLED_ROWS**2)].float()
     size = rows.square().sum(1).mean().sqrt()
     return float(rows.mean(0).norm() / size) if size > 0 else 1.0
 
 
-EMPTY: Stats = {
-    "grad_norm": None,
-    "weight_norm": None,
-    "zero_grad": None,
-    "update_ratio": None,
-    "act_mean": None,
-    "act_std": None,
-    "spread": None,
-    "dead": None,
-    "saturated": None,
-    "gain": None,
-    "common": None,
-    "entropy": None,
-    "sharp": None,
-    "idle": None,
-    "trainable": False,
-}
+MEASURED = (
+    *("grad_norm", "weight_norm", "zero_grad", "update_ratio", "act_mean", "act_std", "spread"),
+    *("dead", "saturated", "gain", "common", "entropy", "sharp", "idle"),
+)
+EMPTY: Stats = dict.fromkeys(MEASURED) | {"trainable": False}

@@ -55,12 +55,11 @@ def audit(examples: Examples, splits: Mapping[str, np.ndarray] | None = None) ->
     if not len(examples):
         raise DataError(f"'{examples.source}' has no rows; was the right folder or file given?")
     part, looks = parts_of(examples, splits), look_at(examples)
-    require_some(looks.keep, looks.findings, examples.source)
-    findings = [
-        *looks.findings,
-        *audit_copies(examples, looks.exact, looks.groups, part),
-        *balance(examples, looks.keep, part),
-    ]
+    if not looks.keep.any():
+        reasons = "; ".join(f.message for f in looks.findings if f.severity == "error")
+        raise DataError(f"'{examples.source}': nothing is left to work with. {reasons}")
+    findings = looks.findings + audit_copies(examples, looks, part)
+    findings += balance(examples, looks.keep, part)
     return AuditReport(findings, looks.keep, clean_rows(looks.groups, part), looks)
 
 
@@ -70,10 +69,8 @@ def look_at(examples: Examples) -> Looks:
     if len(looks) == 1:
         return looks[0]
     keep = np.logical_and.reduce([found.keep for found in looks])
-    exact, groups = (
-        first_alike(zip(*(getattr(found, what).tolist() for found in looks), strict=True))
-        for what in ("exact", "groups")
-    )
+    exact = first_alike(zip(*(found.exact.tolist() for found in looks), strict=True))
+    groups = first_alike(zip(*(found.groups.tolist() for found in looks), strict=True))
     return Looks(keep, exact, groups, [f for found in looks for f in found.findings])
 
 
@@ -125,13 +122,6 @@ def parts_of(examples: Examples, splits: Mapping[str, np.ndarray] | None) -> np.
     return part
 
 
-def require_some(keep: np.ndarray, findings: list[Finding], source: str) -> None:
-    """Errors: DataError when every row was set aside, with what was wrong."""
-    if not keep.any():
-        reasons = "; ".join(f.message for f in findings if f.severity == "error")
-        raise DataError(f"'{source}': nothing is left to work with. {reasons}")
-
-
 # ---- copies ----------------------------------------------------------------------------------
 
 
@@ -141,10 +131,9 @@ def clean_rows(groups: np.ndarray, part: np.ndarray) -> np.ndarray:
     return np.flatnonzero((part == "test") & ~tainted)
 
 
-def audit_copies(
-    examples: Examples, exact: np.ndarray, groups: np.ndarray, part: np.ndarray
-) -> list[Finding]:
+def audit_copies(examples: Examples, looks: Looks, part: np.ndarray) -> list[Finding]:
     """Copies within a split, across splits, and with different labels."""
+    exact, groups = looks.exact, looks.groups
     rows = np.flatnonzero(np.bincount(groups, minlength=len(groups))[groups] > 1)
     rows = rows[np.argsort(groups[rows], kind="stable")]  # group after group
     sets = np.split(rows, np.flatnonzero(np.diff(groups[rows])) + 1) if len(rows) else []
@@ -152,14 +141,12 @@ def audit_copies(
     severity = kind.copies
     cure = "keep one of each" if severity == "warning" else "look whether they are separate cases"
     found: list[Finding] = []
-    for what_kind, same, what in (
-        ("duplicate", True, "have exactly the same content as another"),
-        ("near_duplicate", False, kind.alike),
-    ):
-        chosen = [s for s in sets if (len(np.unique(exact[s])) == 1) == same]
-        names = [str(examples.names[i]) for s in chosen for i in s.tolist()]
+    alike = {"duplicate": "have exactly the same content as another", "near_duplicate": kind.alike}
+    for name, what in alike.items():
+        chosen = [s for s in sets if (len(np.unique(exact[s])) == 1) == (name == "duplicate")]
+        rows = [str(examples.names[i]) for s in chosen for i in s.tolist()]
         what = f"of {len(examples):,} rows {what}, in {len(chosen):,} groups"
-        found += about(what_kind, severity, names, what, cure)
+        found += about(name, severity, rows, what, cure)
     return found + leaks(examples, groups, part) + conflicts(examples, sets, severity)
 
 
@@ -214,10 +201,8 @@ def balance(examples: Examples, keep: np.ndarray, part: np.ndarray) -> list[Find
     most, least = counts.argmax(), np.where(occurs, counts, counts.max() + 1).argmin()
     rare = labels[occurs & (IMBALANCE * counts <= counts[most])].tolist()
     ratio = f"{counts[most] / counts[least]:.0f} to 1"
-    uneven = (
-        f"classes are rare beside '{labels[most]}' ({counts[most]:,} train rows, "
-        f"{counts[least]:,} of '{labels[least]}': {ratio}), see balanced accuracy"
-    )
+    uneven = f"classes are rare beside '{labels[most]}' ({counts[most]:,} train rows, "
+    uneven += f"{counts[least]:,} of '{labels[least]}': {ratio}), see balanced accuracy"
     few = labels[occurs & (counts < FEW)].tolist()
     tested = class_counts(examples, keep & (part == "test"))
     never = labels[occurs & (tested == 0)].tolist() if tested.any() else []

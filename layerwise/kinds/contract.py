@@ -13,16 +13,18 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from layerwise.data.examples import Examples, Finding, Severity
 from layerwise.data.groups import first_alike
-from layerwise.data.listing import Listing
+from layerwise.data.listing import Place
 from layerwise.data.records import Reading
-from layerwise.data.sources import Source
+from layerwise.data.sources import Source, Tensors
 from layerwise.data.splits import content_hashes
 from layerwise.runtime import Runtime
 from layerwise.settings import Settings
+from layerwise.storage import write_json
+
+CONFIG = "preprocessor_config.json"  # of a saved model
 
 
 class Processor(Protocol):
@@ -43,14 +45,6 @@ class PlainFeatures(Protocol):
     def of_field(self, values: Sequence[Any]) -> Any:
         """Of the values of one field: (n, V) of length 1."""
         ...
-
-
-@dataclass(frozen=True)
-class Place:
-    """What the user named: a file, or a folder with all that is below it."""
-
-    path: Path
-    listing: Listing | None = None  # of a folder
 
 
 class Recognised(NamedTuple):
@@ -200,9 +194,7 @@ class Kind(Protocol):
         """The tokens of a row that are not read."""
         return ()
 
-    def example(
-        self, family: str, variant: str, config: Any, size: int, rows: int
-    ) -> dict[str, Tensor]:
+    def example(self, family: str, variant: str, config: Any, size: int, rows: int) -> Tensors:
         """Tensors of the shapes that a network takes, for a plan. size: 0 for its natural one."""
         ...
 
@@ -250,7 +242,8 @@ class Kind(Protocol):
     # ---- saving --------------------------------------------------------------------------------
     def save(self, processor: Any, folder: Path) -> dict[str, Any]:
         """Write what other tools read into the folder; what belongs in layerwise.json."""
-        ...
+        write_json(folder / CONFIG, processor.to_dict())
+        return {}
 
     def load(self, folder: Path, saved: Mapping[str, Any], config: Any) -> Any:
         """The processor that `save` wrote. config: of the network."""

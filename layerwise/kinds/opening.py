@@ -12,11 +12,10 @@ from pathlib import Path
 from layerwise import kinds
 from layerwise.data.examples import Examples, TargetKind
 from layerwise.data.learnable import check_learnable
-from layerwise.data.listing import Listing, ignored, walk
+from layerwise.data.listing import Listing, Place, ignored, walk
 from layerwise.data.naming import shown, some
 from layerwise.data.records import Reading
 from layerwise.errors import DataError, nearest, unknown
-from layerwise.kinds.contract import Place
 
 TARGET_KINDS = ("class", "classes", "number")
 ARCHIVES = (".zip", ".7z", ".rar", ".tar", ".gz", ".tgz")
@@ -72,27 +71,26 @@ def _open(place: Place, reading: Reading) -> Examples:
     Errors: nothing is there, or nothing that any kind knows.
     """
     name, listing = shown(place.path), place.listing
-    accepted = ", ".join(kind.accepts for kind in kinds.every())
+    asked = [kinds.kind(reading.kind)] if reading.kind else kinds.every()
+    accepted = ", ".join(kind.accepts for kind in asked)
     if listing is None and place.path.stat().st_size == 0:
         raise DataError(f"'{name}' is empty (0 bytes); copy or download it again")
     if listing is not None and not listing.files:
         raise DataError(f"'{name}' is empty{_inside(listing)}; expected {accepted}")
-    asked = [kinds.kind(reading.kind)] if reading.kind else kinds.every()
     claims = [claim for kind in asked if (claim := kind.recognise(place, reading))]
     for claim in sorted(claims, key=lambda claim: -claim.sure):
         opened = claim.open()
         if opened is not None:
             return opened
-    if listing is None:
-        unpack = place.path.suffix.lower() in ARCHIVES
-        raise DataError(
-            f"'{name}' is not of a kind that is read here; expected {accepted}"
-            + ". Unpack the archive first" * unpack
-        )
-    raise DataError(
-        f"'{name}' holds {len(listing.files):,} files but nothing that is read here "
-        f"(such as {some(map(shown, listing.files))}); expected {accepted}"
-    )
+    if reading.kind:
+        said = f"'{name}' cannot be read as {asked[0].noun}, which --kind asks for"
+    elif listing is None:
+        said = f"'{name}' is not of a kind that is read here"
+    else:
+        said = f"'{name}' holds {len(listing.files):,} files but nothing that is read here "
+        said += f"(such as {some(map(shown, listing.files))})"
+    packed = listing is None and place.path.suffix.lower() in ARCHIVES
+    raise DataError(f"{said}; expected {accepted}" + ". Unpack the archive first" * packed)
 
 
 def _instead(path: Path) -> str:

@@ -31,6 +31,16 @@ class TiedHead(nn.Linear):
         return self.softcap * torch.tanh(y / self.softcap) if self.softcap else y
 
 
+def language_head(
+    embed: nn.Embedding, n_classes: int = 0, tied: bool = True, softcap: float = 0.0
+) -> nn.Linear:
+    """The last layer of a decoder as its config says: scores of the tokens of `embed`, by its own
+    matrix where tied; or n_classes scores, with neither tying nor softcap."""
+    if tied and not n_classes:
+        return TiedHead(embed, softcap)
+    return nn.Linear(embed.embedding_dim, n_classes or embed.num_embeddings, bias=False)
+
+
 def untied_head(embed: nn.Embedding, n_outputs: int) -> nn.Linear:
     """A fresh head (n_outputs, D) without biases, where and as precise as `embed` is."""
     head = nn.Linear(embed.embedding_dim, n_outputs, bias=False)

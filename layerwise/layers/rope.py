@@ -1,4 +1,4 @@
-"""Rotary positions: each pair of coordinates of a query or key is turned by position x frequency.
+"""Rotary positions: each pair of coordinates of a query or key rotates by position x frequency.
 
 Papers: Su et al., "RoFormer", arXiv:2104.09864. Longer contexts than trained on: "linear", Chen et
 al., arXiv:2306.15595; "yarn", Peng et al., arXiv:2309.00071; "llama3", Llama 3.1's own (Grattafiori
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from layerwise.errors import OptionError, unknown
 
-Turn = tuple[Tensor, Tensor]  # cosine and sine, both (1 or B, 1, T, Dh/2)
+CosSin = tuple[Tensor, Tensor]  # of the rotary angles, both (1 or B, 1, T, Dh/2)
 SCALINGS = ("", "linear", "llama3", "yarn")
 
 
@@ -32,7 +32,7 @@ class Rope:
     frequencies: tuple[float, ...]  # (Dh/2,)
     magnitude: float = 1.0
 
-    def __call__(self, positions: Tensor) -> Turn:
+    def __call__(self, positions: Tensor) -> CosSin:
         """positions: (T,) or (B, T) whole numbers. The angles' cosine and sine in fp32."""
         frequencies = torch.tensor(self.frequencies, device=positions.device)
         angles = positions.float()[..., None] * frequencies  # (.., T, Dh/2)
@@ -40,9 +40,9 @@ class Rope:
         return angles.cos() * self.magnitude, angles.sin() * self.magnitude
 
 
-def rotate(x: Tensor, turn: Turn) -> Tensor:
-    """Queries or keys (B, H, T, Dh), turned."""
-    cos, sin = (t.to(x.dtype) for t in turn)
+def rotate(x: Tensor, cos_sin: CosSin) -> Tensor:
+    """Queries or keys (B, H, T, Dh), each pair of coordinates rotated by its angle."""
+    cos, sin = (t.to(x.dtype) for t in cos_sin)
     a, b = x.chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
 

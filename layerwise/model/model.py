@@ -148,7 +148,7 @@ class Model:
         if isinstance(data, Examples):
             return data
         if not isinstance(data, str | pathlib.Path):
-            return self.kind.of_values(data)
+            return self.kind.of_values([data] if isinstance(data, bytes) else data)
         kind = self.kind.name if self.kind.insists else None
         rows = open_data(data, target=self.card.get("target"), kind=kind, learn=False)
         document = pathlib.Path(data).is_file() and sniff(pathlib.Path(data)) == "document"

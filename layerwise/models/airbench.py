@@ -26,6 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from layerwise.layers.stack import stack
+
 
 @dataclass(frozen=True)
 class Config:
@@ -134,8 +136,7 @@ class Airbench(nn.Module):
 
     def layers(self) -> dict[str, nn.Module]:
         """The stack in the order in which data flows through it."""
-        names = ("whiten", "group1", "group2", "group3", "head")
-        return {name: getattr(self, name) for name in names}
+        return stack(self, "whiten", "group1", "group2", "group3", "head")
 
     def reset_head(self, n_classes: int, kind: str = "class") -> None:
         """A fresh last layer for another set of classes; everything below keeps what it learned."""

@@ -27,6 +27,7 @@ from layerwise.layers.linear import Linear
 from layerwise.layers.mask import positions_of
 from layerwise.layers.pool import POOLINGS, pool
 from layerwise.layers.self_attention import MultiHeadAttention
+from layerwise.layers.stack import stack
 
 STYLES = ("bert", "roberta", "distilbert")  # whose heads and names
 HEADS = ("masked", "class", "tag", "span", "embed", "pooled")
@@ -60,7 +61,7 @@ class Config:
 
     def __post_init__(self):
         if self.dim % self.n_heads:
-            raise OptionError(f"dim {self.dim} is no multiple of n_heads {self.n_heads}")
+            raise OptionError(f"dim {self.dim} is not a multiple of n_heads {self.n_heads}")
         for what, known in (("style", STYLES), ("head_kind", HEADS), ("pooling", POOLINGS)):
             if getattr(self, what) not in known:
                 raise unknown(what, getattr(self, what), known)
@@ -232,7 +233,7 @@ class Bert(nn.Module):
         """What is known at each position, normalised: (B, T, D)."""
         if documents is not None:
             mask = documents[:, None, :, None] == documents[:, None, None, :]  # (B, 1, T, T)
-            positions = positions_of(tokens, documents, None)
+            positions = positions_of(tokens, {"documents": documents})
         x = self.embed(tokens, token_types, positions)
         bias = None if mask is None else attention_bias(mask, x.dtype)
         for block in self.blocks:
@@ -255,9 +256,7 @@ class Bert(nn.Module):
 
     def layers(self) -> dict[str, nn.Module]:
         """The stack in the order in which data flows through it."""
-        blocks = {f"blocks.{i}": block for i, block in enumerate(self.blocks)}
-        hidden = {"transform": self.transform} if list(self.transform.parameters()) else {}
-        return {"embed": self.embed, **blocks, **hidden, "head": self.head}
+        return stack(self, "embed", "blocks", "transform", "head")
 
     def reset_head(self, n_classes: int, kind: str | None = None) -> None:
         """A fresh head for another set of classes or another kind; all below keeps what it learned.

@@ -13,13 +13,14 @@ Shapes: b images, c channels, h x w pixels, D features, C classes.
 """
 
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import groupby
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from layerwise.layers.conv import ConvNorm, round_channels
+from layerwise.layers.conv import ConvNorm, conv_norm_names, round_channels
 from layerwise.layers.dropout import Dropout
+from layerwise.layers.stack import stack
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,7 @@ class Config:  # the tuples are columns of the paper's tables, one entry per blo
     n_classes: int = 1000
     stem_channels: int = 16
     kernel: tuple[int, ...] = (3, 3, 3, 5, 5, 5, 3, 3, 3, 3, 3, 3, 5, 5, 5)
-    inner: tuple[int, ...] = (
-        *(16, 64, 72, 72, 120, 120, 240, 200),
-        *(184, 184, 480, 672, 672, 960, 960),
-    )
+    inner: tuple[int, ...] = (16, 64, 72, 72, 120, 120, 240, 200, 184, 184, 480, 672, 672, 960, 960)
     channels: tuple[int, ...] = (16, 24, 24, 40, 40, 40, 80, 80, 80, 80, 112, 112, 160, 160, 160)
     excite: tuple[int, ...] = (0, 0, 0, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1, 1, 1)
     hard_swish: tuple[int, ...] = (0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1)  # else ReLU
@@ -97,13 +95,8 @@ class Block(nn.Module):
 
 def stages(channels: tuple[int, ...]) -> list[list[int]]:
     """The numbers of the blocks, a new stage wherever the width changes."""
-    grouped = [[0]]
-    for number, (before, now) in enumerate(pairwise(channels), start=1):
-        if now == before:
-            grouped[-1].append(number)
-        else:
-            grouped.append([number])
-    return grouped
+    alike = groupby(range(len(channels)), key=lambda number: channels[number])
+    return [list(numbers) for _, numbers in alike]
 
 
 class MobileNetV3(nn.Module):
@@ -152,12 +145,7 @@ class MobileNetV3(nn.Module):
 
     def layers(self) -> dict[str, nn.Module]:
         """The stack in the order in which data flows through it."""
-        blocks = {
-            f"blocks.{s}.{i}": block
-            for s, stage in enumerate(self.blocks)
-            for i, block in enumerate(stage)  # type: ignore[arg-type]
-        }
-        return {"stem": self.stem, **blocks, "fc": self.fc, "head": self.head}
+        return stack(self, "stem", "blocks", "fc", "head")
 
     def reset_head(self, n_classes: int, kind: str = "class") -> None:
         """A fresh last layer for another set of classes; everything below keeps what it learned."""
@@ -168,23 +156,19 @@ class MobileNetV3(nn.Module):
 Model = MobileNetV3
 
 
+_CONVS = {
+    "stem": ("conv_stem", "bn1"),
+    "blocks.0.0.depthwise": ("blocks.0.0.conv_dw", "blocks.0.0.bn1"),
+    "blocks.0.0.project": ("blocks.0.0.conv_pw", "blocks.0.0.bn2"),
+    "blocks.{}.{}.expand": ("blocks.{}.{}.conv_pw", "blocks.{}.{}.bn1"),
+    "blocks.{}.{}.depthwise": ("blocks.{}.{}.conv_dw", "blocks.{}.{}.bn2"),
+    "blocks.{}.{}.project": ("blocks.{}.{}.conv_pwl", "blocks.{}.{}.bn3"),
+    "blocks.{}.{}": ("blocks.{}.{}.conv", "blocks.{}.{}.bn1"),  # the last convolution
+}
 _TIMM = {
-    "stem.conv": "conv_stem",
-    "stem.norm": "bn1",
-    "blocks.0.0.depthwise.conv": "blocks.0.0.conv_dw",
-    "blocks.0.0.depthwise.norm": "blocks.0.0.bn1",
-    "blocks.0.0.project.conv": "blocks.0.0.conv_pw",
-    "blocks.0.0.project.norm": "blocks.0.0.bn2",
-    "blocks.{}.{}.expand.conv": "blocks.{}.{}.conv_pw",
-    "blocks.{}.{}.expand.norm": "blocks.{}.{}.bn1",
-    "blocks.{}.{}.depthwise.conv": "blocks.{}.{}.conv_dw",
-    "blocks.{}.{}.depthwise.norm": "blocks.{}.{}.bn2",
+    **conv_norm_names(_CONVS),
     "blocks.{}.{}.excite.fc1": "blocks.{}.{}.se.conv_reduce",
     "blocks.{}.{}.excite.fc2": "blocks.{}.{}.se.conv_expand",
-    "blocks.{}.{}.project.conv": "blocks.{}.{}.conv_pwl",
-    "blocks.{}.{}.project.norm": "blocks.{}.{}.bn3",
-    "blocks.{}.{}.conv": "blocks.{}.{}.conv",
-    "blocks.{}.{}.norm": "blocks.{}.{}.bn1",
     "fc": "conv_head | squeeze",
     "head": "classifier",
 }
@@ -192,24 +176,20 @@ _TIMM = {
 
 def _torchvision(config: Config) -> dict[str, str]:
     """torchvision's names: parts of a block are numbered through, and not every block has all."""
-    rules = {"stem.conv": "features.0.0", "stem.norm": "features.0.1"}
-    names = [
-        f"blocks.{s}.{i}" for s, st in enumerate(stages(config.channels)) for i in range(len(st))
-    ]
-    n_in = config.stem_channels
-    for number, ours in enumerate(names):
+    grouped, n_in = stages(config.channels), config.stem_channels
+    layers, excite = {"stem": "features.0"}, {}
+    for number, name in enumerate(
+        f"{s}.{i}" for s, st in enumerate(grouped) for i in range(len(st))
+    ):
         parts = ["expand"] if config.inner[number] != n_in else []
         parts += ["depthwise"] + ["excite"] * config.excite[number] + ["project"]
         for place, part in enumerate(parts):
-            theirs = f"features.{number + 1}.block.{place}"
-            inside = (
-                {"fc1": "fc1", "fc2": "fc2"} if part == "excite" else {"conv": "0", "norm": "1"}
-            )
-            rules |= {f"{ours}.{part}.{k}": f"{theirs}.{v}" for k, v in inside.items()}
+            chosen = excite if part == "excite" else layers
+            chosen[f"blocks.{name}.{part}"] = f"features.{number + 1}.block.{place}"
         n_in = config.channels[number]
-    ours, theirs = f"blocks.{len(stages(config.channels))}.0", f"features.{len(names) + 1}"
-    rules |= {f"{ours}.conv": f"{theirs}.0", f"{ours}.norm": f"{theirs}.1"}
-    return rules | {"fc": "classifier.0", "head": "classifier.3"}
+    layers[f"blocks.{len(grouped)}.0"] = f"features.{len(config.channels) + 1}"
+    names = conv_norm_names({ours: (f"{n}.0", f"{n}.1") for ours, n in layers.items()})
+    return names | excite | {"fc": "classifier.0", "head": "classifier.3"}
 
 
 PUBLISHED = {  # ours -> theirs, prefix by prefix; the rename engine reads it in both directions

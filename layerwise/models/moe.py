@@ -12,8 +12,8 @@ its own share at once.
 Shapes: B batch, T positions, S keys, N = B * T tokens, D width, E experts, n choices per token.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -21,13 +21,14 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from layerwise.errors import OptionError
 from layerwise.layers.cache import Cache, LayerCache
-from layerwise.layers.head import TiedHead, untied_head
-from layerwise.layers.mask import Sight, positions_of, sight
+from layerwise.layers.head import language_head, untied_head
+from layerwise.layers.mask import Given, Mask, attention_mask, positions_of
 from layerwise.layers.mlp import GatedMlp
 from layerwise.layers.norm import RMSNorm
 from layerwise.layers.pool import pool
-from layerwise.layers.rope import Turn, make_rope
+from layerwise.layers.rope import CosSin, make_rope
 from layerwise.layers.self_attention import SelfAttention
+from layerwise.layers.stack import stack
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,11 @@ class Config:
     window: int = 0  # tokens that each one sees back, itself included; 0 for all
     qk_norm: bool = False
     tied_head: bool = False
+    n_classes: int = 0  # scores of a head of its own; 0: one for each token of the vocabulary
 
     def __post_init__(self):
         if self.n_heads % self.n_kv_heads:
-            raise OptionError(f"n_heads {self.n_heads} is no multiple of n_kv_heads")
+            raise OptionError(f"n_heads {self.n_heads} is not a multiple of n_kv_heads")
         if not 1 <= self.n_active <= self.n_experts:
             raise OptionError(f"n_active {self.n_active} of n_experts {self.n_experts}")
 
@@ -150,12 +152,12 @@ class Block(nn.Module):
     def forward(
         self,
         x: Tensor,
-        turn: Turn,
-        sight: Sight,
-        cache: LayerCache | None = None,
+        cos_sin: CosSin,
+        mask: Mask,
+        cache: LayerCache | None,
         routed: list[Tensor] | None = None,
     ) -> Tensor:  # (B, T, D)
-        x = x + self.attn(self.attn_norm(x), turn, sight, cache)
+        x = x + self.attn(self.attn_norm(x), cos_sin, mask, cache)
         return x + self.moe(self.mlp_norm(x), routed)
 
 
@@ -173,40 +175,27 @@ class MoeDecoder(nn.Module):
         self.token_embed = nn.Embedding(c.vocab_size, c.dim)
         self.blocks = nn.ModuleList([Block(c) for _ in range(c.n_layers)])
         self.norm = RMSNorm(c.dim, eps=c.norm_eps)
-        untied = nn.Linear(c.dim, c.vocab_size, bias=False) if not c.tied_head else None
-        self.head: nn.Linear = untied or TiedHead(self.token_embed)
+        self.head = language_head(self.token_embed, c.n_classes, c.tied_head)
         for parameter in self.parameters():
             if parameter.ndim == 2:
                 nn.init.normal_(parameter, std=0.02)
 
     def forward(self, tokens: Tensor, **given: Any) -> Tensor:
-        """Scores of what follows each token: (B, T, V). Arguments as for `features`."""
+        """Scores of what follows each token: (B, T, V)."""
         return self.head(self.features(tokens, **given))
 
     def features(
-        self,
-        tokens: Tensor,
-        positions: Tensor | None = None,
-        mask: Tensor | None = None,
-        cache: Cache | None = None,
-        documents: Tensor | None = None,
-        routed: list[Tensor] | None = None,
+        self, tokens: Tensor, routed: list[Tensor] | None = None, **given: Unpack[Given]
     ) -> Tensor:
         """What the head sees, normalised: (B, T, D).
 
-        tokens: (B, T). positions: (T,) or (B, T), where they are not the next ones. mask: bool,
-        broadcast to (B, 1, T, S), besides causality. cache: from `make_cache`, grows by T.
-        documents: (B, T), equal where two tokens of a packed row belong together. routed: an empty
-        list that collects each layer's router scores, for `balance_loss`.
+        routed: an empty list that collects each layer's router scores, for `balance_loss`.
         """
-        if positions is None:
-            positions = positions_of(tokens, documents, cache)
-        turn = self.rope(positions)
-        first = None if cache is None else cache[0]
-        seen = sight(tokens, mask, documents, self.config.window, first)
+        cos_sin, cache = self.rope(positions_of(tokens, given)), given.get("cache")
+        mask = attention_mask(tokens, given, self.config.window)
         x = self.token_embed(tokens)  # (B, T, D)
         for i, block in enumerate(self.blocks):
-            x = block(x, turn, seen, None if cache is None else cache[i], routed)
+            x = block(x, cos_sin, mask, cache and cache[i], routed)
         return self.norm(x)
 
     def balance(self, routed: list[Tensor], keep: Tensor) -> Tensor:
@@ -216,19 +205,19 @@ class MoeDecoder(nn.Module):
     def make_cache(self, batch: int, length: int) -> Cache:
         """For `length` tokens, prompt and continuation together, of `batch` rows."""
         c = self.config
-        windows = [c.window] * c.n_layers
-        return Cache(self.token_embed.weight, batch, length, c.n_kv_heads, c.head_dim, windows)
+        shape = (batch, c.n_kv_heads, length, c.head_dim)
+        return Cache(self.token_embed.weight, shape, [c.window] * c.n_layers)
 
     def pooled(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
         return pool(features, mask, normalise=False)
 
     def layers(self) -> dict[str, nn.Module]:
         """The stack in the order in which data flows through it."""
-        blocks = {f"blocks.{i}": block for i, block in enumerate(self.blocks)}
-        return {"token_embed": self.token_embed, **blocks, "norm": self.norm, "head": self.head}
+        return stack(self, "token_embed", "blocks", "norm", "head")
 
     def reset_head(self, n_classes: int, kind: str = "causal") -> None:
         """A fresh last layer, tied to nothing; everything below keeps what it learned."""
+        self.config = replace(self.config, n_classes=n_classes)
         self.head = untied_head(self.token_embed, n_classes)
 
 

@@ -20,8 +20,8 @@ from layerwise.storage import read_json
 from layerwise.tokens.files import IN_A_FOLDER as TOKENIZERS
 from layerwise.tokens.tokenizer import Tokenizer
 from layerwise.weights import hub
-from layerwise.weights.cards import CARDS, Card, card_for_file, labels_of
-from layerwise.weights.configs.json import card_of_folder, labels_for
+from layerwise.weights.cards import CARDS, Card, card_for_file, labels_for, labels_of
+from layerwise.weights.configs.json import card_of_folder
 from layerwise.weights.configs.text import decoder_card
 from layerwise.weights.files import IN_A_FOLDER, filled, read_tensors, weights_file
 from layerwise.weights.gguf.models import load_gguf

@@ -424,6 +424,58 @@ def test_preferences(tmp_path):
     assert got["chosen"] == [{"role": "assistant", "content": "ho 1"}]
 
 
+# ---- columns that are not used -------------------------------------------------------------------
+TALK = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+SAID = [{"role": "assistant", "content": "so"}]
+SPAN = {"text": ["river"], "answer_start": [4]}
+AB, YES_NO, OWN, ROW = ("a", "b"), (True, False), "a text of its own", "the number of the row"
+USED = {  # of each form the columns that are used, and others; of a tuple a value for each row
+    "plain": ({"text": OWN}, {"id": ROW}),
+    "labelled": ({"text": OWN, "label": AB}, {"id": ROW, "author": ["x"]}),
+    "several labels": ({"text": OWN, "rude": (0, 1), "toxic": (1, 0)}, {"id": "x"}),
+    "titled": ({"title": OWN, "text": OWN, "label": AB}, {"url": "x"}),
+    "pairs": ({"text_a": OWN, "text_b": OWN, "label": AB}, {"id": ROW}),
+    "scored": ({"text_a": OWN, "text_b": OWN, "score": (0.5, 1.2)}, {"genre": "x"}),
+    "triples": ({"anchor": OWN, "positive": "So.", "negative": "Not so."}, {"id": ROW}),
+    "tagged": ({"tokens": (["a", "b"], ["c"]), "ner_tags": ([0, 1], [0])}, {"pos_tags": [1, 1]}),
+    "spans": ({"context": OWN, "question": "What ran?", "answers": SPAN}, {"title": "x"}),
+    "lists": ({"context": OWN, "question": "What ran?", "answers": ["number"]}, {"start": 80}),
+    "bare": ({"context": OWN, "question": "What?", "answer": "number", "start": 80}, {"id": ROW}),
+    "unanswered": ({"context": OWN, "question": "What ran slowly?"}, {"id": ROW}),
+    "messages": ({"messages": TALK, "tools": "[]", "system": "Be brief."}, {"source": "x"}),
+    "KTO": ({"messages": TALK, "label": YES_NO}, {"id": ROW}),
+    "classes": ({"messages": TALK}, {"label": AB}),
+    "completion": ({"prompt": OWN, "completion": "Yes.", "label": YES_NO}, {"id": ROW}),
+    "tools": ({"prompt": TALK[:1], "completion": TALK[1:], "tools": "[]"}, {"id": ROW}),
+    "Alpaca": ({"instruction": OWN, "input": "1", "output": "3", "history": []}, {"id": ROW}),
+    "preference": ({"prompt": OWN, "chosen": "Yes.", "rejected": "No."}, {"tools": "[]"}),
+    "talks": ({"prompt": OWN, "chosen": SAID, "rejected": "No.", "tools": "[]"}, {"margin": 2}),
+    "asked": ({"instruction": OWN, "input": "1", "chosen": "So.", "rejected": "No."}, {"id": ROW}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", USED)
+def test_columns_that_are_not_used_are_named(tmp_path, form):
+    used, others = USED[form]
+    columns = used | others | {"split": ("train", "train", "test")}
+
+    def row(i: int, text: str) -> dict:
+        chosen = {k: v[i % len(v)] if isinstance(v, tuple) else v for k, v in columns.items()}
+        own = {OWN: text, ROW: i}
+        return {k: own.get(v, v) if isinstance(v, str) else v for k, v in chosen.items()}
+
+    opened = open_data(as_lines(tmp_path / "a.jsonl", many(row)))
+    names = ", ".join(f"'{name}'" for name in others)
+    assert found(opened, "unused") == f"{len(others)} columns are not used: {names}"
+
+
+def test_a_column_that_one_of_several_files_uses_is_used(tmp_path):
+    as_lines(tmp_path / "train.jsonl", LABELLED)
+    as_lines(tmp_path / "test.jsonl", [{**row, "label": None} for row in LABELLED])
+    assert not found(opened_as(tmp_path, "labelled"), "unused")
+    assert not found(opened_as(write(tmp_path / "a.txt", CONLL), "tagged"), "unused")
+
+
 # ---- what is wrong -------------------------------------------------------------------------------
 def test_wrong_encodings_name_file_line_and_byte(tmp_path):
     path = write(tmp_path / "a.txt", ("ok\n" * 3 + "caf\u00e9 noir\n" * 50).encode("cp1252"))

@@ -11,7 +11,7 @@ from layerwise.errors import OptionError
 from layerwise.layers.attention import attention, attention_weights
 from layerwise.layers.cache import LayerCache
 from layerwise.layers.head import TiedHead
-from layerwise.layers.mask import positions_of, sight
+from layerwise.layers.mask import attention_mask, positions_of
 from layerwise.layers.rope import make_rope, rotate
 
 
@@ -73,10 +73,10 @@ def test_the_cache_returns_the_last_tokens_and_says_which(places: int, chunks: t
 # ---- who sees whom -------------------------------------------------------------------------------
 def test_the_cheapest_form_is_taken():
     tokens = torch.zeros(1, 6, dtype=torch.int64)
-    assert sight(tokens) == (None, True)
-    assert sight(tokens, window=6) == (None, True)
-    assert sight(tokens[:, :1]) == (None, False)
-    mask, causal = sight(tokens, window=2)
+    assert attention_mask(tokens, {}) == (None, True)
+    assert attention_mask(tokens, {}, window=6) == (None, True)
+    assert attention_mask(tokens[:, :1], {}) == (None, False)
+    mask, causal = attention_mask(tokens, {}, window=2)
     assert not causal
     assert mask.int().tolist()[3] == [0, 0, 1, 1, 0, 0]
 
@@ -84,8 +84,8 @@ def test_the_cheapest_form_is_taken():
 def test_documents_do_not_see_each_other_and_count_from_zero():
     documents = torch.tensor([[7, 7, 2, 2, 2, 7]])
     tokens = torch.zeros_like(documents)
-    assert positions_of(tokens, documents, None).tolist() == [[0, 1, 0, 1, 2, 0]]
-    mask, _ = sight(tokens, documents=documents)
+    assert positions_of(tokens, {"documents": documents}).tolist() == [[0, 1, 0, 1, 2, 0]]
+    mask, _ = attention_mask(tokens, {"documents": documents})
     assert mask[0, 0].int().tolist()[4] == [0, 0, 1, 1, 1, 0]
 
 

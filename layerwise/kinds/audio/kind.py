@@ -21,6 +21,7 @@ from layerwise.data.folders import one_file, open_folder
 from layerwise.data.listing import FileKind, Listing, is_image, split_of, walk
 from layerwise.data.records import Reading, is_parquet, is_table
 from layerwise.data.sources import Source
+from layerwise.data.text_files import sniff
 from layerwise.kinds.audio import audit, choose
 from layerwise.kinds.audio.pictures import coloured, drawn
 from layerwise.kinds.audio.processor import AudioProcessor
@@ -57,8 +58,9 @@ class Audio(Kind):
                 return Recognised(0.95, lambda: self.open_folder(listing, reading))
         elif is_audio(path):
             return Recognised(0.95, lambda: one_file(path, FILES))
-        elif is_table(path) and self.in_table(path, reading):
-            return Recognised(0.95, lambda: self.open_table(path, reading))
+        elif is_table(path) and (reading.kind or sniff(path) != "document"):
+            if self.in_table(path, reading):
+                return Recognised(0.95, lambda: self.open_table(path, reading))
         return None
 
     def open_folder(self, listing: Listing, reading: Reading) -> Examples | None:

@@ -30,31 +30,23 @@ def read_by(processor: Any, network: Any, ends: Ends, settings: Settings) -> Any
 
     Errors: OptionError for a base that cannot do this, or reads less than `--max-seq-len`.
     """
-    config = network.config
     if ends.kind not in network.HEADS:
         what = "continues text" if "causal" in network.HEADS else "does not do this"
-        raise OptionError(
-            f"the base {what}; name a base that reads whole texts, such as BERT or MiniLM"
-        )
+        cure = "name a base that reads whole texts, such as BERT or MiniLM"
+        raise OptionError(f"the base {what}; {cure}")
     if ends.kind in ("causal", "masked"):  # windows of any length, by the base's tokenizer
         return processor
-    length = settings.max_seq_len or min(processor.max_seq_len, config.max_seq_len)
-    if length > config.max_seq_len:
-        raise OptionError(
-            f"--max-seq-len {length}: this base reads at most {config.max_seq_len} tokens"
-        )
-    make = READERS[ends.reader]
-    return make(processor.tokenizer, length, config.n_token_types > 1)
+    most, types = network.config.max_seq_len, network.config.n_token_types > 1
+    length = settings.max_seq_len or min(processor.max_seq_len, most)
+    if length > most:
+        raise OptionError(f"--max-seq-len {length}: this base reads at most {most} tokens")
+    return READERS[ends.reader](processor.tokenizer, length, types)
 
 
-def token_lengths(examples: Examples, processor: Any) -> np.ndarray:
-    """Tokens of every row (n,), after cutting."""
+def token_lengths(examples: Examples, processor: Any, whole: bool = False) -> np.ndarray:
+    """Tokens of every row (n,), after cutting; whole: before anything is cut."""
+    processor = replace(processor, max_seq_len=WHOLE) if whole else processor
     return np.array([processor.length(row) for row in processor.encode(examples.rows())])
-
-
-def whole_lengths(examples: Examples, processor: Any) -> np.ndarray:
-    """Tokens of every row (n,) before anything is cut."""
-    return token_lengths(examples, replace(processor, max_seq_len=WHOLE))
 
 
 # ---- without a base ------------------------------------------------------------------------------
@@ -64,7 +56,7 @@ def choose_encoder(train: Examples, ends: Ends, settings: Settings) -> Choice:
     Errors: OptionError for a network by name that does not read whole texts.
     """
     tokenizer, make = train_wordpiece(texts_of(train), VOCABULARY), READERS[ends.reader]
-    lengths = whole_lengths(train, make(tokenizer))
+    lengths = token_lengths(train, make(tokenizer), whole=True)
     usual = min(LONGEST, 8 * -(-int(np.quantile(lengths, COVERED)) // 8))
     length = settings.max_seq_len or max(16, usual)
     name = "bert-tiny" if settings.model == "auto" else settings.model
@@ -74,8 +66,8 @@ def choose_encoder(train: Examples, ends: Ends, settings: Settings) -> Choice:
     fields = {"n_classes": ends.n_outputs, "head_kind": kind, "normalise": False}
     config = encoder_of(name, processor, **fields)
     processor = replace(processor, token_types=config.n_token_types > 1)
-    small = f"{len(train):,} rows and no base: a small encoder"
-    why = "as asked" if name == settings.model else small
+    why = f"{len(train):,} rows and no base: a small encoder"
+    why = "as asked" if name == settings.model else why
     return Choice(name, "bert", config, {"text": processor}, why)
 
 
@@ -104,7 +96,7 @@ def choose_for_words(train: Examples, processor: Any, settings: Settings) -> Cho
     sizes = {name: 12 * c.n_layers * c.dim**2 for name, c in configs.items()}
     nearest = min(LADDER, key=lambda name: abs(np.log(sizes[name] / n_tokens)))
     name = nearest if settings.model == "auto" else settings.model
-    none = {"dropout": 0.0, "attn_dropout": 0.0}
-    config = encoder_of(name, processor, head_kind="masked", **none)
+    fields = {"head_kind": "masked", "dropout": 0.0, "attn_dropout": 0.0}
+    config = encoder_of(name, processor, **fields)
     why = "as asked" if name == settings.model else f"{name} for {n_tokens:,} tokens"
     return Choice(name, "bert", config, {"text": processor}, why)

@@ -122,7 +122,7 @@ class Text(Kind):
     def lengths(self, examples: Examples, processor: Any, whole: bool = False) -> np.ndarray | None:
         if examples.has("windows"):
             return None
-        return (encoders.whole_lengths if whole else encoders.token_lengths)(examples, processor)
+        return encoders.token_lengths(examples, processor, whole)
 
     def longest_padded(self, length: int, processor: Any, rows: int) -> int:
         """What lies beyond the context comes in windows, whole ones."""

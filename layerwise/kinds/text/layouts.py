@@ -12,10 +12,11 @@ prompt_completion  prompt, completion
 preference         prompt, chosen, rejected
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 
 from layerwise.data.delimited import Row
+from layerwise.data.naming import some
 
 FIELDS = {
     "plain": ("text",),
@@ -49,6 +50,7 @@ class Mended:
 
 
 Made = Row | Aside | Mended
+Names = dict[str, str]  # of columns, by their names in small letters; none where there is no header
 
 
 @dataclass(frozen=True)
@@ -70,3 +72,22 @@ def empty(raw: Row, *columns: str) -> Aside | None:
         if value in (None, [], {}) or not str(value).strip():
             return Aside("empty", f"no {column}")
     return None
+
+
+def texts_layout(
+    form: str, columns: list[str], label: str = "", said: str = "", labels: tuple[str, ...] = ()
+) -> Layout:
+    """Columns of text under the form's own names."""
+
+    def make(raw: Row) -> Made:
+        texts = (str(raw[column]) for column in columns)
+        return empty(raw, *columns) or dict(zip(FIELDS[form], texts, strict=True))
+
+    said = said or some(columns).replace(", ", " and ")
+    return Layout(form, make, said, (*columns, label, *labels), label, labels)
+
+
+def named_so(choices: str, among: Container[str], lower: Names) -> list[list[str]]:
+    """Of names that go together, as "first:second", those of which all are there."""
+    found = [[lower.get(name, "") for name in names.split(":")] for names in choices.split()]
+    return [names for names in found if all(name in among for name in names)]

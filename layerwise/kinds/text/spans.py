@@ -50,15 +50,12 @@ class SpanProcessor(TextProcessor):
         B and T where a question has several. targets (B, 2): places in all windows on end."""
         fill = {"tokens": self.tokenizer.pad_id or 0, "starts": 0, "ends": 0, "chars": 0}
         fill |= {"token_types": 0} if self.token_types else {}
-        T = self.max_seq_len
-        out = {name: stack([row[name] for row in rows], v, T) for name, v in fill.items()}
+        most = self.max_seq_len
+        out = {name: stack([row[name] for row in rows], v, most) for name, v in fill.items()}
         if all("target" in row for row in rows):
-            T = out["tokens"].shape[-1]
-            targets = [
-                (k * T + start, k * T + end) for k, start, end in (r["target"] for r in rows)
-            ]
-            out["targets"] = torch.tensor(targets)
-        return out | mask_of([row["tokens"] for row in rows], self.max_seq_len)
+            window, *places = torch.tensor([row["target"] for row in rows]).T
+            out["targets"] = torch.stack(places, 1) + (window * out["tokens"].shape[-1])[:, None]
+        return out | mask_of([row["tokens"] for row in rows], most)
 
     def _cut(self, questions: list[str]) -> list[str]:
         """Questions of so many tokens that the context has room beside them."""
@@ -92,9 +89,8 @@ def _target(row: Row, answer: Mapping[str, Any]) -> tuple[int, int, int]:
     """The window, first and last token of an answer; cut where it leaves its window."""
     first, last = answer["start"], answer["start"] + len(answer["text"])
     found = (0, 0, 0)  # of a context without tokens
-    for k, (starts, ends, chars) in enumerate(
-        zip(row["starts"], row["ends"], row["chars"], strict=True)
-    ):
+    windows = zip(row["starts"], row["ends"], row["chars"], strict=True)
+    for k, (starts, ends, chars) in enumerate(windows):
         own = np.flatnonzero(starts)
         begun = own[chars[own, 1] > first]
         if len(own):
