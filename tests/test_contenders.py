@@ -9,7 +9,8 @@ from torch import nn
 
 from layerwise.console import Console
 from layerwise.fitting import contenders
-from layerwise.fitting.contenders import FIRST, Contender, Job, Rung, compete, has_time
+from layerwise.fitting.contenders import FIRST, compete, has_time
+from layerwise.fitting.job import Contender, Job, Rung
 from layerwise.kinds.contract import Choice
 from layerwise.runtime import Runtime
 from layerwise.settings import settings
@@ -48,9 +49,8 @@ def shares(clock, monkeypatch, all_of_them, scores, deadline: float = SECONDS):
     task = types.SimpleNamespace(higher_is_better=True)
     machine, quiet = Runtime("cpu", torch.float32, 1), Console(quiet=True)
     job = Job(settings(), pathlib.Path(), task, [], [], machine, quiet, deadline=deadline)  # type: ignore[arg-type]
-    rungs: list[Rung] = []
-    kept = compete(job, all_of_them, rungs)
-    return given, kept.way, [r.name for r in rungs]
+    kept = compete(job, all_of_them)
+    return given, kept.way, [r.name for r in job.rungs]
 
 
 def test_the_first_gets_most_and_the_rest_is_shared(clock, monkeypatch):

@@ -13,7 +13,7 @@ from layerwise.console import Console
 from layerwise.data.loader import Batches
 from layerwise.errors import DataError, OptionError
 from layerwise.fitting import scaling as proxies
-from layerwise.fitting.contenders import Job
+from layerwise.fitting.job import Job
 from layerwise.fitting.recipes import recipe_for
 from layerwise.fitting.run import as_task_rows, prepare_rows, understand
 from layerwise.kinds.text import language

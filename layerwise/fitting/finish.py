@@ -15,10 +15,10 @@ from layerwise import kinds, runtime
 from layerwise.console import Console, duration
 from layerwise.data.examples import Examples
 from layerwise.data.label_errors import suspect_labels
-from layerwise.fitting.contenders import Contender, Job, Rung
 from layerwise.fitting.cure import metrics_of
 from layerwise.fitting.inside import look_inside
-from layerwise.fitting.result import Result, Rows
+from layerwise.fitting.job import Contender, Job, Result, Rows
+from layerwise.inspection.diagnosis import Diagnosis
 from layerwise.model.evaluation import evaluation_of, wrong_rows
 from layerwise.model.model import Model
 from layerwise.storage import write_json
@@ -29,23 +29,19 @@ from layerwise.train.predicting import predict_rows
 
 def finish(
     job: Job,
-    examples: Examples,
     rows: Rows,
     winner: Contender,
-    rungs: list[Rung],
-    diagnoses: list[Any],
+    found: list[Diagnosis],
     model: Model,
-    seconds_so_far: float,
-    data: str,
-    base: Model | None = None,
+    base: Model | None,
 ) -> Result:
     """Turn a trained winner into a Result, a saved model and a report."""
-    console, started = job.console, time.monotonic()
+    console = job.console
     runtime.give_back()
     page: dict[str, Any] = {
-        "command": command_of(data, job),
-        "data": data,
-        "understood": examples.understood,
+        "command": command_of(job),
+        "data": job.data,
+        "understood": rows.read.understood,
         "environment": runtime.environment(),
         "machine_notes": list(job.machine.notes),
         "settings": job.settings.to_dict(),
@@ -53,22 +49,22 @@ def finish(
         "reads": kinds.of(rows.train).ground,
         "gives": job.task.top,
         "rows": {n: len(getattr(rows, n)) for n in ("train", "val", "test")},
-        "ladder": [r.to_dict() for r in rungs],
+        "ladder": [r.to_dict() for r in job.rungs],
         "plan": plan_rows(winner),
         "forecast": forecast_beside(winner),
         "lens": job.lens and job.lens.to_dict(),
         "metrics": metrics_of(job, winner),
-        "diagnoses": [vars(d) for d in diagnoses],
+        "diagnoses": [vars(d) for d in found],
     }
     finished = winner.outcome is None or winner.outcome.state.finished
     page |= score_model(job, rows, model, winner)
-    page["audit"] = findings_of(examples, rows, page)
+    page["audit"] = findings_of(rows, page)
     runtime.give_back()
     page |= look_inside(job, rows, model, winner, base)
     model.card |= {"score": page["score"], "rows": page["rows"]}
     model.save(job.folder / "model")
-    page["seconds"] = seconds_so_far + time.monotonic() - started
-    page["next"] = next_commands(job, data)
+    page["seconds"] = time.monotonic() - job.started
+    page["next"] = next_commands(job)
     write_json(job.folder / "result.json", without_pictures(page))
     from layerwise.report.page import write_page
 
@@ -121,10 +117,10 @@ def say_result(console: Console, page: dict[str, Any]) -> None:
         console.say("  " + page["forecast"]["said"])
 
 
-def command_of(data: str, job: Job) -> str:
+def command_of(job: Job) -> str:
     """The exact command, with every option that differs from its default."""
     default = type(job.settings)()
-    parts = ["layerwise", "fit", data]
+    parts = ["layerwise", "fit", job.data]
     for name, value in job.settings.to_dict().items():
         if value != getattr(default, name):
             flag = "--" + name.replace("_", "-")
@@ -216,9 +212,9 @@ def shown(rows: Examples, mistake: dict[str, Any]) -> dict[str, Any]:
 # ---- data ------------------------------------------------------------------------------------
 
 
-def findings_of(examples: Examples, rows: Rows, page: dict[str, Any]) -> dict[str, Any]:
+def findings_of(rows: Rows, page: dict[str, Any]) -> dict[str, Any]:
     """Everything the readers and the audit found, and the held-out labels that look wrong."""
-    found = [*examples.findings, *(rows.audit.findings if rows.audit else [])]
+    found = [*rows.read.findings, *(rows.audit.findings if rows.audit else [])]
     shares = page.pop("_shares", None)
     if shares is not None and rows.audit:
         suspects = suspect_labels(
@@ -268,9 +264,9 @@ def forecast_beside(winner: Contender) -> dict[str, Any] | None:
 # ---- afterwards ------------------------------------------------------------------------------
 
 
-def next_commands(job: Job, data: str) -> list[dict[str, str]]:
+def next_commands(job: Job) -> list[dict[str, str]]:
     model = shlex.quote(str(job.folder / "model"))
-    found = job.task.next(model, shlex.quote(data))
+    found = job.task.next(model, shlex.quote(job.data))
     return [{"what": what, "command": command} for what, command in found]
 
 

@@ -9,9 +9,8 @@ from layerwise import kinds, runtime
 from layerwise.data.examples import Examples
 from layerwise.data.loader import in_order
 from layerwise.errors import DataError
-from layerwise.fitting.contenders import Contender, Job
 from layerwise.fitting.cure import some_rows
-from layerwise.fitting.result import Rows
+from layerwise.fitting.job import Contender, Job, Rows
 from layerwise.inspection.attribution import heat, smooth_grad, top_examples
 from layerwise.inspection.depth import depth_report
 from layerwise.inspection.reading import Reading, reading

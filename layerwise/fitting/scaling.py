@@ -25,7 +25,7 @@ from layerwise.adapt.groups import parameter_groups
 from layerwise.console import duration
 from layerwise.data.examples import Examples
 from layerwise.data.loader import Batches
-from layerwise.fitting.contenders import Job
+from layerwise.fitting.job import Job
 from layerwise.fitting.recipes import recipe_for
 from layerwise.kinds.contract import Choice
 from layerwise.kinds.text.language import (

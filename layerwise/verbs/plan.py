@@ -12,7 +12,7 @@ from layerwise.console import Console
 from layerwise.data.examples import Batch
 from layerwise.data.splits import split
 from layerwise.errors import DataError, OptionError
-from layerwise.fitting.contenders import Job
+from layerwise.fitting.job import Job
 from layerwise.fitting.ladder import start
 from layerwise.fitting.run import TRAINING_SHARE, as_task_rows, prepare_rows, understand
 from layerwise.fitting.scaling import choose_by_law
