@@ -48,7 +48,7 @@ def job(book: pathlib.Path, tmp_path_factory: pytest.TempPathFactory):
     machine = runtime.start(dtype="fp32", threads=1)
     examples, learned = understand(str(book), chosen, QUIET)
     assert learned is Causal
-    rows = prepare_rows(examples, learned, chosen, QUIET, None, machine)
+    rows = prepare_rows(examples, chosen, QUIET)
     rows, reader = as_task_rows(rows, Causal(), None, chosen, QUIET)
     folder = tmp_path_factory.mktemp("proxies")
     return Job(chosen, folder, Causal(), rows.train, rows.val, machine, QUIET), reader

@@ -76,40 +76,21 @@ def finish(
     if not finished:
         console.say(f"  stopped early; go on: layerwise fit --resume {job.folder}")
     score = page["score"]
-    return Result(
-        folder=str(job.folder),
-        model=model,
-        score_name=score["name"],
-        score=score["value"],
-        low=score["low"],
-        high=score["high"],
-        metrics=page["test_metrics"],
-        ladder=page["ladder"],
-        report=str(report),
-        finished=finished,
-        details={
-            "plan": page["plan"],
-            "forecast": page["forecast"],
-            "calibration": page.get("calibration"),
-            "next": page["next"],
-        },
-    )
+    details = {name: page.get(name) for name in ("plan", "forecast", "calibration", "next")}
+    came = score["name"], score["value"], score["low"], score["high"], page["test_metrics"]
+    ladder = page["ladder"]
+    return Result(str(job.folder), model, *came, ladder, str(report), finished, details)
 
 
 def say_result(console: Console, page: dict[str, Any]) -> None:
     """The score with its noise, beside what it has to beat and what was foretold."""
     score = page["score"]
     console.head("result")
-    console.say(
-        f"  {score['name']} {score['value']:.4f} on {score['n']:,} rows never seen "
-        f"(95% interval {score['low']:.4f} to {score['high']:.4f})"
-    )
-    floor = score["baseline"]
-    if "beside" in floor:
-        console.say(
-            f"  {floor['what']}: {floor['value']:.4f} ({floor['low']:.4f} to {floor['high']:.4f}); "
-            f"{floor['beside']}"
-        )
+    said = "  {name} {value:.4f} on {n:,} rows never seen (95% interval {low:.4f} to {high:.4f})"
+    console.say(said.format(**score))
+    if "beside" in (floor := score["baseline"]):
+        said = "  {what}: {value:.4f} ({low:.4f} to {high:.4f}); {beside}"
+        console.say(said.format(**floor))
     if score.get("clean"):
         clean = score["clean"]
         console.say(f"  without {clean['left_out']} leaked rows: {clean['value']:.4f}")
@@ -157,17 +138,9 @@ def score_model(job: Job, rows: Rows, model: Model, winner: Contender) -> dict[s
     model.calibration = task.calibrate(said, rows.val)
     predictions = model.predictions(rows.test, job.machine)
     scored = evaluation_of(model, predictions, rows.test, "test")
-    out: dict[str, Any] = {
-        "score": {
-            "name": scored.score_name,
-            "value": scored.score,
-            "low": scored.low,
-            "high": scored.high,
-            "n": scored.n,
-            "baseline": baseline(job, rows, predictions),
-        },
-        "test_metrics": scored.metrics,
-    }
+    came = {"value": scored.score, "low": scored.low, "high": scored.high, "n": scored.n}
+    score = {"name": scored.score_name, **came, "baseline": baseline(job, rows, predictions)}
+    out: dict[str, Any] = {"score": score, "test_metrics": scored.metrics}
     clean = rows.clean_test
     if clean is not None and not clean.all():
         kept = [p for p, keep in zip(predictions, clean, strict=True) if keep]
@@ -192,14 +165,10 @@ def baseline(job: Job, rows: Rows, predictions: Sequence[Any]) -> dict[str, Any]
     theirs, _ = task.scored(found.predictions, rows.test)
     alone = intervals.interval(task.metric, theirs, targets)
     both = intervals.compare(task.metric, theirs, ours, targets, task.higher_is_better)
-    return {
-        "what": found.what,
-        "value": alone.value,
-        "low": alone.low,
-        "high": alone.high,
-        "beside": f"this model {both.difference:+.4f} ({both.low:+.4f} to {both.high:+.4f}), "
-        f"p {both.p:.2g}",
-    }
+    ends = f"({both.low:+.4f} to {both.high:+.4f})"
+    said = {"beside": f"this model {both.difference:+.4f} {ends}, p {both.p:.2g}"}
+    value = {"value": alone.value, "low": alone.low, "high": alone.high}
+    return {"what": found.what, **value, **said}
 
 
 def shown(rows: Examples, mistake: dict[str, Any]) -> dict[str, Any]:
@@ -217,9 +186,8 @@ def findings_of(rows: Rows, page: dict[str, Any]) -> dict[str, Any]:
     found = [*rows.read.findings, *(rows.audit.findings if rows.audit else [])]
     shares = page.pop("_shares", None)
     if shares is not None and rows.audit:
-        suspects = suspect_labels(
-            shares, np.asarray(rows.test.targets), rows.test.names, rows.test.labels
-        )
+        test, targets = rows.test, np.asarray(rows.test.targets)
+        suspects = suspect_labels(shares, targets, test.names, test.labels)
         found += [suspects] if suspects else []
     return {"audited": rows.audit is not None, "findings": [vars(f) for f in found]}
 
@@ -246,11 +214,8 @@ def forecast_beside(winner: Contender) -> dict[str, Any] | None:
     outlook, state = winner.forecast, winner.outcome and winner.outcome.state
     if outlook is None or winner.rung is None or not (state and state.finished):
         return None
-    read = (
-        state.step
-        * winner.recipe.global_batch_size
-        * next(iter(winner.choice.processors.values())).max_seq_len
-    )
+    length = winner.choice.processors["text"].max_seq_len
+    read = state.step * winner.recipe.global_batch_size * length
     found = outlook.beside(read, winner.rung.score)
     where = "within" if found["within"] else "outside"
     found["said"] = (
@@ -265,9 +230,8 @@ def forecast_beside(winner: Contender) -> dict[str, Any] | None:
 
 
 def next_commands(job: Job) -> list[dict[str, str]]:
-    model = shlex.quote(str(job.folder / "model"))
-    found = job.task.next(model, shlex.quote(job.data))
-    return [{"what": what, "command": command} for what, command in found]
+    model, data = shlex.quote(str(job.folder / "model")), shlex.quote(job.data)
+    return [{"what": what, "command": run} for what, run in job.task.next(model, data)]
 
 
 def without_pictures(value: Any) -> Any:

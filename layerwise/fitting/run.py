@@ -8,6 +8,7 @@ Legend: n rows, C classes.
 
 import pathlib
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -32,6 +33,7 @@ from layerwise.model.model import Model, ends_of, for_task
 from layerwise.model.saved import load
 from layerwise.planning import Plan
 from layerwise.planning.scaling import Forecast
+from layerwise.runtime import Runtime
 from layerwise.settings import Settings, seconds, settings
 from layerwise.storage import read_json, storage_error, write_json
 from layerwise.tasks import class_for
@@ -43,6 +45,7 @@ from layerwise.weights import published
 GOLDEN = 16  # rows on which a merged network is proved
 MERGED = 1e-4  # and by how much it may differ, relative to the largest output: fp32 adds up so
 Named = str | pathlib.Path
+Judge = Callable[[Examples], Features]
 TRAINING_SHARE = 0.85  # of the budget; the rest is for scoring, probing and the report
 
 
@@ -67,33 +70,21 @@ def fit(
     examples, learned = understand(data, chosen, console)
     base = find_base(chosen, examples, learned, console)
     budget = seconds(chosen.budget) if chosen.budget else float("inf")
-    most = 0  # rows whose features on the base are of use
+    most, judge = 0, None  # rows whose features on the base are of use
     if base is not None and learned.probe:
-        task = learned.of(examples, options_of(chosen))
-        most = affordable_rows(base, examples, task, machine, budget, folder)
-    rows = prepare_rows(examples, learned, chosen, console, base, machine, most)
+        every = learned.of(examples, options_of(chosen))
+        most = affordable_rows(base, examples, every, machine, budget, folder)
+        judge = judge_of(base, every, machine, chosen.seed, most)
+    rows = prepare_rows(examples, chosen, console, judge)
     task = learned.of(rows.train, options_of(chosen))
     rows, reader = as_task_rows(rows, task, base, chosen, console)
-    kind = kinds.of(rows.train)
-    job = Job(
-        chosen,
-        folder,
-        task,
-        rows.train,
-        rows.val,
-        kind.machine(machine, chosen),
-        console,
-        data,
-        started,
-        studied=studied(rows.train, chosen, console),
-        reader=reader,
-        features=rows.features,
-        most_features=most,
-        deadline=started + TRAINING_SHARE * budget,
-        reserved=(1 - TRAINING_SHARE) * budget,
-        n_test=len(rows.test),
-        on_plan=lambda plan, way: note_plan(plan, way, console),
-    )
+    machine = kinds.of(rows.train).machine(machine, chosen)
+    job = Job(chosen, folder, task, rows.train, rows.val, machine, console, data, started)
+    job.studied, job.reader = studied(rows.train, chosen, console), reader
+    job.features, job.most_features, job.n_test = rows.features, most, len(rows.test)
+    job.deadline = started + TRAINING_SHARE * budget
+    job.reserved = (1 - TRAINING_SHARE) * budget
+    job.on_plan = lambda plan, way: note_plan(plan, way, console)
     winner = climb(job, base, lambda: choose_fresh(job))
     found = diagnoses(job, winner)
     if found and chosen.cure and base is None:
@@ -221,15 +212,9 @@ def open_chosen(data: str, chosen: Settings) -> Examples:
 
 
 def prepare_rows(
-    examples: Examples,
-    learned: type[Task],
-    chosen: Settings,
-    console: Console,
-    base: Model | None,
-    machine: runtime.Runtime,
-    most: int = ENOUGH,
+    examples: Examples, chosen: Settings, console: Console, judge: Judge | None = None
 ) -> Rows:
-    """Audit and split; rows that cannot be used are set aside, and said."""
+    """Audit and split; rows that cannot be used are set aside, and said. judge: see `judge_of`."""
     parts = split(examples, chosen.seed, val_share(len(examples), chosen.val), chosen.test)
     examples.findings += [f for f in parts.findings if f.kind != "leak"]  # the audit tells of those
     for finding in examples.findings:
@@ -239,9 +224,7 @@ def prepare_rows(
         found = audit(examples, parts)
         parts = {name: rows[found.keep[rows]] for name, rows in parts.items()}
         clean = np.isin(parts["test"], found.clean_test)
-        train = parts["train"]
-        task = learned.of(examples, options_of(chosen)) if base else None
-        features = judge_labels(examples, found, train, base, task, machine, chosen.seed, most)
+        features = judge_labels(examples, found, parts["train"], chosen.seed, judge)
         for finding in found.findings:
             say_finding(finding, console)
     for name in ("train", "val", "test"):
@@ -256,20 +239,18 @@ def prepare_rows(
     return Rows(examples, train, val, test, found, clean, features)
 
 
+def judge_of(base: Model, task: Task, machine: Runtime, seed: int, most: int = ENOUGH) -> Judge:
+    """The features by which labels are judged: those of at most so many rows on the base."""
+    return lambda rows: some_features(base, rows, task, machine, seed, most)
+
+
 def judge_labels(
-    examples: Examples,
-    found: AuditReport,
-    rows: np.ndarray,
-    base: Model | None,
-    task: Task | None,
-    machine: runtime.Runtime,
-    seed: int,
-    most: int = ENOUGH,
+    examples: Examples, found: AuditReport, rows: np.ndarray, seed: int, judge: Judge | None
 ) -> Features | None:
-    """Add the finding of labels among `rows` that look wrong; the base's features of these rows."""
+    """Add the finding of labels among `rows` that look wrong; the features they were judged by."""
     features = None
-    if base is not None and task is not None and most and examples.target_kind == "class":
-        features = some_features(base, examples.subset(rows), task, machine, seed, most)
+    if judge is not None and examples.target_kind == "class":
+        features = judge(examples.subset(rows))
         rows = rows[features.rows]
     values = None if features is None else features.values
     suspects = audit_labels(examples, found, rows, values, seed)

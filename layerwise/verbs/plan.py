@@ -104,7 +104,7 @@ def plan_corpus(model: str, data: str, budget: str) -> Any:
     if not learned.follows_law:
         raise DataError(f"{data}: a plain text was expected; {examples.understood}")
     task = learned.of(examples, Options())
-    rows = prepare_rows(examples, learned, chosen, quiet, None, machine)
+    rows = prepare_rows(examples, chosen, quiet)
     rows, reader = as_task_rows(rows, task, None, chosen, quiet)
     left = TRAINING_SHARE * seconds(budget)
     with tempfile.TemporaryDirectory() as folder:
