@@ -274,7 +274,7 @@ def test_questions_without_answers_make_none_an_answer(tmp_path: pathlib.Path):
     assert len(result.model.predict(unanswered)) == 5
     with pytest.raises(DataError, match="has no answers to score against"):
         layerwise.evaluate(result.folder, tmp_path / "b.jsonl")
-    with pytest.raises(OptionError, match="no label to learn"):
+    with pytest.raises(DataError, match="no label to learn"):
         layerwise.fit(tmp_path / "b.jsonl", output=str(tmp_path / "run2"), **FAST)
 
 

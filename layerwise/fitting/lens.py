@@ -69,14 +69,8 @@ def look(rows: Examples, processors: Mapping[str, Any], task: Task) -> Lens | No
     flags = [carries for row in marked for _, carries in row]
     cut = [kind.cut_off(some, i, processor) for i in shown]
     both = zip(shown, cut, strict=True)
-    return Lens(
-        [segments(marked[i], tokens, processor.tokenizer) for i, tokens in both],
-        len(some),
-        len(flags),
-        sum(flags),
-        len(long),
-        said,
-    )
+    lines = [segments(marked[i], tokens, processor.tokenizer) for i, tokens in both]
+    return Lens(lines, len(some), len(flags), sum(flags), len(long), said)
 
 
 def marks(batch: Any, i: int, row: Any) -> list[tuple[Any, bool]]:

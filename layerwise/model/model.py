@@ -184,7 +184,7 @@ class Model:
 
         Errors: WeightsError for a model that does not continue text.
         """
-        if "causal" not in self.network.HEADS:
+        if self.task is None or "causal" not in self.network.HEADS:
             does = self.task.name if self.task else "other tasks to start from"
             raise WeightsError(
                 f"this model does not continue text: it is a {self.family} for {does}"

@@ -91,6 +91,8 @@ class Text(Kind):
         return Examples(fields, dict.fromkeys(form or fields, self.name), names, given)
 
     def unlearnable(self, examples: Examples) -> str:
+        if examples.has("question", "context"):
+            return f"{examples.understood}: no label to learn, as no question has an answer"
         cure = "`layerwise audit` looks at it, and --kind table reads rows with columns as a table"
         return f"{examples.understood}: `fit` does not learn from this form of text yet; {cure}"
 
