@@ -7,17 +7,17 @@ which for a scale, a bias or a position embedding is no simpler a function.
 
 from typing import Any
 
-from torch import nn
 from torch.nn.parameter import Parameter
 
 from layerwise.adapt.freeze import parameters_by_layer
 from layerwise.errors import OptionError
+from layerwise.models.network import Network
 
 EMBEDDINGS = ("pos_embed", "_token")  # endings of parameters that are added to what flows through
 
 
 def parameter_groups(
-    network: nn.Module, weight_decay: float = 0.0, layer_decay: float = 1.0
+    network: Network, weight_decay: float = 0.0, layer_decay: float = 1.0
 ) -> list[dict[str, Any]]:
     """Groups for an optimiser, from input to head: only what trains, each parameter once.
 
@@ -27,49 +27,27 @@ def parameter_groups(
     """
     if not 0 < layer_decay <= 1:
         raise OptionError(f"--layer-decay is above 0 and at most 1; {layer_decay} was given")
-    layers = parameters_by_layer(network)
-    groups = []
-    for depth, (layer, parameters) in enumerate(layers.items()):
-        scale = layer_decay ** (len(layers) - 1 - depth)
-        for decays in (True, False):
-            chosen = {
-                n: p
-                for n, p in parameters.items()
-                if p.requires_grad and takes_decay(n, p) == decays
-            }
-            if chosen:
-                groups.append(
-                    {
-                        "params": list(chosen.values()),
-                        "names": list(chosen),
-                        "layer": layer,
-                        "lr_scale": scale,
-                        "weight_decay": weight_decay if decays else 0.0,
-                    }
-                )
+    layers, layered = parameters_by_layer(network), layer_decay < 1
+    groups: dict[tuple[int, bool], dict[str, Parameter]] = {}
+    for depth, parameters in enumerate(layers.values()):
+        for name, p in parameters.items():
+            if p.requires_grad:  # without layer decay two groups are enough, and faster when fused
+                place = (depth if layered else 0, not takes_decay(name, p))
+                groups.setdefault(place, {})[name] = p
     if not groups:
         raise OptionError("every parameter is frozen, so nothing can train; unfreeze a layer")
-    return merged(groups) if layer_decay == 1 else groups
+    return [
+        {
+            "params": list(named.values()),
+            "names": list(named),
+            "layer": list(layers)[depth] if layered else "",
+            "lr_scale": layer_decay ** (len(layers) - 1 - depth),
+            "weight_decay": 0.0 if plain else weight_decay,
+        }
+        for (depth, plain), named in sorted(groups.items(), key=lambda item: item[0])
+    ]
 
 
 def takes_decay(name: str, parameter: Parameter) -> bool:
     """Matrices and filters do; scales, biases and embeddings do not."""
     return parameter.ndim > 1 and not name.endswith(EMBEDDINGS)
-
-
-def merged(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Without layer decay two groups are enough, and fused optimisers are faster so."""
-    out = []
-    for decays in (True, False):
-        alike = [g for g in groups if takes_decay(g["names"][0], g["params"][0]) == decays]
-        if alike:
-            out.append(
-                {
-                    "params": [p for g in alike for p in g["params"]],
-                    "names": [n for g in alike for n in g["names"]],
-                    "layer": "",
-                    "lr_scale": 1.0,
-                    "weight_decay": alike[0]["weight_decay"],
-                }
-            )
-    return out

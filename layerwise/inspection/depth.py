@@ -162,7 +162,9 @@ def collect(
 
 def features_of(x: Tensor, batch: Batch) -> np.ndarray:
     """(n, D): one row per example, or per token where those have the labels."""
-    return rows_of_text(x.detach(), batch).cpu().numpy() if is_text(batch) else pooled(x)
+    if x.ndim < 4 and is_text(batch):
+        return rows_of_text(x.detach(), batch).cpu().numpy()
+    return pooled(x)
 
 
 def pooled(x: Tensor) -> np.ndarray:

@@ -85,7 +85,10 @@ def diagnose(
         device = str(next(network.parameters()).device)
         probe, held_out = probe.to(device), held_out and held_out.to(device)
         if not is_text(probe):
-            case.structure = structure(network, probe.first(2).main(network.READS))
+            some = probe.first(2)
+            main = some.main(network.READS)
+            beside = {k: t for k, t in some.select(network.READS).items() if t is not main}
+            case.structure = structure(network, main, **beside)
         elif not tokenwise(probe):
             case.likeness = likeness(network, held_out or probe)
         case.signal = signal(network, probe, held_out)

@@ -94,7 +94,7 @@ def views(
 ) -> list[tuple[str, np.ndarray]]:
     """The rows as numbers (n, D): the raw values, and the network's features where it is given."""
     inputs = batch.main(reads)
-    raw = rows_of_text(inputs, batch) if is_text(batch) else inputs.float()
+    raw = rows_of_text(inputs, batch) if is_text(batch) and inputs.ndim < 4 else inputs.float()
     while raw.ndim == 4 and raw[0].numel() > LARGEST:
         raw = nn.functional.avg_pool2d(raw, 2)
     what = "the counts of the words" if is_text(batch) else "the raw values"

@@ -39,17 +39,17 @@ class Structure:
         return main if main in ("sigmoid", "tanh") else ""
 
 
-def structure(network: nn.Module, inputs: Tensor) -> Structure:
+def structure(network: nn.Module, inputs: Tensor, **beside: Tensor) -> Structure:
     """Read the structure from a forward pass on a few rows, in evaluation mode.
 
-    inputs: (B, ...) floating point; two rows are enough.
+    inputs: (B, ...) floating point; two rows are enough. beside: what else the network reads.
     """
     flags = [(p, p.requires_grad) for p in network.parameters()]
     try:
         network.requires_grad_(True)
         start = inputs.detach().clone().requires_grad_(True)
         with eager(network, gradients=True):
-            return read(ordered(network(start).grad_fn), start)
+            return read(ordered(network(start, **beside).grad_fn), start)
     finally:
         for p, flag in flags:
             p.requires_grad_(flag)

@@ -153,9 +153,7 @@ class Flow:
         self.record, self.silent, self.window = record, silent, window
         self.passed = ""  # the layer whose weights were used last
         self.met: set[str] = set()
-        self.seen: dict[
-            Any, weakref.ref[torch.UntypedStorage]
-        ] = {}  # by where they lie, and their shape
+        self.seen: dict[Any, weakref.ref[torch.UntypedStorage]] = {}  # by place and shape
         self.narrowest = 8  # bytes per number
 
     def arrive(self, name: str, key: str, point: nn.Module, args: tuple, options: dict) -> None:

@@ -8,6 +8,7 @@ Shapes: B batch, H heads, K key and value heads, T query positions, S key positi
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -50,25 +51,18 @@ def attention(
     if causal and q.shape[-2] != k.shape[-2]:
         # the fused kernels align the triangle with the first key; a cache needs the last
         mask, causal = causal_mask(q.shape[-2], k.shape[-2], q.device), False
-    return F.scaled_dot_product_attention(
-        q,
-        k,
-        v,
-        attn_mask=mask,
-        dropout_p=dropout,
-        is_causal=causal,
-        scale=scale,
-        enable_gqa=q.shape[1] != k.shape[1],
-    )  # (B, H, T, Dh)
+    shared = q.shape[1] != k.shape[1]
+    fused = F.scaled_dot_product_attention
+    return fused(q, k, v, mask, dropout, causal, scale=scale, enable_gqa=shared)
 
 
 def short_on_cpu(q: Tensor, k: Tensor, mask: Tensor | None) -> bool:
     """Whether two matrix products beat PyTorch's fused kernel here.
 
     Measured on two Zen 4 cores, causal, forward and backward: in bf16 by 4.7 at 64 positions, 4.0
-    at 128, 1.7 at 256 and 512, 1.25 at 1,024; in fp32 by 5.3, 3.7, 1.5, 1.1 and 0.8. The limits
-    leave out where the gain no longer pays for holding the weights. A few queries alone (decoding)
-    are a matter of memory bandwidth and stay with the fused kernel.
+    at 128, 1.7 at 256 and 512, 1.25 at 1,024; in fp32 by 5.3, 3.7, 1.5, 1.1 and 0.8. Above
+    the limits the gain does not pay for holding the weights. A few queries alone (decoding) are a
+    matter of memory bandwidth and stay with the fused kernel.
     """
     if q.device.type != "cpu" or q.shape[-2] < 16:
         return False
@@ -78,12 +72,7 @@ def short_on_cpu(q: Tensor, k: Tensor, mask: Tensor | None) -> bool:
 
 
 def short_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Tensor | None = None,
-    scale: float | None = None,
-    dropout: float = 0.0,
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None, dropout: float
 ) -> Tensor:
     """Attention by two matrix products, the scores in the precision of the inputs.
 
@@ -124,17 +113,12 @@ def as_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -math.inf)
 
 
-def plain_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Tensor | None = None,
-    causal: bool = False,
-    scale: float | None = None,
-    softcap: float = 0.0,
-) -> Tensor:
-    """`attention` written out, without dropout: the reference for the fused kernels."""
-    weights = attention_weights(q, k, mask, causal, scale, softcap)  # (B, H, T, S)
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, *how: Any, **options: Any) -> Tensor:
+    """`attention` written out, without dropout: the reference for the fused kernels.
+
+    how, options: as for `attention_weights`.
+    """
+    weights = attention_weights(q, k, *how, **options)  # (B, H, T, S)
     return weights.to(v.dtype) @ v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
 
 
@@ -171,7 +155,7 @@ def causal_mask(n_queries: int, n_keys: int, device: torch.device | None = None)
     return ones.tril(diagonal=n_keys - n_queries)
 
 
-def project(x: Tensor, *linears: nn.Module) -> list[Tensor]:
+def project(x: Tensor, *linears: nn.Linear) -> list[Tensor]:
     """Several linear layers of one input (..., D), as one matrix product where that is faster.
 
     The same as [linear(x) for linear in linears]; adapted, quantised and hooked layers are called.
@@ -180,10 +164,9 @@ def project(x: Tensor, *linears: nn.Module) -> list[Tensor]:
     plain = all(type(m) in PLAIN and not m._forward_hooks for m in linears)
     if not plain or x.numel() < MANY_ROWS * x.shape[-1]:
         return [linear(x) for linear in linears]
-    sizes = [len(m.weight) for m in linears]  # type: ignore[arg-type]
-    weight = torch.cat([m.weight for m in linears])  # type: ignore[misc]
-    bias = None if linears[0].bias is None else torch.cat([m.bias for m in linears])  # type: ignore[misc]
-    return list(linear(x, weight, bias).split(sizes, -1))  # type: ignore[arg-type]
+    weight = torch.cat([m.weight for m in linears])
+    bias = None if linears[0].bias is None else torch.cat([m.bias for m in linears])
+    return list(linear(x, weight, bias).split([m.out_features for m in linears], -1))
 
 
 def split_heads(x: Tensor, n_heads: int) -> Tensor:

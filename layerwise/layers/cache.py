@@ -69,23 +69,16 @@ class LayerCache:
 class Cache:
     """One LayerCache per block. `n_seen`: the position of the next token."""
 
-    def __init__(
-        self,
-        like: Tensor,
-        batch: int,
-        length: int,
-        n_kv_heads: int,
-        head_dim: int,
-        windows: list[int],
-    ):
-        """like: gives precision and device. length: of prompt and continuation together.
+    def __init__(self, like: Tensor, shape: tuple[int, int, int, int], windows: list[int]):
+        """like: gives precision and device. shape: (B, K, tokens, Dh), prompt and continuation.
 
         windows: per layer how many tokens back it sees, itself included; 0 for all.
         """
+        B, K, length, Dh = shape
         self.layers = []
         for window in windows:
-            shape = (batch, n_kv_heads, min(length, window or length), head_dim)
-            keys, values = (like.detach().new_zeros(shape) for _ in range(2))
+            place = (B, K, min(length, window or length), Dh)
+            keys, values = (like.detach().new_zeros(place) for _ in range(2))
             self.layers.append(LayerCache(keys, values, length))
 
     @property

@@ -55,6 +55,12 @@ class ConvNorm(nn.Module):
         return self.act(self.norm(self.conv(x)))
 
 
+def conv_norm_names(theirs: dict[str, tuple[str, str]]) -> dict[str, str]:
+    """Published names of the two parts of ConvNorm layers: {"stem": (convolution, norm)}."""
+    parts = ((0, "conv"), (1, "norm"))
+    return {f"{ours}.{part}": names[i] for ours, names in theirs.items() for i, part in parts}
+
+
 def round_channels(channels: float, multiple: int = 8) -> int:
     """The nearest multiple of 8 (for the hardware's sake) that is not 10% below `channels`."""
     rounded = max(multiple, int(channels + multiple / 2) // multiple * multiple)

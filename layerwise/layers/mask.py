@@ -1,21 +1,43 @@
-"""Which tokens a decoder's token sees: those before it, in its window, in its document.
+"""Where the tokens of a decoder stand, and its attention mask: each token sees those before it, in
+its window, in its document.
 
 Shapes: B batch, T query positions, S key positions.
 """
 
+from typing import TypedDict
+
 import torch
 from torch import Tensor
 
-from layerwise.layers.cache import Cache, LayerCache
+from layerwise.layers.cache import Cache
 
-Sight = tuple[Tensor | None, bool]  # the mask and `causal` of `layers.attention.attention`
+Mask = tuple[Tensor | None, bool]  # `mask` and `causal` of `layers.attention.attention`
 
 
-def positions_of(tokens: Tensor, documents: Tensor | None, cache: Cache | None) -> Tensor:
-    """Where each token stands, (T,) or (B, T): after the cache, from 0 in each packed document."""
-    T = tokens.shape[1]
+class Given(TypedDict, total=False):
+    """What a decoder takes beside its tokens (B, T).
+
+    positions: (T,) or (B, T), where they do not follow from the rest. mask: bool, broadcast to
+    (B, 1, T, S), S counting all tokens from the first: True where attending is allowed, besides
+    causality (padding, say); every token sees itself. documents: (B, T), equal where two tokens of
+    a packed row belong together. cache: from `make_cache`, grows by T.
+    """
+
+    positions: Tensor | None
+    mask: Tensor | None
+    documents: Tensor | None
+    cache: Cache | None
+
+
+def positions_of(tokens: Tensor, given: Given) -> Tensor:
+    """Of each token, (T,) or (B, T): as given, or after the cache, from 0 in each document."""
+    unknown = given.keys() - Given.__annotations__.keys()
+    assert not unknown, f"a decoder takes no {', '.join(unknown)}"
+    positions, documents, cache = given.get("positions"), given.get("documents"), given.get("cache")
+    if positions is not None:
+        return positions
     start = 0 if cache is None else cache.n_seen
-    places = torch.arange(start, start + T, device=tokens.device)
+    places = torch.arange(start, start + tokens.shape[1], device=tokens.device)
     if documents is None:
         return places
     assert not start, "documents are packed for one pass; a cache continues one document per row"
@@ -24,20 +46,12 @@ def positions_of(tokens: Tensor, documents: Tensor | None, cache: Cache | None) 
     return places - (places * begins).cummax(dim=1).values
 
 
-def sight(
-    tokens: Tensor,
-    mask: Tensor | None = None,
-    documents: Tensor | None = None,
-    window: int = 0,
-    cache: LayerCache | None = None,
-) -> Sight:
-    """What to hand to `attention`: the cheapest form of what each token may see.
+def attention_mask(tokens: Tensor, given: Given, window: int = 0, layer: int = 0) -> Mask:
+    """The mask of a layer in the cheapest form that `attention` takes; before its cache grows.
 
-    tokens: (B, T), the new ones. mask: bool, broadcast to (B, 1, T, S), S counting all tokens from
-    the first: True where attending is allowed, besides causality (padding, say); every token sees
-    itself. documents: (B, T), equal where two tokens belong together. window: how many tokens
-    back, itself included; 0 for all. cache: of the layer, before its `update`.
+    window: how many tokens back each one sees, itself included; 0 for all.
     """
+    mask, documents, cache = given.get("mask"), given.get("documents"), given.get("cache")
     T, seen = tokens.shape[1], 0 if cache is None else cache.n_seen
     if mask is None and documents is None:
         if T == 1:
@@ -45,7 +59,7 @@ def sight(
         if not seen and not 0 < window < T:
             return None, True
     queries = torch.arange(seen, seen + T, device=tokens.device)
-    keys = queries if cache is None else cache.order(T, tokens.device)
+    keys = queries if cache is None else cache[layer].order(T, tokens.device)
     back = queries[:, None] - keys  # (T, S)
     allowed = back >= 0
     if window:

@@ -26,6 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from layerwise.layers.stack import stack
+
 
 @dataclass(frozen=True)
 class Config:
@@ -85,10 +87,8 @@ class Group(nn.Module):
         self.convs = nn.ModuleList(
             nn.Conv2d(i, o, 3, padding=1, bias=False) for i, o in pairwise(widths)
         )
-        self.norms = nn.ModuleList(
-            nn.BatchNorm2d(n_out, eps=config.norm_eps, momentum=config.norm_momentum)
-            for _ in self.convs
-        )
+        eps, momentum = config.norm_eps, config.norm_momentum
+        self.norms = nn.ModuleList(nn.BatchNorm2d(n_out, eps, momentum) for _ in self.convs)
         self.residual = config.n_convs > 2
         for conv, norm in zip(self.convs, self.norms, strict=True):
             assert isinstance(conv, nn.Conv2d)
@@ -134,8 +134,7 @@ class Airbench(nn.Module):
 
     def layers(self) -> dict[str, nn.Module]:
         """The stack in the order in which data flows through it."""
-        names = ("whiten", "group1", "group2", "group3", "head")
-        return {name: getattr(self, name) for name in names}
+        return stack(self, "whiten", "group1", "group2", "group3", "head")
 
     def reset_head(self, n_classes: int, kind: str = "class") -> None:
         """A fresh last layer for another set of classes; everything below keeps what it learned."""
@@ -182,8 +181,8 @@ def muon_groups(network: nn.Module, batch_size: int) -> list[dict[str, Any]]:
     record's rates are per summed loss, hence the batch size.
     """
     named = {n: p for n, p in network.named_parameters() if p.requires_grad}
-    turned = {"momentum": 0.6, "ns_steps": 3, "renormalise": True}
-    rest = {"rest": "sgd", "betas": (0.85, 0.0)}
+    shared = {"momentum": 0.6, "ns_steps": 3, "renormalise": True}
+    shared |= {"rest": "sgd", "betas": (0.85, 0.0)}
     kinds = ((4, 1.0, 0.0), (2, 0.67, 2e-6 / 0.67), (1, 0.053, 2e-6 / 0.053))  # axes, rate, decay
     return [
         {
@@ -191,8 +190,7 @@ def muon_groups(network: nn.Module, batch_size: int) -> list[dict[str, Any]]:
             "names": [n for n, p in named.items() if p.ndim == axes],
             "lr_scale": rate if axes == 4 else rate * batch_size / 0.24,
             "weight_decay": decay,
-            **turned,
-            **rest,
+            **shared,
         }
         for axes, rate, decay in kinds
     ]

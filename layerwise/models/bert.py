@@ -27,6 +27,7 @@ from layerwise.layers.linear import Linear
 from layerwise.layers.mask import positions_of
 from layerwise.layers.pool import POOLINGS, pool
 from layerwise.layers.self_attention import MultiHeadAttention
+from layerwise.layers.stack import stack
 
 STYLES = ("bert", "roberta", "distilbert")  # whose heads and names
 HEADS = ("masked", "class", "tag", "span", "embed", "pooled")
@@ -60,7 +61,7 @@ class Config:
 
     def __post_init__(self):
         if self.dim % self.n_heads:
-            raise OptionError(f"dim {self.dim} is no multiple of n_heads {self.n_heads}")
+            raise OptionError(f"dim {self.dim} is not a multiple of n_heads {self.n_heads}")
         for what, known in (("style", STYLES), ("head_kind", HEADS), ("pooling", POOLINGS)):
             if getattr(self, what) not in known:
                 raise unknown(what, getattr(self, what), known)
@@ -185,17 +186,16 @@ class First(nn.Module):
 
 def make_head(config: Config, words: nn.Embedding) -> tuple[nn.Module, nn.Module]:
     """What stands before the last layer, and the last layer."""
-    C = {"span": 2}.get(config.head_kind, config.n_classes)
-    if config.head_kind == "masked":
+    kind = config.head_kind
+    if kind == "masked":
         head = TiedHead(words)
         head.bias = nn.Parameter(torch.zeros(config.vocab_size))
         return Transform(config), head
-    if config.head_kind == "embed":
+    if kind == "embed":
         return nn.Identity(), nn.Identity()  # pooled by `score`
-    if config.head_kind == "class":
-        return First(config), nn.Linear(config.dim, C)
-    drops = config.head_kind in ("tag", "pooled")
-    return Dropout(config.head_dropout) if drops else nn.Identity(), nn.Linear(config.dim, C)
+    drop = Dropout(config.head_dropout if kind in ("tag", "pooled") else 0.0)
+    before = First(config) if kind == "class" else drop
+    return before, nn.Linear(config.dim, 2 if kind == "span" else config.n_classes)
 
 
 class Bert(nn.Module):
@@ -221,19 +221,13 @@ class Bert(nn.Module):
     def forward(self, tokens: Tensor, mask: Tensor | None = None, **places: Tensor) -> Tensor:
         return self.score(self.features(tokens, mask, **places), mask)
 
-    def features(
-        self,
-        tokens: Tensor,
-        mask: Tensor | None = None,
-        token_types: Tensor | None = None,
-        positions: Tensor | None = None,
-        documents: Tensor | None = None,
-    ) -> Tensor:
+    def features(self, tokens: Tensor, mask: Tensor | None = None, **places: Tensor) -> Tensor:
         """What is known at each position, normalised: (B, T, D)."""
+        documents = places.pop("documents", None)
         if documents is not None:
             mask = documents[:, None, :, None] == documents[:, None, None, :]  # (B, 1, T, T)
-            positions = positions_of(tokens, documents, None)
-        x = self.embed(tokens, token_types, positions)
+            places["positions"] = positions_of(tokens, {"documents": documents})
+        x = self.embed(tokens, **places)
         bias = None if mask is None else attention_bias(mask, x.dtype)
         for block in self.blocks:
             x = block(x, bias)
@@ -255,9 +249,7 @@ class Bert(nn.Module):
 
     def layers(self) -> dict[str, nn.Module]:
         """The stack in the order in which data flows through it."""
-        blocks = {f"blocks.{i}": block for i, block in enumerate(self.blocks)}
-        hidden = {"transform": self.transform} if list(self.transform.parameters()) else {}
-        return {"embed": self.embed, **blocks, **hidden, "head": self.head}
+        return stack(self, "embed", "blocks", "transform", "head")
 
     def reset_head(self, n_classes: int, kind: str | None = None) -> None:
         """A fresh head for another set of classes or another kind; all below keeps what it learned.

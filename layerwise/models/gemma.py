@@ -15,7 +15,7 @@ F mlp width, V vocabulary.
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -24,12 +24,13 @@ from torch import Tensor, nn
 from layerwise.errors import OptionError
 from layerwise.layers.cache import Cache, LayerCache
 from layerwise.layers.gelu import gelu_tanh
-from layerwise.layers.head import TiedHead, untied_head
-from layerwise.layers.mask import Sight, positions_of, sight
+from layerwise.layers.head import language_head, normal_init, untied_head
+from layerwise.layers.mask import Given, Mask, attention_mask, positions_of
 from layerwise.layers.mlp import GatedMlp
 from layerwise.layers.pool import pool
-from layerwise.layers.rope import Turn, make_rope
+from layerwise.layers.rope import CosSin, RopeFields, make_rope
 from layerwise.layers.self_attention import SelfAttention
+from layerwise.layers.stack import stack
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,11 @@ class Config:
     attn_softcap: float = 50.0  # 0 for none
     logit_softcap: float = 30.0
     qk_norm: bool = False
+    n_classes: int = 0  # scores of a head of its own; 0: one for each token of the vocabulary
 
     def __post_init__(self):
         if self.n_heads % self.n_kv_heads:
-            raise OptionError(f"n_heads {self.n_heads} is no multiple of n_kv_heads")
+            raise OptionError(f"n_heads {self.n_heads} is not a multiple of n_kv_heads")
         if self.window < 1 or self.global_every < 1:
             raise OptionError("window and global_every are at least 1")
 
@@ -64,26 +66,19 @@ class Config:
 
 
 GEMMA2 = Config()
-GEMMA3 = Config(
-    vocab_size=262_144,
-    max_seq_len=32_768,
-    rope_theta=1e6,
-    window=512,
-    global_every=6,
-    attn_softcap=0.0,
-    logit_softcap=0.0,
-    qk_norm=True,
+NORMED = Config(attn_softcap=0.0, logit_softcap=0.0, qk_norm=True)  # instead of softcaps
+GEMMA3 = replace(
+    NORMED, vocab_size=262_144, max_seq_len=32_768, rope_theta=1e6, window=512, global_every=6
 )
-GEMMA3_LARGE = replace(
-    GEMMA3, vocab_size=262_208, max_seq_len=131_072, window=1024, rope_factor=8.0
-)
+LONG = {"max_seq_len": 131_072, "window": 1024, "rope_factor": 8}
+GEMMA3_LARGE = replace(GEMMA3, vocab_size=262_208, **LONG)
 
 
-def _sized(
-    base: Config, dim: int, n_layers: int, n_heads: int, n_kv_heads: int, mlp_dim: int, **more
-) -> Config:
-    sizes = {"dim": dim, "n_layers": n_layers, "n_heads": n_heads, "n_kv_heads": n_kv_heads}
-    return replace(base, **sizes, mlp_dim=mlp_dim, **more)
+SIZES = ("dim", "n_layers", "n_heads", "n_kv_heads", "mlp_dim")
+
+
+def _sized(base: Config, *sizes: int, **more: Any) -> Config:
+    return replace(base, **dict(zip(SIZES, sizes, strict=True)), **more)
 
 
 VARIANTS = {
@@ -121,24 +116,15 @@ class Block(nn.Module):
         c = config
         norm = partial(Norm, c.head_dim, c.norm_eps) if c.qk_norm else nn.Identity
         self.attn_norm = Norm(c.dim, c.norm_eps)
-        self.attn = SelfAttention(
-            c.dim,
-            c.n_heads,
-            c.n_kv_heads,
-            c.head_dim,
-            norm=norm,
-            scale=c.query_scalar**-0.5,
-            softcap=c.attn_softcap,
-        )
+        sizes, scale = (c.dim, c.n_heads, c.n_kv_heads, c.head_dim), c.query_scalar**-0.5
+        self.attn = SelfAttention(*sizes, norm=norm, scale=scale, softcap=c.attn_softcap)
         self.attn_post_norm = Norm(c.dim, c.norm_eps)
         self.mlp_norm = Norm(c.dim, c.norm_eps)
         self.mlp = GatedMlp(c.dim, c.mlp_dim, gelu_tanh)
         self.mlp_post_norm = Norm(c.dim, c.norm_eps)
 
-    def forward(
-        self, x: Tensor, turn: Turn, sight: Sight, cache: LayerCache | None = None
-    ) -> Tensor:  # (B, T, D)
-        x = x + self.attn_post_norm(self.attn(self.attn_norm(x), turn, sight, cache))
+    def forward(self, x: Tensor, cos_sin: CosSin, mask: Mask, cache: LayerCache | None) -> Tensor:
+        x = x + self.attn_post_norm(self.attn(self.attn_norm(x), cos_sin, mask, cache))
         return x + self.mlp_post_norm(self.mlp(self.mlp_norm(x)))
 
 
@@ -151,66 +137,49 @@ class Gemma(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         c = self.config = config
-        self.rope = make_rope(c.head_dim, c.rope_theta, "linear", c.rope_factor)
-        self.local_rope = make_rope(c.head_dim, c.local_rope_theta)
+        self.rope = make_rope(c.head_dim, RopeFields(c.rope_theta, "linear", c.rope_factor))
+        self.local_rope = make_rope(c.head_dim, RopeFields(c.local_rope_theta))
         self.token_embed = nn.Embedding(c.vocab_size, c.dim)
         self.blocks = nn.ModuleList([Block(c) for _ in range(c.n_layers)])
         self.norm = Norm(c.dim, c.norm_eps)
-        self.head: nn.Linear = TiedHead(self.token_embed, c.logit_softcap)
-        for parameter in self.parameters():
-            if parameter.ndim == 2:
-                nn.init.normal_(parameter, std=0.02)
+        self.head = language_head(self.token_embed, c.n_classes, softcap=c.logit_softcap)
+        normal_init(self)
 
-    def forward(self, tokens: Tensor, **given: Any) -> Tensor:
-        """Scores of what follows each token: (B, T, V). Arguments as for `features`."""
+    def forward(self, tokens: Tensor, **given: Unpack[Given]) -> Tensor:
+        """Scores of what follows each token: (B, T, V)."""
         return self.head(self.features(tokens, **given))
 
-    def features(
-        self,
-        tokens: Tensor,
-        positions: Tensor | None = None,
-        mask: Tensor | None = None,
-        cache: Cache | None = None,
-        documents: Tensor | None = None,
-    ) -> Tensor:
-        """What the head sees, normalised: (B, T, D).
-
-        tokens: (B, T). positions: (T,) or (B, T), where they are not the next ones. mask: bool,
-        broadcast to (B, 1, T, S), besides causality. cache: from `make_cache`, grows by T.
-        documents: (B, T), equal where two tokens of a packed row belong together.
-        """
-        c = self.config
-        if positions is None:
-            positions = positions_of(tokens, documents, cache)
-        kinds = {}  # local and global layers: how they turn and what they see
+    def features(self, tokens: Tensor, **given: Unpack[Given]) -> Tensor:
+        """What the head sees, normalised: (B, T, D)."""
+        c, positions, cache = self.config, positions_of(tokens, given), given.get("cache")
+        kinds = {}  # local and global layers: angles of their positions, and what they see
         for i in range(c.n_layers):
             if c.is_global(i) not in kinds:
                 rope, window = (self.rope, 0) if c.is_global(i) else (self.local_rope, c.window)
-                own = None if cache is None else cache[i]
-                seen = sight(tokens, mask, documents, window, own)
-                kinds[c.is_global(i)] = rope(positions), seen
+                kinds[c.is_global(i)] = rope(positions), attention_mask(tokens, given, window, i)
         x = self.token_embed(tokens)  # (B, T, D)
         x = x * x.new_tensor(c.dim**0.5)  # rounded to the precision of x, as published
         for i, block in enumerate(self.blocks):
-            x = block(x, *kinds[c.is_global(i)], None if cache is None else cache[i])
+            x = block(x, *kinds[c.is_global(i)], cache and cache[i])
         return self.norm(x)
 
     def make_cache(self, batch: int, length: int) -> Cache:
         """For `length` tokens, prompt and continuation together, of `batch` rows."""
         c = self.config
         windows = [0 if c.is_global(i) else c.window for i in range(c.n_layers)]
-        return Cache(self.token_embed.weight, batch, length, c.n_kv_heads, c.head_dim, windows)
+        shape = (batch, c.n_kv_heads, length, c.head_dim)
+        return Cache(self.token_embed.weight, shape, windows)
 
     def pooled(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
         return pool(features, mask, normalise=False)
 
     def layers(self) -> dict[str, nn.Module]:
         """The stack in the order in which data flows through it."""
-        blocks = {f"blocks.{i}": block for i, block in enumerate(self.blocks)}
-        return {"token_embed": self.token_embed, **blocks, "norm": self.norm, "head": self.head}
+        return stack(self, "token_embed", "blocks", "norm", "head")
 
     def reset_head(self, n_classes: int, kind: str = "causal") -> None:
         """A fresh last layer, tied to nothing and without a softcap; everything below stays."""
+        self.config = replace(self.config, n_classes=n_classes)
         self.head = untied_head(self.token_embed, n_classes)
 
 

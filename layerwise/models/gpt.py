@@ -13,8 +13,8 @@ Shapes: B batch, T positions, S keys, D width, F mlp width, V vocabulary.
 """
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Unpack
 
 from torch import Tensor, nn
 
@@ -22,11 +22,12 @@ from layerwise.errors import DataError, OptionError
 from layerwise.layers.cache import Cache, LayerCache
 from layerwise.layers.dropout import Dropout
 from layerwise.layers.gelu import gelu_tanh
-from layerwise.layers.head import TiedHead, untied_head
-from layerwise.layers.mask import Sight, positions_of, sight
+from layerwise.layers.head import language_head, untied_head
+from layerwise.layers.mask import Given, Mask, attention_mask, positions_of
 from layerwise.layers.mlp import Mlp
 from layerwise.layers.pool import pool
 from layerwise.layers.self_attention import MultiHeadAttention
+from layerwise.layers.stack import stack
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,11 @@ class Config:
     dropout: float = 0.0  # of what attention and mlp add to the stream
     embed_dropout: float = 0.0
     attn_dropout: float = 0.0  # of the attention weights
+    n_classes: int = 0  # scores of a head of its own; 0: one for each token of the vocabulary
 
     def __post_init__(self):
         if self.dim % self.n_heads:
-            raise OptionError(f"dim {self.dim} is no multiple of n_heads {self.n_heads}")
+            raise OptionError(f"dim {self.dim} is not a multiple of n_heads {self.n_heads}")
 
 
 VARIANTS = {  # table 2 of the paper; the heads are in the published code
@@ -66,8 +68,8 @@ class Block(nn.Module):
         self.mlp = Mlp(config.dim, config.mlp_dim, gelu_tanh)
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, x: Tensor, sight: Sight, cache: LayerCache | None = None) -> Tensor:
-        x = x + self.dropout(self.attn(self.attn_norm(x), sight, cache))
+    def forward(self, x: Tensor, mask: Mask, cache: LayerCache | None) -> Tensor:  # (B, T, D)
+        x = x + self.dropout(self.attn(self.attn_norm(x), mask, cache))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
 
@@ -85,34 +87,21 @@ class GPT(nn.Module):
         self.dropout = Dropout(config.embed_dropout)
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.n_layers)])
         self.norm = nn.LayerNorm(config.dim, eps=config.norm_eps)
-        self.head: nn.Linear = TiedHead(self.token_embed)
+        self.head = language_head(self.token_embed, config.n_classes)
         init_weights(self)
 
-    def forward(self, tokens: Tensor, **given: Any) -> Tensor:
-        """Scores of what follows each token: (B, T, V). Arguments as for `features`."""
+    def forward(self, tokens: Tensor, **given: Unpack[Given]) -> Tensor:
+        """Scores of what follows each token: (B, T, V)."""
         return self.head(self.features(tokens, **given))
 
-    def features(
-        self,
-        tokens: Tensor,
-        positions: Tensor | None = None,
-        mask: Tensor | None = None,
-        cache: Cache | None = None,
-        documents: Tensor | None = None,
-    ) -> Tensor:
-        """What the head sees, normalised: (B, T, D).
-
-        tokens: (B, T). positions: (T,) or (B, T), where they are not the next ones. mask: bool,
-        broadcast to (B, 1, T, S), besides causality. cache: from `make_cache`, grows by T.
-        documents: (B, T), equal where two tokens of a packed row belong together.
-        """
+    def features(self, tokens: Tensor, **given: Unpack[Given]) -> Tensor:
+        """What the head sees, normalised: (B, T, D)."""
+        cache, positions = given.get("cache"), positions_of(tokens, given)
         self.check_length(tokens, cache)
-        if positions is None:
-            positions = positions_of(tokens, documents, cache)
-        seen = sight(tokens, mask, documents, cache=None if cache is None else cache[0])
+        mask = attention_mask(tokens, given)
         x = self.dropout(self.token_embed(tokens) + self.pos_embed(positions))  # (B, T, D)
         for i, block in enumerate(self.blocks):
-            x = block(x, seen, None if cache is None else cache[i])
+            x = block(x, mask, cache and cache[i])
         return self.norm(x)
 
     def check_length(self, tokens: Tensor, cache: Cache | None) -> None:
@@ -123,20 +112,19 @@ class GPT(nn.Module):
     def make_cache(self, batch: int, length: int) -> Cache:
         """For `length` tokens, prompt and continuation together, of `batch` rows."""
         c = self.config
-        weight = self.token_embed.weight
-        return Cache(weight, batch, length, c.n_heads, c.dim // c.n_heads, [0] * c.n_layers)
+        shape = (batch, c.n_heads, length, c.dim // c.n_heads)
+        return Cache(self.token_embed.weight, shape, [0] * c.n_layers)
 
     def pooled(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
         return pool(features, mask, normalise=False)
 
     def layers(self) -> dict[str, nn.Module]:
         """The stack in the order in which data flows through it."""
-        blocks = {f"blocks.{i}": block for i, block in enumerate(self.blocks)}
-        below = {"token_embed": self.token_embed, "pos_embed": self.pos_embed}
-        return {**below, **blocks, "norm": self.norm, "head": self.head}
+        return stack(self, "token_embed", "pos_embed", "blocks", "norm", "head")
 
     def reset_head(self, n_classes: int, kind: str = "causal") -> None:
         """A fresh last layer, no longer tied to the embedding; everything below stays."""
+        self.config = replace(self.config, n_classes=n_classes)
         self.head = untied_head(self.token_embed, n_classes)
 
 
@@ -154,16 +142,16 @@ def init_weights(network: GPT) -> None:
 
 Model = GPT
 
-_HF = "transformer.h.{}"
+_HF, QKV = "transformer.h.{}", ((0, "q"), (1, "k"), (2, "v"))
 
 PUBLISHED = {  # ours -> theirs, prefix by prefix; the rename engine reads it in both directions
     "huggingface": {
         "token_embed": "transformer.wte",
         "pos_embed": "transformer.wpe",
         "blocks.{}.attn_norm": f"{_HF}.ln_1",
-        "blocks.{}.attn.q_proj": f"{_HF}.attn.c_attn[:, 0/3] | transpose",
-        "blocks.{}.attn.k_proj": f"{_HF}.attn.c_attn[:, 1/3] | transpose",
-        "blocks.{}.attn.v_proj": f"{_HF}.attn.c_attn[:, 2/3] | transpose",
+        **{
+            f"blocks.{{}}.attn.{p}_proj": f"{_HF}.attn.c_attn[:, {i}/3] | transpose" for i, p in QKV
+        },
         "blocks.{}.attn.o_proj": f"{_HF}.attn.c_proj | transpose",
         "blocks.{}.mlp_norm": f"{_HF}.ln_2",
         "blocks.{}.mlp.fc1": f"{_HF}.mlp.c_fc | transpose",

@@ -14,23 +14,24 @@ F mlp width, V vocabulary.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Unpack
 
 from torch import Tensor, nn
 
 from layerwise.errors import OptionError
 from layerwise.layers.cache import Cache, LayerCache
-from layerwise.layers.head import TiedHead, untied_head
-from layerwise.layers.mask import Sight, positions_of, sight
+from layerwise.layers.head import language_head, normal_init, untied_head
+from layerwise.layers.mask import Given, Mask, attention_mask, positions_of
 from layerwise.layers.mlp import GatedMlp
 from layerwise.layers.norm import RMSNorm
 from layerwise.layers.pool import pool
-from layerwise.layers.rope import Turn, make_rope
+from layerwise.layers.rope import CosSin, RopeFields, make_rope
 from layerwise.layers.self_attention import SelfAttention
+from layerwise.layers.stack import stack
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(RopeFields):
     vocab_size: int = 32000
     max_seq_len: int = 4096  # trained for; longer texts run
     dim: int = 4096
@@ -40,30 +41,24 @@ class Config:
     head_dim: int = 128
     mlp_dim: int = 11008
     norm_eps: float = 1e-5
-    rope_theta: float = 10_000.0
-    rope_scaling: str = ""  # "", "linear", "llama3" or "yarn": see layers/rope.py
-    rope_factor: float = 1.0
-    rope_original_len: int = 0
-    rope_low: float = 1.0
-    rope_high: float = 4.0
-    rope_magnitude: float = 0.0
     window: int = 0  # tokens that each one sees back, itself included; 0 for all
     qkv_bias: bool = False
     qk_norm: bool = False
     tied_head: bool = False
+    n_classes: int = 0  # scores of a head of its own; 0: one for each token of the vocabulary
 
     def __post_init__(self):
         if self.n_heads % self.n_kv_heads:
-            raise OptionError(f"n_heads {self.n_heads} is no multiple of n_kv_heads")
+            raise OptionError(f"n_heads {self.n_heads} is not a multiple of n_kv_heads")
         if self.head_dim % 2:
             raise OptionError(f"head_dim {self.head_dim} is odd; rotary positions turn pairs")
 
 
-def _sized(
-    base: Config, dim: int, n_layers: int, n_heads: int, n_kv_heads: int, mlp_dim: int, **more
-) -> Config:
-    sizes = {"dim": dim, "n_layers": n_layers, "n_heads": n_heads, "n_kv_heads": n_kv_heads}
-    return replace(base, **sizes, mlp_dim=mlp_dim, **more)
+SIZES = ("dim", "n_layers", "n_heads", "n_kv_heads", "mlp_dim")
+
+
+def _sized(base: Config, *sizes: int, **more: Any) -> Config:
+    return replace(base, **dict(zip(SIZES, sizes, strict=True)), **more)
 
 
 LLAMA3 = Config(vocab_size=128256, max_seq_len=8192, rope_theta=500_000.0)
@@ -126,10 +121,8 @@ class Block(nn.Module):
         self.mlp_norm = RMSNorm(c.dim, eps=c.norm_eps)
         self.mlp = GatedMlp(c.dim, c.mlp_dim)
 
-    def forward(
-        self, x: Tensor, turn: Turn, sight: Sight, cache: LayerCache | None = None
-    ) -> Tensor:  # (B, T, D)
-        x = x + self.attn(self.attn_norm(x), turn, sight, cache)
+    def forward(self, x: Tensor, cos_sin: CosSin, mask: Mask, cache: LayerCache | None) -> Tensor:
+        x = x + self.attn(self.attn_norm(x), cos_sin, mask, cache)
         return x + self.mlp(self.mlp_norm(x))
 
 
@@ -142,69 +135,43 @@ class Llama(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         c = self.config = config
-        scaling = c.rope_scaling, c.rope_factor, c.rope_original_len, c.rope_low, c.rope_high
-        self.rope = make_rope(c.head_dim, c.rope_theta, *scaling, c.rope_magnitude)
+        self.rope = make_rope(c.head_dim, c)
         self.token_embed = nn.Embedding(c.vocab_size, c.dim)
         self.blocks = nn.ModuleList([Block(c) for _ in range(c.n_layers)])
         self.norm = RMSNorm(c.dim, eps=c.norm_eps)
-        untied = nn.Linear(c.dim, c.vocab_size, bias=False) if not c.tied_head else None
-        self.head: nn.Linear = untied or TiedHead(self.token_embed)
-        init_weights(self)
+        self.head = language_head(self.token_embed, c.n_classes, c.tied_head)
+        normal_init(self)
 
-    def forward(self, tokens: Tensor, **given: Any) -> Tensor:
-        """Scores of what follows each token: (B, T, V). Arguments as for `features`."""
+    def forward(self, tokens: Tensor, **given: Unpack[Given]) -> Tensor:
+        """Scores of what follows each token: (B, T, V)."""
         return self.head(self.features(tokens, **given))
 
-    def features(
-        self,
-        tokens: Tensor,
-        positions: Tensor | None = None,
-        mask: Tensor | None = None,
-        cache: Cache | None = None,
-        documents: Tensor | None = None,
-    ) -> Tensor:
-        """What the head sees, normalised: (B, T, D).
-
-        tokens: (B, T). positions: (T,) or (B, T), where they are not the next ones. mask: bool,
-        broadcast to (B, 1, T, S), besides causality. cache: from `make_cache`, grows by T.
-        documents: (B, T), equal where two tokens of a packed row belong together.
-        """
-        if positions is None:
-            positions = positions_of(tokens, documents, cache)
-        turn = self.rope(positions)
-        first = None if cache is None else cache[0]
-        seen = sight(tokens, mask, documents, self.config.window, first)
+    def features(self, tokens: Tensor, **given: Unpack[Given]) -> Tensor:
+        """What the head sees, normalised: (B, T, D)."""
+        cos_sin, cache = self.rope(positions_of(tokens, given)), given.get("cache")
+        mask = attention_mask(tokens, given, self.config.window)
         x = self.token_embed(tokens)  # (B, T, D)
         for i, block in enumerate(self.blocks):
-            x = block(x, turn, seen, None if cache is None else cache[i])
+            x = block(x, cos_sin, mask, cache and cache[i])
         return self.norm(x)
 
     def make_cache(self, batch: int, length: int) -> Cache:
         """For `length` tokens, prompt and continuation together, of `batch` rows."""
         c = self.config
-        windows = [c.window] * c.n_layers
-        return Cache(self.token_embed.weight, batch, length, c.n_kv_heads, c.head_dim, windows)
+        shape = (batch, c.n_kv_heads, length, c.head_dim)
+        return Cache(self.token_embed.weight, shape, [c.window] * c.n_layers)
 
     def pooled(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
         return pool(features, mask, normalise=False)
 
     def layers(self) -> dict[str, nn.Module]:
         """The stack in the order in which data flows through it."""
-        blocks = {f"blocks.{i}": block for i, block in enumerate(self.blocks)}
-        return {"token_embed": self.token_embed, **blocks, "norm": self.norm, "head": self.head}
+        return stack(self, "token_embed", "blocks", "norm", "head")
 
     def reset_head(self, n_classes: int, kind: str = "causal") -> None:
         """A fresh last layer, tied to nothing; everything below keeps what it learned."""
+        self.config = replace(self.config, n_classes=n_classes)
         self.head = untied_head(self.token_embed, n_classes)
-
-
-def init_weights(network: nn.Module) -> None:
-    """Normal of 0.02 for every matrix; biases start at zero, scales at one."""
-    for name, parameter in network.named_parameters():
-        if parameter.ndim == 2:
-            nn.init.normal_(parameter, std=0.02)
-        elif name.endswith("bias"):
-            nn.init.zeros_(parameter)
 
 
 Model = Llama

@@ -21,27 +21,20 @@ from torch import Tensor, nn
 
 from layerwise.errors import DataError, OptionError, unknown
 from layerwise.layers.dropout import Dropout
+from layerwise.layers.stack import stack
 
+# each with its gain: 1 / sqrt(mean of f(z)^2) for normal z keeps the size of a signal through one
+# layer; for tanh and sigmoid the customary values (Glorot: the slope at zero is what counts)
 ACTIVATIONS = {
-    "relu": F.relu,
-    "gelu": F.gelu,
-    "tanh": F.tanh,
-    "sigmoid": F.sigmoid,
-    "silu": F.silu,
-    "leaky_relu": F.leaky_relu,
+    "relu": (F.relu, 1.4142),
+    "gelu": (F.gelu, 1.5335),
+    "tanh": (F.tanh, 1.6667),
+    "sigmoid": (F.sigmoid, 1.0),
+    "silu": (F.silu, 1.6765),
+    "leaky_relu": (F.leaky_relu, 1.4141),
 }
 NORMS = {"none": nn.Identity, "batch": nn.BatchNorm1d, "layer": nn.LayerNorm}
 
-# 1 / sqrt(mean of f(z)^2) for normal z keeps the size of a signal through one layer; for tanh and
-# sigmoid the customary values (Glorot: the slope at zero is what counts)
-GAINS = {
-    "relu": 1.4142,
-    "gelu": 1.5335,
-    "tanh": 1.6667,
-    "sigmoid": 1.0,
-    "silu": 1.6765,
-    "leaky_relu": 1.4141,
-}
 # initialisation: standard deviation of the weights in units of gain / sqrt(fan_in)
 SCALES = {"kaiming": 1.0, "small": 0.1, "large": 5.0}
 INITS = ("default", "xavier", "normal1", *SCALES)
@@ -90,7 +83,7 @@ class PlainLayer(nn.Module):
         super().__init__()
         self.fc = nn.Linear(n_in, config.dim)
         self.norm = NORMS[config.norm](config.dim)
-        self.activation = ACTIVATIONS[config.activation]
+        self.activation, _ = ACTIVATIONS[config.activation]
         self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -103,7 +96,7 @@ class ResidualLayer(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         self.norm = NORMS[config.norm](config.dim)
-        self.activation = ACTIVATIONS[config.activation]
+        self.activation, _ = ACTIVATIONS[config.activation]
         self.dropout = Dropout(config.dropout)
         self.fc = nn.Linear(config.dim, config.dim)
 
@@ -123,7 +116,7 @@ class Mlp(nn.Module):
             first = nn.Linear(config.n_in, config.dim)
             others = [ResidualLayer(config) for _ in range(config.n_layers - 1)]
             self.norm = NORMS[config.norm](config.dim)
-            self.activation = ACTIVATIONS[config.activation]
+            self.activation, _ = ACTIVATIONS[config.activation]
         else:
             first = PlainLayer(config, config.n_in)
             others = [PlainLayer(config, config.dim) for _ in range(config.n_layers - 1)]
@@ -156,10 +149,7 @@ class Mlp(nn.Module):
 
     def layers(self) -> dict[str, nn.Module]:
         """The stack in the order in which data flows through it."""
-        stack: dict[str, nn.Module] = {f"blocks.{i}": block for i, block in enumerate(self.blocks)}
-        if not isinstance(self.norm, nn.Identity):
-            stack["norm"] = self.norm
-        return {**stack, "head": self.head}
+        return stack(self, "blocks", "norm", "head")
 
     def reset_head(self, n_classes: int, kind: str = "class") -> None:
         """A fresh last layer for another set of classes; everything below keeps what it learned."""
@@ -192,7 +182,8 @@ def init_linear(linear: nn.Linear, config: Config) -> None:
     elif config.init == "normal1":
         nn.init.normal_(linear.weight)
     else:
-        std = SCALES[config.init] * GAINS[config.activation] / linear.in_features**0.5
+        gain = ACTIVATIONS[config.activation][1]
+        std = SCALES[config.init] * gain / linear.in_features**0.5
         nn.init.normal_(linear.weight, std=std)
 
 

@@ -19,19 +19,19 @@ Shapes: b images, c channels, h x w pixels, D features, C classes.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 
-from layerwise.layers.conv import ConvNorm, round_channels
+from layerwise.layers.conv import ConvNorm, conv_norm_names, round_channels
 from layerwise.layers.dropout import Dropout
+from layerwise.layers.stack import stack
 
 
 @dataclass(frozen=True)
 class Config:
     n_classes: int = 1000
-    expansion: int = (
-        6  # how much wider a block is inside; 0: separable blocks without residual (v1)
-    )
+    expansion: int = 6  # times wider inside a block; 0: separable blocks without residual (v1)
     width: float = 1.0  # multiplies every number of channels
     stem_channels: int = 32
     channels: tuple[int, ...] = (16, 24, 32, 64, 96, 160, 320)  # per stage
@@ -45,17 +45,10 @@ class Config:
 
 def _v1(width: float, same: bool = False) -> Config:
     """Table 1 of the v1 paper at a width of table 6; `same`: as Google trained it."""
-    return Config(
-        expansion=0,
-        width=width,
-        channels=(64, 128, 256, 512, 1024),
-        repeats=(1, 2, 2, 6, 2),
-        strides=(1, 2, 2, 2, 2),
-        last_channels=0,
-        same_padding=same,
-        norm_eps=1e-3 if same else 1e-5,
-        dropout=1e-3 if same else 0.2,
-    )
+    stages: dict[str, Any] = {"channels": (64, 128, 256, 512, 1024)}
+    stages |= {"repeats": (1, 2, 2, 6, 2), "strides": (1, 2, 2, 2, 2), "last_channels": 0}
+    google = {"same_padding": True, "norm_eps": 1e-3, "dropout": 1e-3} if same else {}
+    return Config(expansion=0, width=width, **stages, **google)
 
 
 VARIANTS = {
@@ -166,13 +159,7 @@ class MobileNet(nn.Module):
 
     def layers(self) -> dict[str, nn.Module]:
         """The stack in the order in which data flows through it."""
-        blocks = {
-            f"blocks.{s}.{i}": block
-            for s, stage in enumerate(self.blocks)
-            for i, block in enumerate(stage)  # type: ignore[arg-type]
-        }
-        last = {"last": self.last} if self.config.last_channels else {}
-        return {"stem": self.stem, **blocks, **last, "head": self.head}
+        return stack(self, "stem", "blocks", "last", "head")
 
     def reset_head(self, n_classes: int, kind: str = "class") -> None:
         """A fresh last layer for another set of classes; everything below keeps what it learned."""
@@ -188,66 +175,43 @@ def _in_order(repeats: tuple[int, ...]) -> list[str]:
     return [f"blocks.{s}.{i}" for s, n in enumerate(repeats) for i in range(n)]
 
 
+_NUMBERED = (("expand", "0.0", "0.1"), ("depthwise", "1.0", "1.1"), ("project", "2", "3"))
+_KERAS = {
+    "stem": ("conv1", "conv1_bn"),
+    **{
+        f"{block}.{ours}": (f"conv_{theirs}_{n}", f"conv_{theirs}_{n}_bn")
+        for n, block in enumerate(_in_order((1, 2, 2, 6, 2)), start=1)
+        for ours, theirs in (("filter", "dw"), ("combine", "pw"))
+    },
+}
+_TIMM = {  # the first block of v2 does not expand
+    "stem": ("conv_stem", "bn1"),
+    "blocks.{}.{}.filter": ("blocks.{}.{}.conv_dw", "blocks.{}.{}.bn1"),
+    "blocks.{}.{}.combine": ("blocks.{}.{}.conv_pw", "blocks.{}.{}.bn2"),
+    "blocks.0.0.depthwise": ("blocks.0.0.conv_dw", "blocks.0.0.bn1"),
+    "blocks.0.0.project": ("blocks.0.0.conv_pw", "blocks.0.0.bn2"),
+    "blocks.{}.{}.expand": ("blocks.{}.{}.conv_pw", "blocks.{}.{}.bn1"),
+    "blocks.{}.{}.depthwise": ("blocks.{}.{}.conv_dw", "blocks.{}.{}.bn2"),
+    "blocks.{}.{}.project": ("blocks.{}.{}.conv_pwl", "blocks.{}.{}.bn3"),
+    "last": ("conv_head", "bn2"),
+}
+_TORCHVISION = {
+    "stem": ("features.0.0", "features.0.1"),
+    "blocks.0.0.depthwise": ("features.1.conv.0.0", "features.1.conv.0.1"),
+    "blocks.0.0.project": ("features.1.conv.1", "features.1.conv.2"),
+    **{
+        f"{block}.{part}": (f"features.{n}.conv.{conv}", f"features.{n}.conv.{norm}")
+        for n, block in enumerate(_in_order((1, 2, 3, 4, 3, 3, 1)), start=1)
+        for part, conv, norm in _NUMBERED
+        if n > 1
+    },
+    "last": ("features.18.0", "features.18.1"),
+}
+_UNCOUNTED = {"(drop)": "*.num_batches_tracked"}  # Keras does not count batches
+
 PUBLISHED = {  # ours -> theirs, prefix by prefix; the rename engine reads it in both directions
-    "keras": {  # v1, any width
-        "stem.conv": "conv1",
-        "stem.norm": "conv1_bn",
-        **{
-            f"{block}.{ours}": f"conv_{theirs}"
-            for n, block in enumerate(_in_order((1, 2, 2, 6, 2)), start=1)
-            for ours, theirs in (
-                ("filter.conv", f"dw_{n}"),
-                ("filter.norm", f"dw_{n}_bn"),
-                ("combine.conv", f"pw_{n}"),
-                ("combine.norm", f"pw_{n}_bn"),
-            )
-        },
-        "head": "conv_preds | squeeze",
-        "(drop)": "*.num_batches_tracked",  # Keras does not count batches
-    },
-    "timm": {  # both versions, any width; the first block of v2 does not expand
-        "stem.conv": "conv_stem",
-        "stem.norm": "bn1",
-        "blocks.{}.{}.filter.conv": "blocks.{}.{}.conv_dw",
-        "blocks.{}.{}.filter.norm": "blocks.{}.{}.bn1",
-        "blocks.{}.{}.combine.conv": "blocks.{}.{}.conv_pw",
-        "blocks.{}.{}.combine.norm": "blocks.{}.{}.bn2",
-        "blocks.0.0.depthwise.conv": "blocks.0.0.conv_dw",
-        "blocks.0.0.depthwise.norm": "blocks.0.0.bn1",
-        "blocks.0.0.project.conv": "blocks.0.0.conv_pw",
-        "blocks.0.0.project.norm": "blocks.0.0.bn2",
-        "blocks.{}.{}.expand.conv": "blocks.{}.{}.conv_pw",
-        "blocks.{}.{}.expand.norm": "blocks.{}.{}.bn1",
-        "blocks.{}.{}.depthwise.conv": "blocks.{}.{}.conv_dw",
-        "blocks.{}.{}.depthwise.norm": "blocks.{}.{}.bn2",
-        "blocks.{}.{}.project.conv": "blocks.{}.{}.conv_pwl",
-        "blocks.{}.{}.project.norm": "blocks.{}.{}.bn3",
-        "last.conv": "conv_head",
-        "last.norm": "bn2",
-        "head": "classifier",
-    },
-    "torchvision": {  # v2
-        "stem.conv": "features.0.0",
-        "stem.norm": "features.0.1",
-        "blocks.0.0.depthwise.conv": "features.1.conv.0.0",
-        "blocks.0.0.depthwise.norm": "features.1.conv.0.1",
-        "blocks.0.0.project.conv": "features.1.conv.1",
-        "blocks.0.0.project.norm": "features.1.conv.2",
-        **{
-            f"{block}.{ours}": f"features.{n}.conv.{theirs}"
-            for n, block in enumerate(_in_order((1, 2, 3, 4, 3, 3, 1)), start=1)
-            for ours, theirs in (
-                ("expand.conv", "0.0"),
-                ("expand.norm", "0.1"),
-                ("depthwise.conv", "1.0"),
-                ("depthwise.norm", "1.1"),
-                ("project.conv", "2"),
-                ("project.norm", "3"),
-            )
-            if n > 1
-        },
-        "last.conv": "features.18.0",
-        "last.norm": "features.18.1",
-        "head": "classifier.1",
-    },
+    # v1, any width
+    "keras": {**conv_norm_names(_KERAS), "head": "conv_preds | squeeze", **_UNCOUNTED},
+    "timm": {**conv_norm_names(_TIMM), "head": "classifier"},  # both versions, any width
+    "torchvision": {**conv_norm_names(_TORCHVISION), "head": "classifier.1"},  # v2
 }

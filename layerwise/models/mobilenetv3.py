@@ -13,13 +13,15 @@ Shapes: b images, c channels, h x w pixels, D features, C classes.
 """
 
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from functools import partial
+from itertools import groupby
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from layerwise.layers.conv import ConvNorm, round_channels
+from layerwise.layers.conv import ConvNorm, conv_norm_names, round_channels
 from layerwise.layers.dropout import Dropout
+from layerwise.layers.stack import stack
 
 
 @dataclass(frozen=True)
@@ -27,10 +29,7 @@ class Config:  # the tuples are columns of the paper's tables, one entry per blo
     n_classes: int = 1000
     stem_channels: int = 16
     kernel: tuple[int, ...] = (3, 3, 3, 5, 5, 5, 3, 3, 3, 3, 3, 3, 5, 5, 5)
-    inner: tuple[int, ...] = (
-        *(16, 64, 72, 72, 120, 120, 240, 200),
-        *(184, 184, 480, 672, 672, 960, 960),
-    )
+    inner: tuple[int, ...] = (16, 64, 72, 72, 120, 120, 240, 200, 184, 184, 480, 672, 672, 960, 960)
     channels: tuple[int, ...] = (16, 24, 24, 40, 40, 40, 80, 80, 80, 80, 112, 112, 160, 160, 160)
     excite: tuple[int, ...] = (0, 0, 0, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1, 1, 1)
     hard_swish: tuple[int, ...] = (0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1)  # else ReLU
@@ -78,15 +77,11 @@ class Block(nn.Module):
         inner, n_out = config.inner[number], config.channels[number]
         kernel, stride = config.kernel[number], config.stride[number]
         act = nn.Hardswish if config.hard_swish[number] else nn.ReLU
-        eps = config.norm_eps
-        self.expand = nn.Identity()
-        if inner != n_in:
-            self.expand = ConvNorm(n_in, inner, activation=act, norm_eps=eps)
-        self.depthwise = ConvNorm(
-            inner, inner, kernel, stride, groups=inner, activation=act, norm_eps=eps
-        )
+        unit = partial(ConvNorm, activation=act, norm_eps=config.norm_eps)
+        self.expand = unit(n_in, inner) if inner != n_in else nn.Identity()
+        self.depthwise = unit(inner, inner, kernel, stride, groups=inner)
         self.excite = SqueezeExcite(inner) if config.excite[number] else nn.Identity()
-        self.project = ConvNorm(inner, n_out, activation=None, norm_eps=eps)
+        self.project = unit(inner, n_out, activation=None)
         self.residual = stride == 1 and n_in == n_out
 
     def forward(self, x: Tensor) -> Tensor:
@@ -97,13 +92,8 @@ class Block(nn.Module):
 
 def stages(channels: tuple[int, ...]) -> list[list[int]]:
     """The numbers of the blocks, a new stage wherever the width changes."""
-    grouped = [[0]]
-    for number, (before, now) in enumerate(pairwise(channels), start=1):
-        if now == before:
-            grouped[-1].append(number)
-        else:
-            grouped.append([number])
-    return grouped
+    alike = groupby(range(len(channels)), key=lambda number: channels[number])
+    return [list(numbers) for _, numbers in alike]
 
 
 class MobileNetV3(nn.Module):
@@ -114,17 +104,12 @@ class MobileNetV3(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
-        eps, swish = config.norm_eps, nn.Hardswish
+        unit = partial(ConvNorm, activation=nn.Hardswish, norm_eps=config.norm_eps)
         widths = (config.stem_channels, *config.channels)
-        self.stem = ConvNorm(3, widths[0], 3, stride=2, activation=swish, norm_eps=eps)
-        last = ConvNorm(widths[-1], config.last_channels, activation=swish, norm_eps=eps)
-        self.blocks = nn.Sequential(
-            *(
-                nn.Sequential(*(Block(config, number, widths[number]) for number in stage))
-                for stage in stages(config.channels)
-            ),
-            nn.Sequential(last),
-        )
+        self.stem = unit(3, widths[0], 3, stride=2)
+        last = unit(widths[-1], config.last_channels)
+        blocks = ([Block(config, i, widths[i]) for i in stage] for stage in stages(config.channels))
+        self.blocks = nn.Sequential(*(nn.Sequential(*b) for b in blocks), nn.Sequential(last))
         self.fc = nn.Linear(config.last_channels, config.n_features)
         self.dropout = Dropout(config.dropout)
         self.head = nn.Linear(config.n_features, config.n_classes)
@@ -152,12 +137,7 @@ class MobileNetV3(nn.Module):
 
     def layers(self) -> dict[str, nn.Module]:
         """The stack in the order in which data flows through it."""
-        blocks = {
-            f"blocks.{s}.{i}": block
-            for s, stage in enumerate(self.blocks)
-            for i, block in enumerate(stage)  # type: ignore[arg-type]
-        }
-        return {"stem": self.stem, **blocks, "fc": self.fc, "head": self.head}
+        return stack(self, "stem", "blocks", "fc", "head")
 
     def reset_head(self, n_classes: int, kind: str = "class") -> None:
         """A fresh last layer for another set of classes; everything below keeps what it learned."""
@@ -168,23 +148,19 @@ class MobileNetV3(nn.Module):
 Model = MobileNetV3
 
 
+_CONVS = {
+    "stem": ("conv_stem", "bn1"),
+    "blocks.0.0.depthwise": ("blocks.0.0.conv_dw", "blocks.0.0.bn1"),
+    "blocks.0.0.project": ("blocks.0.0.conv_pw", "blocks.0.0.bn2"),
+    "blocks.{}.{}.expand": ("blocks.{}.{}.conv_pw", "blocks.{}.{}.bn1"),
+    "blocks.{}.{}.depthwise": ("blocks.{}.{}.conv_dw", "blocks.{}.{}.bn2"),
+    "blocks.{}.{}.project": ("blocks.{}.{}.conv_pwl", "blocks.{}.{}.bn3"),
+    "blocks.{}.{}": ("blocks.{}.{}.conv", "blocks.{}.{}.bn1"),  # the last convolution
+}
 _TIMM = {
-    "stem.conv": "conv_stem",
-    "stem.norm": "bn1",
-    "blocks.0.0.depthwise.conv": "blocks.0.0.conv_dw",
-    "blocks.0.0.depthwise.norm": "blocks.0.0.bn1",
-    "blocks.0.0.project.conv": "blocks.0.0.conv_pw",
-    "blocks.0.0.project.norm": "blocks.0.0.bn2",
-    "blocks.{}.{}.expand.conv": "blocks.{}.{}.conv_pw",
-    "blocks.{}.{}.expand.norm": "blocks.{}.{}.bn1",
-    "blocks.{}.{}.depthwise.conv": "blocks.{}.{}.conv_dw",
-    "blocks.{}.{}.depthwise.norm": "blocks.{}.{}.bn2",
+    **conv_norm_names(_CONVS),
     "blocks.{}.{}.excite.fc1": "blocks.{}.{}.se.conv_reduce",
     "blocks.{}.{}.excite.fc2": "blocks.{}.{}.se.conv_expand",
-    "blocks.{}.{}.project.conv": "blocks.{}.{}.conv_pwl",
-    "blocks.{}.{}.project.norm": "blocks.{}.{}.bn3",
-    "blocks.{}.{}.conv": "blocks.{}.{}.conv",
-    "blocks.{}.{}.norm": "blocks.{}.{}.bn1",
     "fc": "conv_head | squeeze",
     "head": "classifier",
 }
@@ -192,24 +168,20 @@ _TIMM = {
 
 def _torchvision(config: Config) -> dict[str, str]:
     """torchvision's names: parts of a block are numbered through, and not every block has all."""
-    rules = {"stem.conv": "features.0.0", "stem.norm": "features.0.1"}
-    names = [
-        f"blocks.{s}.{i}" for s, st in enumerate(stages(config.channels)) for i in range(len(st))
-    ]
-    n_in = config.stem_channels
-    for number, ours in enumerate(names):
+    grouped, n_in = stages(config.channels), config.stem_channels
+    layers, excite = {"stem": "features.0"}, {}
+    for number, name in enumerate(
+        f"{s}.{i}" for s, st in enumerate(grouped) for i in range(len(st))
+    ):
         parts = ["expand"] if config.inner[number] != n_in else []
         parts += ["depthwise"] + ["excite"] * config.excite[number] + ["project"]
         for place, part in enumerate(parts):
-            theirs = f"features.{number + 1}.block.{place}"
-            inside = (
-                {"fc1": "fc1", "fc2": "fc2"} if part == "excite" else {"conv": "0", "norm": "1"}
-            )
-            rules |= {f"{ours}.{part}.{k}": f"{theirs}.{v}" for k, v in inside.items()}
+            chosen = excite if part == "excite" else layers
+            chosen[f"blocks.{name}.{part}"] = f"features.{number + 1}.block.{place}"
         n_in = config.channels[number]
-    ours, theirs = f"blocks.{len(stages(config.channels))}.0", f"features.{len(names) + 1}"
-    rules |= {f"{ours}.conv": f"{theirs}.0", f"{ours}.norm": f"{theirs}.1"}
-    return rules | {"fc": "classifier.0", "head": "classifier.3"}
+    layers[f"blocks.{len(grouped)}.0"] = f"features.{len(config.channels) + 1}"
+    names = conv_norm_names({ours: (f"{n}.0", f"{n}.1") for ours, n in layers.items()})
+    return names | excite | {"fc": "classifier.0", "head": "classifier.3"}
 
 
 PUBLISHED = {  # ours -> theirs, prefix by prefix; the rename engine reads it in both directions

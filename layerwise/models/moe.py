@@ -12,8 +12,8 @@ its own share at once.
 Shapes: B batch, T positions, S keys, N = B * T tokens, D width, E experts, n choices per token.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -21,17 +21,20 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from layerwise.errors import OptionError
 from layerwise.layers.cache import Cache, LayerCache
-from layerwise.layers.head import TiedHead, untied_head
-from layerwise.layers.mask import Sight, positions_of, sight
+from layerwise.layers.head import language_head, normal_init, untied_head
+from layerwise.layers.mask import Given, Mask, attention_mask, positions_of
 from layerwise.layers.mlp import GatedMlp
 from layerwise.layers.norm import RMSNorm
 from layerwise.layers.pool import pool
-from layerwise.layers.rope import Turn, make_rope
+from layerwise.layers.rope import CosSin, RopeFields, make_rope
 from layerwise.layers.self_attention import SelfAttention
+from layerwise.layers.stack import stack
+
+Routed = list[Tensor] | None  # collects each layer's router scores, for `balance_loss`
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(RopeFields):
     vocab_size: int = 32000
     max_seq_len: int = 32768  # trained for; longer texts run
     dim: int = 4096
@@ -46,27 +49,22 @@ class Config:
     balance_weight: float = 0.02  # of `balance_loss`, beside the mean loss per token
     norm_eps: float = 1e-5
     rope_theta: float = 1e6
-    rope_scaling: str = ""  # "", "linear", "llama3" or "yarn": see layers/rope.py
-    rope_factor: float = 1.0
-    rope_original_len: int = 0
-    rope_low: float = 1.0
-    rope_high: float = 4.0
-    rope_magnitude: float = 0.0
     window: int = 0  # tokens that each one sees back, itself included; 0 for all
     qk_norm: bool = False
     tied_head: bool = False
+    n_classes: int = 0  # scores of a head of its own; 0: one for each token of the vocabulary
 
     def __post_init__(self):
         if self.n_heads % self.n_kv_heads:
-            raise OptionError(f"n_heads {self.n_heads} is no multiple of n_kv_heads")
+            raise OptionError(f"n_heads {self.n_heads} is not a multiple of n_kv_heads")
         if not 1 <= self.n_active <= self.n_experts:
             raise OptionError(f"n_active {self.n_active} of n_experts {self.n_experts}")
 
 
-def _qwen3(dim: int, n_layers: int, n_heads: int, mlp_dim: int) -> Config:
-    sizes = {"vocab_size": 151936, "max_seq_len": 40960, "n_experts": 128, "n_active": 8}
-    shared = {"n_kv_heads": 4, "balance_weight": 0.001, "norm_eps": 1e-6, "qk_norm": True}
-    return Config(dim=dim, n_layers=n_layers, n_heads=n_heads, mlp_dim=mlp_dim, **sizes, **shared)
+def _qwen3(**sizes: int) -> Config:
+    shared = {"vocab_size": 151936, "max_seq_len": 40960, "n_experts": 128, "n_active": 8}
+    more: dict[str, Any] = {"balance_weight": 0.001, "norm_eps": 1e-6, "qk_norm": True}
+    return Config(**sizes, **shared, **more, n_kv_heads=4)
 
 
 VARIANTS = {
@@ -74,8 +72,8 @@ VARIANTS = {
     "mixtral_8x22b": Config(  # mistralai/Mixtral-8x22B-v0.1, config.json
         dim=6144, n_layers=56, n_heads=48, mlp_dim=16384, max_seq_len=65536, balance_weight=0.001
     ),
-    "qwen3_30b_a3b": _qwen3(2048, 48, 32, 768),  # Qwen3, table 2
-    "qwen3_235b_a22b": _qwen3(4096, 94, 64, 1536),
+    "qwen3_30b_a3b": _qwen3(dim=2048, n_layers=48, n_heads=32, mlp_dim=768),  # Qwen3, table 2
+    "qwen3_235b_a22b": _qwen3(dim=4096, n_layers=94, n_heads=64, mlp_dim=1536),
 }
 
 
@@ -89,7 +87,7 @@ class Moe(nn.Module):
         experts = [GatedMlp(config.dim, config.mlp_dim) for _ in range(config.n_experts)]
         self.experts = nn.ModuleList(experts)
 
-    def forward(self, x: Tensor, routed: list[Tensor] | None = None) -> Tensor:  # (B, T, D)
+    def forward(self, x: Tensor, routed: Routed = None) -> Tensor:  # (B, T, D)
         tokens = x.flatten(0, -2)  # (N, D)
         scores = self.router(tokens).float()  # (N, E)
         if routed is not None:
@@ -100,9 +98,8 @@ class Moe(nn.Module):
         order = chosen.flatten().argsort(stable=True)  # (N * n,) choices, grouped by expert
         rows = order // self.n_active  # the token of each
         parts = tokens[rows].split(shares(chosen, len(self.experts)))
-        mixed = [
-            expert(part) for expert, part in zip(self.experts, parts, strict=True) if len(part)
-        ]
+        pairs = zip(self.experts, parts, strict=True)
+        mixed = [expert(part) for expert, part in pairs if len(part)]
         weighted = torch.cat(mixed) * weights.flatten()[order, None].to(x.dtype)
         return torch.zeros_like(tokens).index_add(0, rows, weighted.to(x.dtype)).view_as(x)
 
@@ -125,14 +122,10 @@ def balance_loss(routed: list[Tensor], n_active: int, keep: Tensor | None = None
     counts = torch.ones_like(scores[:, 0]) if keep is None else keep.float().repeat(len(routed))
     share = scores.softmax(-1)
     chosen = share.topk(n_active).indices  # (layers * N, n)
-    used = torch.zeros_like(scores[0]).scatter_add(
-        0, chosen.flatten(), counts.repeat_interleave(n_active)
-    )
-    return (
-        scores.shape[-1]
-        * (used * (counts[:, None] * share).sum(0)).sum()
-        / counts.sum().clamp(min=1) ** 2
-    )
+    each = counts.repeat_interleave(n_active)
+    used = torch.zeros_like(scores[0]).scatter_add(0, chosen.flatten(), each)
+    uneven = (used * (counts[:, None] * share).sum(0)).sum()
+    return scores.shape[-1] * uneven / counts.sum().clamp(min=1) ** 2
 
 
 class Block(nn.Module):
@@ -148,14 +141,9 @@ class Block(nn.Module):
         self.moe = Moe(c)
 
     def forward(
-        self,
-        x: Tensor,
-        turn: Turn,
-        sight: Sight,
-        cache: LayerCache | None = None,
-        routed: list[Tensor] | None = None,
+        self, x: Tensor, cos_sin: CosSin, mask: Mask, cache: LayerCache | None, routed: Routed
     ) -> Tensor:  # (B, T, D)
-        x = x + self.attn(self.attn_norm(x), turn, sight, cache)
+        x = x + self.attn(self.attn_norm(x), cos_sin, mask, cache)
         return x + self.moe(self.mlp_norm(x), routed)
 
 
@@ -168,45 +156,27 @@ class MoeDecoder(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         c = self.config = config
-        scaling = c.rope_scaling, c.rope_factor, c.rope_original_len, c.rope_low, c.rope_high
-        self.rope = make_rope(c.head_dim, c.rope_theta, *scaling, c.rope_magnitude)
+        self.rope = make_rope(c.head_dim, c)
         self.token_embed = nn.Embedding(c.vocab_size, c.dim)
         self.blocks = nn.ModuleList([Block(c) for _ in range(c.n_layers)])
         self.norm = RMSNorm(c.dim, eps=c.norm_eps)
-        untied = nn.Linear(c.dim, c.vocab_size, bias=False) if not c.tied_head else None
-        self.head: nn.Linear = untied or TiedHead(self.token_embed)
-        for parameter in self.parameters():
-            if parameter.ndim == 2:
-                nn.init.normal_(parameter, std=0.02)
+        self.head = language_head(self.token_embed, c.n_classes, c.tied_head)
+        normal_init(self)
 
     def forward(self, tokens: Tensor, **given: Any) -> Tensor:
-        """Scores of what follows each token: (B, T, V). Arguments as for `features`."""
+        """Scores of what follows each token: (B, T, V)."""
         return self.head(self.features(tokens, **given))
 
-    def features(
-        self,
-        tokens: Tensor,
-        positions: Tensor | None = None,
-        mask: Tensor | None = None,
-        cache: Cache | None = None,
-        documents: Tensor | None = None,
-        routed: list[Tensor] | None = None,
-    ) -> Tensor:
+    def features(self, tokens: Tensor, routed: Routed = None, **given: Unpack[Given]) -> Tensor:
         """What the head sees, normalised: (B, T, D).
 
-        tokens: (B, T). positions: (T,) or (B, T), where they are not the next ones. mask: bool,
-        broadcast to (B, 1, T, S), besides causality. cache: from `make_cache`, grows by T.
-        documents: (B, T), equal where two tokens of a packed row belong together. routed: an empty
-        list that collects each layer's router scores, for `balance_loss`.
+        routed: an empty list that collects each layer's router scores, for `balance_loss`.
         """
-        if positions is None:
-            positions = positions_of(tokens, documents, cache)
-        turn = self.rope(positions)
-        first = None if cache is None else cache[0]
-        seen = sight(tokens, mask, documents, self.config.window, first)
+        cos_sin, cache = self.rope(positions_of(tokens, given)), given.get("cache")
+        mask = attention_mask(tokens, given, self.config.window)
         x = self.token_embed(tokens)  # (B, T, D)
         for i, block in enumerate(self.blocks):
-            x = block(x, turn, seen, None if cache is None else cache[i], routed)
+            x = block(x, cos_sin, mask, cache and cache[i], routed)
         return self.norm(x)
 
     def balance(self, routed: list[Tensor], keep: Tensor) -> Tensor:
@@ -216,19 +186,19 @@ class MoeDecoder(nn.Module):
     def make_cache(self, batch: int, length: int) -> Cache:
         """For `length` tokens, prompt and continuation together, of `batch` rows."""
         c = self.config
-        windows = [c.window] * c.n_layers
-        return Cache(self.token_embed.weight, batch, length, c.n_kv_heads, c.head_dim, windows)
+        shape = (batch, c.n_kv_heads, length, c.head_dim)
+        return Cache(self.token_embed.weight, shape, [c.window] * c.n_layers)
 
     def pooled(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
         return pool(features, mask, normalise=False)
 
     def layers(self) -> dict[str, nn.Module]:
         """The stack in the order in which data flows through it."""
-        blocks = {f"blocks.{i}": block for i, block in enumerate(self.blocks)}
-        return {"token_embed": self.token_embed, **blocks, "norm": self.norm, "head": self.head}
+        return stack(self, "token_embed", "blocks", "norm", "head")
 
     def reset_head(self, n_classes: int, kind: str = "causal") -> None:
         """A fresh last layer, tied to nothing; everything below keeps what it learned."""
+        self.config = replace(self.config, n_classes=n_classes)
         self.head = untied_head(self.token_embed, n_classes)
 
 

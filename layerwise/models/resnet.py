@@ -20,7 +20,8 @@ from dataclasses import dataclass, replace
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from layerwise.layers.conv import ConvNorm
+from layerwise.layers.conv import ConvNorm, conv_norm_names
+from layerwise.layers.stack import stack
 
 
 @dataclass(frozen=True)
@@ -153,12 +154,7 @@ class ResNet(nn.Module):
 
     def layers(self) -> dict[str, nn.Module]:
         """The stack in the order in which data flows through it: stem, every block, head."""
-        blocks = {
-            f"stages.{i}.{j}": block
-            for i, stage in enumerate(self.stages)
-            for j, block in enumerate(stage)  # type: ignore[arg-type]
-        }
-        return {"stem": self.stem, **blocks, "head": self.head}
+        return stack(self, "stem", "stages", "head")
 
     def reset_head(self, n_classes: int, kind: str = "class") -> None:
         """A fresh last layer for another set of classes; everything below keeps what it learned."""
@@ -174,37 +170,25 @@ def init_weights(module: nn.Module) -> None:
 
 Model = ResNet
 
-_TORCHVISION = {
-    "stem.conv": "conv1",
-    "stem.norm": "bn1",
-    "stages.{}.{}.conv1.conv": "layer{+1}.{}.conv1",
-    "stages.{}.{}.conv1.norm": "layer{+1}.{}.bn1",
-    "stages.{}.{}.conv2.conv": "layer{+1}.{}.conv2",
-    "stages.{}.{}.conv2.norm": "layer{+1}.{}.bn2",
-    "stages.{}.{}.conv3.conv": "layer{+1}.{}.conv3",
-    "stages.{}.{}.conv3.norm": "layer{+1}.{}.bn3",
-    "stages.{}.{}.shortcut.conv": "layer{+1}.{}.downsample.0",
-    "stages.{}.{}.shortcut.norm": "layer{+1}.{}.downsample.1",
-    "head": "fc",
+_CONVS = {
+    "stem": ("conv1", "bn1"),
+    "stages.{}.{}.conv1": ("layer{+1}.{}.conv1", "layer{+1}.{}.bn1"),
+    "stages.{}.{}.conv2": ("layer{+1}.{}.conv2", "layer{+1}.{}.bn2"),
+    "stages.{}.{}.conv3": ("layer{+1}.{}.conv3", "layer{+1}.{}.bn3"),
+    "stages.{}.{}.shortcut": ("layer{+1}.{}.downsample.0", "layer{+1}.{}.downsample.1"),
 }
-_HF_STEM = "resnet.embedder.embedder"
+_TORCHVISION = {**conv_norm_names(_CONVS), "head": "fc"}
 _HF = "resnet.encoder.stages.{}.layers.{}"
+_HF_CONVS = {
+    "stem": "resnet.embedder.embedder",
+    **{f"stages.{{}}.{{}}.conv{i + 1}": f"{_HF}.layer.{i}" for i in range(3)},
+    "stages.{}.{}.shortcut": f"{_HF}.shortcut",
+}
+_HF_PAIRS = {n: (f"{t}.convolution", f"{t}.normalization") for n, t in _HF_CONVS.items()}
 
 PUBLISHED = {  # ours -> theirs, prefix by prefix; the rename engine reads it in both directions
     "torchvision": _TORCHVISION,
     "timm": _TORCHVISION,
     "akamaster": {"(prefix)": "module.", **_TORCHVISION, "head": "linear"},
-    "huggingface": {
-        "stem.conv": f"{_HF_STEM}.convolution",
-        "stem.norm": f"{_HF_STEM}.normalization",
-        "stages.{}.{}.conv1.conv": f"{_HF}.layer.0.convolution",
-        "stages.{}.{}.conv1.norm": f"{_HF}.layer.0.normalization",
-        "stages.{}.{}.conv2.conv": f"{_HF}.layer.1.convolution",
-        "stages.{}.{}.conv2.norm": f"{_HF}.layer.1.normalization",
-        "stages.{}.{}.conv3.conv": f"{_HF}.layer.2.convolution",
-        "stages.{}.{}.conv3.norm": f"{_HF}.layer.2.normalization",
-        "stages.{}.{}.shortcut.conv": f"{_HF}.shortcut.convolution",
-        "stages.{}.{}.shortcut.norm": f"{_HF}.shortcut.normalization",
-        "head": "classifier.1",
-    },
+    "huggingface": {**conv_norm_names(_HF_PAIRS), "head": "classifier.1"},
 }

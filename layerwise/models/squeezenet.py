@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.layers.dropout import Dropout
+from layerwise.layers.stack import stack
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class ConvHead(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, n_classes, 1)
         nn.init.normal_(self.conv.weight, std=0.01)
-        nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]
+        nn.init.zeros_(self.conv.get_parameter("bias"))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(x).relu().mean((2, 3))
@@ -119,7 +120,7 @@ class SqueezeNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_uniform_(module.weight)
-                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+                nn.init.zeros_(module.get_parameter("bias"))
 
     def forward(self, image: Tensor) -> Tensor:
         return self.head(self.features(image))  # (b, C)
@@ -137,8 +138,8 @@ class SqueezeNet(nn.Module):
 
     def layers(self) -> dict[str, nn.Module]:
         """The stack in the order in which data flows through it."""
-        fires = [f"fire{number}" for number in range(2, 2 + len(self.config.squeeze))]
-        return {name: getattr(self, name) for name in ["conv1", *fires, "head"]}
+        fires = (f"fire{number}" for number in range(2, 2 + len(self.config.squeeze)))
+        return stack(self, "conv1", *fires, "head")
 
     def reset_head(self, n_classes: int, kind: str = "class") -> None:
         """A fresh last layer for another set of classes; everything below keeps what it learned."""
@@ -148,31 +149,16 @@ class SqueezeNet(nn.Module):
 
 Model = SqueezeNet
 
+
+def _torchvision(*places: int) -> dict[str, str]:
+    """places: of fire2 .. fire9 in `features`."""
+    fires = {f"fire{number}": f"features.{n}" for number, n in enumerate(places, start=2)}
+    return {"conv1.conv": "features.0", **fires, "head.conv": "classifier.1"}
+
+
 PUBLISHED = {  # ours -> theirs, prefix by prefix; the rename engine reads it in both directions
-    "torchvision": {  # squeezenet1_0
-        "conv1.conv": "features.0",
-        "fire2": "features.3",
-        "fire3": "features.4",
-        "fire4": "features.5",
-        "fire5": "features.7",
-        "fire6": "features.8",
-        "fire7": "features.9",
-        "fire8": "features.10",
-        "fire9": "features.12",
-        "head.conv": "classifier.1",
-    },
-    "torchvision_1_1": {  # squeezenet1_1: the poolings shift the numbers
-        "conv1.conv": "features.0",
-        "fire2": "features.3",
-        "fire3": "features.4",
-        "fire4": "features.6",
-        "fire5": "features.7",
-        "fire6": "features.9",
-        "fire7": "features.10",
-        "fire8": "features.11",
-        "fire9": "features.12",
-        "head.conv": "classifier.1",
-    },
+    "torchvision": _torchvision(3, 4, 5, 7, 8, 9, 10, 12),  # squeezenet1_0
+    "torchvision_1_1": _torchvision(3, 4, 6, 7, 9, 10, 11, 12),  # the poolings shift the numbers
     "deep_compression": {  # the authors' Caffe names
         "conv1.conv": "conv1",
         "fire{}.squeeze": "fire{}.squeeze1x1",

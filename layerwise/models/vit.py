@@ -26,6 +26,7 @@ from layerwise.errors import DataError, OptionError
 from layerwise.layers.dropout import Dropout
 from layerwise.layers.mlp import Mlp
 from layerwise.layers.self_attention import MultiHeadAttention
+from layerwise.layers.stack import stack
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,12 @@ class Config:
 
     def __post_init__(self):
         if self.dim % self.n_heads:
-            raise OptionError(f"dim {self.dim} is no multiple of n_heads {self.n_heads}")
+            raise OptionError(f"dim {self.dim} is not a multiple of n_heads {self.n_heads}")
         if self.image_size % self.patch_size:
-            raise OptionError(
-                f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}"
+            sizes = (
+                f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
             )
+            raise OptionError(sizes)
 
 
 TINY = Config(dim=192, n_heads=3, mlp_dim=768)  # DeiT, table 1
@@ -153,8 +155,7 @@ class ViT(nn.Module):
 
     def layers(self) -> dict[str, nn.Module]:
         """The stack in the order in which data flows through it."""
-        blocks = {f"blocks.{i}": block for i, block in enumerate(self.blocks)}
-        return {"embed": self.embed, **blocks, "norm": self.norm, "head": self.head}
+        return stack(self, "embed", "blocks", "norm", "head")
 
     def reset_head(self, n_classes: int, kind: str = "class") -> None:
         """A fresh last layer for another set of classes; everything below keeps what it learned."""
@@ -177,35 +178,23 @@ def init_weights(module: nn.Module) -> None:
 Model = ViT
 
 _HF = "vit.encoder.layer.{}"
+_NAMES = {  # ours: timm's, Hugging Face's
+    "embed.class_token": ("cls_token", "vit.embeddings.cls_token"),
+    "embed.pos_embed": ("pos_embed", "vit.embeddings.position_embeddings"),
+    "embed.patch_embed": ("patch_embed.proj", "vit.embeddings.patch_embeddings.projection"),
+    "blocks.{}.attn_norm": ("blocks.{}.norm1", f"{_HF}.layernorm_before"),
+    "blocks.{}.attn.q_proj": ("blocks.{}.attn.qkv[0/3]", f"{_HF}.attention.attention.query"),
+    "blocks.{}.attn.k_proj": ("blocks.{}.attn.qkv[1/3]", f"{_HF}.attention.attention.key"),
+    "blocks.{}.attn.v_proj": ("blocks.{}.attn.qkv[2/3]", f"{_HF}.attention.attention.value"),
+    "blocks.{}.attn.o_proj": ("blocks.{}.attn.proj", f"{_HF}.attention.output.dense"),
+    "blocks.{}.mlp_norm": ("blocks.{}.norm2", f"{_HF}.layernorm_after"),
+    "blocks.{}.mlp.fc1": ("blocks.{}.mlp.fc1", f"{_HF}.intermediate.dense"),
+    "blocks.{}.mlp.fc2": ("blocks.{}.mlp.fc2", f"{_HF}.output.dense"),
+    "norm": ("norm", "vit.layernorm"),
+    "head": ("head", "classifier"),
+}
 
 PUBLISHED = {  # ours -> theirs, prefix by prefix; the rename engine reads it in both directions
-    "timm": {
-        "embed.class_token": "cls_token",
-        "embed.pos_embed": "pos_embed",
-        "embed.patch_embed": "patch_embed.proj",
-        "blocks.{}.attn_norm": "blocks.{}.norm1",
-        "blocks.{}.attn.q_proj": "blocks.{}.attn.qkv[0/3]",
-        "blocks.{}.attn.k_proj": "blocks.{}.attn.qkv[1/3]",
-        "blocks.{}.attn.v_proj": "blocks.{}.attn.qkv[2/3]",
-        "blocks.{}.attn.o_proj": "blocks.{}.attn.proj",
-        "blocks.{}.mlp_norm": "blocks.{}.norm2",
-        "blocks.{}.mlp": "blocks.{}.mlp",
-        "norm": "norm",
-        "head": "head",
-    },
-    "huggingface": {
-        "embed.class_token": "vit.embeddings.cls_token",
-        "embed.pos_embed": "vit.embeddings.position_embeddings",
-        "embed.patch_embed": "vit.embeddings.patch_embeddings.projection",
-        "blocks.{}.attn_norm": f"{_HF}.layernorm_before",
-        "blocks.{}.attn.q_proj": f"{_HF}.attention.attention.query",
-        "blocks.{}.attn.k_proj": f"{_HF}.attention.attention.key",
-        "blocks.{}.attn.v_proj": f"{_HF}.attention.attention.value",
-        "blocks.{}.attn.o_proj": f"{_HF}.attention.output.dense",
-        "blocks.{}.mlp_norm": f"{_HF}.layernorm_after",
-        "blocks.{}.mlp.fc1": f"{_HF}.intermediate.dense",
-        "blocks.{}.mlp.fc2": f"{_HF}.output.dense",
-        "norm": "vit.layernorm",
-        "head": "classifier",
-    },
+    "timm": {ours: timm for ours, (timm, _) in _NAMES.items()},
+    "huggingface": {ours: theirs for ours, (_, theirs) in _NAMES.items()},
 }

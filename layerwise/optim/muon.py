@@ -45,14 +45,12 @@ class Muon(Eager):
         "lr_scale", which whoever drives the learning rate multiplies into it. Where a group has
         "names" of its parameters, those of the layer "head" go to AdamW although matrices.
     lr: learning rate; an update of a matrix has about 0.2 lr root mean square, as AdamW's.
-    weight_decay: decoupled. momentum, nesterov: of the matrices. betas, eps: of AdamW.
+    weight_decay: decoupled. momentum: Nesterov's, of the matrices. betas, eps: of AdamW.
     ns_steps: of the orthogonalisation.
     renormalise: matrices keep the norm they started with, and a step of `lr` turns them by a share
         of that norm instead (lr 0.24 in the CIFAR-10 record). Right where a normalisation follows
         each layer, since only the direction of its filters counts there; no weight decay then.
     rest: "adamw", or "sgd" with Nesterov's momentum `betas[0]` and weight decay in the gradient.
-    rest_scale: the rest's learning rate over that of the matrices.
-    head: further parameters that go to the rest, such as the last layer of nameless groups.
     Errors: OptionError for options out of range.
     """
 
@@ -62,14 +60,11 @@ class Muon(Eager):
         lr: float = 2e-3,
         weight_decay: float = 0.0,
         momentum: float = 0.95,
-        nesterov: bool = True,
         ns_steps: int = 5,
         renormalise: bool = False,
         rest: str = "adamw",
-        rest_scale: float = 1.0,
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
-        head: Iterable[Tensor] = (),
     ):
         if lr < 0 or not 0 <= momentum < 1 or ns_steps < 1:
             raise OptionError(
@@ -78,22 +73,9 @@ class Muon(Eager):
             )
         if rest not in RESTS:
             raise unknown("optimizer of the rest", rest, RESTS)
-        defaults = dict(
-            lr=lr,
-            weight_decay=weight_decay,
-            momentum=momentum,
-            nesterov=nesterov,
-            ns_steps=ns_steps,
-            renormalise=renormalise,
-            rest=rest,
-            rest_scale=rest_scale,
-            betas=betas,
-            eps=eps,
-            lr_scale=1.0,
-            matrices=True,
-        )
-        self.head = {id(p) for p in head}
-        super().__init__(params, defaults)
+        matrices = {"momentum": momentum, "ns_steps": ns_steps, "renormalise": renormalise}
+        defaults = {"lr": lr, "lr_scale": 1.0, "weight_decay": weight_decay, "matrices": True}
+        super().__init__(params, {**defaults, **matrices, "rest": rest, "betas": betas, "eps": eps})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add one group as two: its matrices, and its vectors and head; empty ones are left out."""
@@ -101,26 +83,13 @@ class Muon(Eager):
         params = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
         names = group.pop("names", [""] * len(params))
         for matrices in (True, False):
-            chosen = [
-                i for i, p in enumerate(params) if self.orthogonalised(p, names[i]) == matrices
-            ]
+            named = zip(params, names, strict=True)
+            chosen = [p for p, name in named if orthogonalised(p, name) == matrices]
             if chosen:
-                scale = 1.0 if matrices else group["rest_scale"]
-                part = {
-                    "params": [params[i] for i in chosen],
-                    "lr": group["lr"] * scale,
-                    "lr_scale": group["lr_scale"] * scale,
-                    "matrices": matrices,
-                }
-                super().add_param_group({**group, **part})
-
-    def orthogonalised(self, p: Tensor, name: str) -> bool:
-        """Two axes or more, more than one row and column once flattened, and not the head's."""
-        in_head = id(p) in self.head or name.split(".")[0] in ("head", "token_embed", "pos_embed")
-        return p.ndim >= 2 and len(p) > 1 and p.numel() > len(p) and not in_head
+                super().add_param_group({**group, "params": chosen, "matrices": matrices})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]  # torch has overloads
         """One update from the gradients; parameters without one are left alone."""
         loss = None
         if closure is not None:
@@ -130,12 +99,12 @@ class Muon(Eager):
             params = [p for p in group["params"] if p.grad is not None]
             if group["matrices"]:
                 for p in params:
-                    self.turn(p, group)
+                    self.orthogonal_step(p, group)
             elif params:
                 RESTS[group["rest"]](self, params, group)
         return loss
 
-    def turn(self, p: Tensor, group: dict[str, Any]) -> None:
+    def orthogonal_step(self, p: Tensor, group: dict[str, Any]) -> None:
         """Muon's update of one matrix or filter."""
         state = self.state[p]
         if not state:
@@ -144,10 +113,7 @@ class Muon(Eager):
         momentum, gradient = state["momentum"], p.grad
         assert gradient is not None
         momentum.mul_(group["momentum"]).add_(gradient)
-        if group["nesterov"]:
-            gradient = gradient.add(momentum, alpha=group["momentum"])
-        else:
-            gradient = momentum
+        gradient = gradient.add(momentum, alpha=group["momentum"])
         dtype = torch.bfloat16 if runtime.native_bf16(p.device.type) else torch.float32
         flat = gradient.reshape(len(p), -1)
         update = orthogonal(flat, group["ns_steps"], dtype).view_as(p)
@@ -168,21 +134,12 @@ class Muon(Eager):
         states = [self.state[p] for p in params]
         for s in states:
             s["step"] += 1
-        torch._fused_adamw_(
-            params,
-            [p.grad for p in params if p.grad is not None],
-            [s["exp_avg"] for s in states],
-            [s["exp_avg_sq"] for s in states],
-            [],
-            [s["step"] for s in states],
-            lr=group["lr"],
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            amsgrad=False,
-            maximize=False,
-        )
+        gradients = [p.grad for p in params if p.grad is not None]
+        means, squares, steps = ([s[k] for s in states] for k in ("exp_avg", "exp_avg_sq", "step"))
+        options = {"beta1": group["betas"][0], "beta2": group["betas"][1], "eps": group["eps"]}
+        options |= {"lr": group["lr"], "weight_decay": group["weight_decay"]}
+        options |= {"amsgrad": False, "maximize": False}
+        torch._fused_adamw_(params, gradients, means, squares, [], steps, **options)
 
     def sgd(self, params: list[Tensor], group: dict[str, Any]) -> None:
         """Nesterov's update of vectors and head, weight decay as part of the gradient."""
@@ -195,6 +152,12 @@ class Muon(Eager):
             gradient = gradient.add(p, alpha=group["weight_decay"])
             velocity.mul_(momentum).add_(gradient)
             p.add_(gradient.add(velocity, alpha=momentum), alpha=-group["lr"])
+
+
+def orthogonalised(p: Tensor, name: str) -> bool:
+    """Two axes or more, more than one row and column once flattened, and not the head's."""
+    in_head = name.split(".")[0] in ("head", "token_embed", "pos_embed")
+    return p.ndim >= 2 and len(p) > 1 and p.numel() > len(p) and not in_head
 
 
 RESTS = {"adamw": Muon.adamw, "sgd": Muon.sgd}

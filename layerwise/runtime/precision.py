@@ -14,8 +14,6 @@ Shapes: M rows, K inputs, N outputs.
 
 import os
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -76,13 +74,10 @@ def largest_error() -> float:
 
 def step_error(M: int, K: int, N: int, generator: torch.Generator) -> float:
     """The largest relative error of a linear layer's result and of its gradients, and of bmm."""
-    inputs = torch.randn(M, K, generator=generator)
-    weight = torch.randn(N, K, generator=generator)
-    bias = torch.randn(N, generator=generator)
-    upstream = torch.randn(M, N, generator=generator)  # the gradient of the outputs
-    with full_precision_accumulation():
-        ours = products(inputs, weight, bias, upstream)
-        exact = products(*(t.double() for t in (inputs, weight, bias, upstream)))
+    shapes = ((M, K), (N, K), (N,), (M, N))  # inputs, weight, bias, gradient of the outputs
+    given = [torch.randn(*shape, generator=generator) for shape in shapes]
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        ours, exact = products(*given), products(*(t.double() for t in given))
     errors = [(o.double() - e).norm() / e.norm() for o, e in zip(ours, exact, strict=True)]
     worst = torch.stack(errors).max()
     return float(worst) if worst.isfinite() else float("inf")
@@ -97,10 +92,3 @@ def products(inputs: Tensor, weight: Tensor, bias: Tensor, upstream: Tensor) -> 
         upstream.T @ inputs,  # (N, K)
         torch.bmm(pair, weight.T.expand(2, -1, -1)),  # (2, M, N)
     ]
-
-
-@contextmanager
-def full_precision_accumulation() -> Iterator[None]:
-    """Inside, neither autocast nor gradients interfere with the check."""
-    with torch.no_grad(), torch.autocast("cpu", enabled=False):
-        yield

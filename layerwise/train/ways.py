@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from layerwise import runtime
@@ -104,7 +104,7 @@ class Trial:
         self.explained = {name: ROOM * max(value, mean) for name, value in seen.items()}
 
 
-def by_layer(network: nn.Module) -> Gradients:
+def by_layer(network: Network) -> Gradients:
     """The gradient of each layer's parameters in one vector; zeros where there is none."""
     out = {}
     for name, parameters in parameters_by_layer(network).items():

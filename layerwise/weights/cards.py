@@ -188,11 +188,7 @@ def _timm() -> Iterator[Card]:
         )
 
 
-CARDS: dict[str, Card] = {
-    card.name: card
-    for cards in (_akamaster(), _converted(), _torchvision(), _timm())
-    for card in cards
-}
+CARDS = {card.name: card for card in (*_akamaster(), *_converted(), *_torchvision(), *_timm())}
 
 
 # ---- finding a card, and its labels ------------------------------------------------------------
@@ -213,6 +209,22 @@ def imagenet_labels() -> tuple[str, ...]:
     """The 1,000 class names of ImageNet-1k in their order, that of the sorted WordNet ids."""
     text = resources.files("layerwise.weights").joinpath("imagenet_labels.txt").read_text("utf-8")
     return tuple(line for line in text.splitlines() if line and not line.startswith("#"))
+
+
+def numbered(n_classes: int) -> tuple[str, ...]:
+    """Names for classes that came without."""
+    return tuple(f"class {i}" for i in range(n_classes))
+
+
+def labels_for(n_classes: int) -> str | tuple[str, ...]:
+    """What the outputs of a network of so many classes are called when nothing says it."""
+    return "imagenet-1k" if n_classes == 1000 else numbered(n_classes)
+
+
+def named_labels(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The labels in Hugging Face's `config.json`, in their order; () where it has none."""
+    names = config.get("id2label") or {}
+    return tuple(names[k] for k in sorted(names, key=int))
 
 
 def labels_of(card: Card) -> tuple[str, ...]:

@@ -424,6 +424,58 @@ def test_preferences(tmp_path):
     assert got["chosen"] == [{"role": "assistant", "content": "ho 1"}]
 
 
+# ---- columns that are not used -------------------------------------------------------------------
+TALK = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+SAID = [{"role": "assistant", "content": "so"}]
+SPAN = {"text": ["river"], "answer_start": [4]}
+AB, YES_NO, OWN, ROW = ("a", "b"), (True, False), "a text of its own", "the number of the row"
+USED = {  # of each form the columns that are used, and others; of a tuple a value for each row
+    "plain": ({"text": OWN}, {"id": ROW}),
+    "labelled": ({"text": OWN, "label": AB}, {"id": ROW, "author": ["x"]}),
+    "several labels": ({"text": OWN, "rude": (0, 1), "toxic": (1, 0)}, {"id": "x"}),
+    "titled": ({"title": OWN, "text": OWN, "label": AB}, {"url": "x"}),
+    "pairs": ({"text_a": OWN, "text_b": OWN, "label": AB}, {"id": ROW}),
+    "scored": ({"text_a": OWN, "text_b": OWN, "score": (0.5, 1.2)}, {"genre": "x"}),
+    "triples": ({"anchor": OWN, "positive": "So.", "negative": "Not so."}, {"id": ROW}),
+    "tagged": ({"tokens": (["a", "b"], ["c"]), "ner_tags": ([0, 1], [0])}, {"pos_tags": [1, 1]}),
+    "spans": ({"context": OWN, "question": "What ran?", "answers": SPAN}, {"title": "x"}),
+    "lists": ({"context": OWN, "question": "What ran?", "answers": ["number"]}, {"start": 80}),
+    "bare": ({"context": OWN, "question": "What?", "answer": "number", "start": 80}, {"id": ROW}),
+    "unanswered": ({"context": OWN, "question": "What ran slowly?"}, {"id": ROW}),
+    "messages": ({"messages": TALK, "tools": "[]", "system": "Be brief."}, {"source": "x"}),
+    "KTO": ({"messages": TALK, "label": YES_NO}, {"id": ROW}),
+    "classes": ({"messages": TALK}, {"label": AB}),
+    "completion": ({"prompt": OWN, "completion": "Yes.", "label": YES_NO}, {"id": ROW}),
+    "tools": ({"prompt": TALK[:1], "completion": TALK[1:], "tools": "[]"}, {"id": ROW}),
+    "Alpaca": ({"instruction": OWN, "input": "1", "output": "3", "history": []}, {"id": ROW}),
+    "preference": ({"prompt": OWN, "chosen": "Yes.", "rejected": "No."}, {"tools": "[]"}),
+    "talks": ({"prompt": OWN, "chosen": SAID, "rejected": "No.", "tools": "[]"}, {"margin": 2}),
+    "asked": ({"instruction": OWN, "input": "1", "chosen": "So.", "rejected": "No."}, {"id": ROW}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", USED)
+def test_columns_that_are_not_used_are_named(tmp_path, form):
+    used, others = USED[form]
+    columns = used | others | {"split": ("train", "train", "test")}
+
+    def row(i: int, text: str) -> dict:
+        chosen = {k: v[i % len(v)] if isinstance(v, tuple) else v for k, v in columns.items()}
+        own = {OWN: text, ROW: i}
+        return {k: own.get(v, v) if isinstance(v, str) else v for k, v in chosen.items()}
+
+    opened = open_data(as_lines(tmp_path / "a.jsonl", many(row)))
+    names = ", ".join(f"'{name}'" for name in others)
+    assert found(opened, "unused") == f"{len(others)} columns are not used: {names}"
+
+
+def test_a_column_that_one_of_several_files_uses_is_used(tmp_path):
+    as_lines(tmp_path / "train.jsonl", LABELLED)
+    as_lines(tmp_path / "test.jsonl", [{**row, "label": None} for row in LABELLED])
+    assert not found(opened_as(tmp_path, "labelled"), "unused")
+    assert not found(opened_as(write(tmp_path / "a.txt", CONLL), "tagged"), "unused")
+
+
 # ---- what is wrong -------------------------------------------------------------------------------
 def test_wrong_encodings_name_file_line_and_byte(tmp_path):
     path = write(tmp_path / "a.txt", ("ok\n" * 3 + "caf\u00e9 noir\n" * 50).encode("cp1252"))
@@ -490,8 +542,8 @@ def test_empty_rows_are_set_aside_and_listed(tmp_path):
 
 def test_damaged_rows(tmp_path):
     path = write(tmp_path / "a.jsonl", '{"text": "a"}\n{"text": \n')
-    refused(path, "a.jsonl line 2 is no JSON object")
-    refused(write(path, "[1, 2]\n"), "line 1 is no JSON object")
+    refused(path, "a.jsonl line 2 is not a JSON object")
+    refused(write(path, "[1, 2]\n"), "line 1 is not a JSON object")
     refused(write(tmp_path / "a.json", '[{"text": "a"'), "'a.json' is not JSON", "copy it again")
     refused(write(tmp_path / "a.json", "[1, 2]"), "should hold a list of objects")
 
@@ -722,7 +774,7 @@ def test_cells_that_are_no_text_break_nothing(tmp_path):
     long = "\n".join(["text,label", *(f"{'word ' * 40_000}{i},{'ab'[i % 2]}" for i in range(12))])
     assert len(opened_as(write(tmp_path / "b.csv", long), "labelled")) == 12
     objects = many(lambda i, t: {"text": t, "label": {"name": "ab"[i % 2]}})
-    refused(as_lines(tmp_path / "c.jsonl", objects), "holds objects, no labels", target="label")
+    refused(as_lines(tmp_path / "c.jsonl", objects), "holds objects, not labels", target="label")
     counted = many(
         lambda i, t: {"question": f"{t} How many?", "answer": i if i % 2 else "none of them"}
     )
@@ -738,4 +790,4 @@ def test_cells_that_are_no_text_break_nothing(tmp_path):
     for i, text in enumerate(PROSE):
         write(tmp_path / "f" / ["pos", "neg"][i % 2] / f"{i}.txt", text)
     assert len(opened_as(tmp_path / "f", "labelled")) == 7
-    refused(write(tmp_path / "g.jsonl", "[" * 5000 + "\n"), "line 1 is no JSON object")
+    refused(write(tmp_path / "g.jsonl", "[" * 5000 + "\n"), "line 1 is not a JSON object")

@@ -130,13 +130,13 @@ def test_a_head_without_values_and_output_is_idle_and_sharp_ones_are_counted():
     network = network_of("llama", qk_norm=False, window=0)
     attn = network.blocks[0].attn
     attn.o_proj.weight.data[:, :8] = 0
-    x, turn = torch.randn(2, 12, 32), network.rope(torch.arange(12))
-    found = head_statistics(network.blocks[0], (x, turn, (None, True), None), {})
+    x, cos_sin = torch.randn(2, 12, 32), network.rope(torch.arange(12))
+    found = head_statistics(network.blocks[0], (x, cos_sin, (None, True), None), {})
     assert found["idle"] == 0.25
     assert found["sharp"] == 0
     attn.q_proj.weight.data *= 3000
     attn.k_proj.weight.data *= 3000
-    found = head_statistics(network.blocks[0], (x, turn, (None, True), None), {})
+    found = head_statistics(network.blocks[0], (x, cos_sin, (None, True), None), {})
     assert found["sharp"] >= 0.75
     assert found["entropy"] < 0.1
     assert attention_modules(network.blocks[0])

@@ -11,15 +11,15 @@ from layerwise.errors import OptionError
 from layerwise.layers.attention import attention, attention_weights
 from layerwise.layers.cache import LayerCache
 from layerwise.layers.head import TiedHead
-from layerwise.layers.mask import positions_of, sight
-from layerwise.layers.rope import make_rope, rotate
+from layerwise.layers.mask import attention_mask, positions_of
+from layerwise.layers.rope import RopeFields, make_rope, rotate
 
 
 # ---- rotary positions ----------------------------------------------------------------------------
 def test_products_depend_on_the_distance_alone():
     torch.manual_seed(0)
     q, k = torch.randn(2, 1, 1, 1, 16).double()
-    rope = make_rope(16, 10_000.0)
+    rope = make_rope(16, RopeFields(10_000.0))
     turned = [[rotate(x, rope(torch.tensor([p]))) for p in (0, 5, 90)] for x in (q, k)]
     products = [
         (a * b).sum() for a, b in zip(turned[0][:2], [turned[1][1], turned[1][1]], strict=True)
@@ -31,8 +31,8 @@ def test_products_depend_on_the_distance_alone():
 
 
 def test_llama3_keeps_fast_pairs_and_slows_the_others():
-    plain = torch.tensor(make_rope(64, 5e5).frequencies)
-    scaled = torch.tensor(make_rope(64, 5e5, "llama3", 8.0, 8192).frequencies)
+    plain = torch.tensor(make_rope(64, RopeFields(5e5)).frequencies)
+    scaled = torch.tensor(make_rope(64, RopeFields(5e5, "llama3", 8.0, 8192)).frequencies)
     turns = 8192 * plain / (2 * math.pi)
     assert torch.equal(scaled[turns > 4], plain[turns > 4])
     torch.testing.assert_close(scaled[turns < 1], plain[turns < 1] / 8)
@@ -43,9 +43,9 @@ def test_llama3_keeps_fast_pairs_and_slows_the_others():
 
 def test_scalings_that_cannot_be_are_named():
     with pytest.raises(OptionError, match="unknown rope_scaling 'llama'"):
-        make_rope(8, 1e4, "llama")
+        make_rope(8, RopeFields(1e4, "llama"))
     with pytest.raises(OptionError, match="rope_original_len"):
-        make_rope(8, 1e4, "yarn", 2.0)
+        make_rope(8, RopeFields(1e4, "yarn", 2.0))
 
 
 # ---- the cache -----------------------------------------------------------------------------------
@@ -73,10 +73,10 @@ def test_the_cache_returns_the_last_tokens_and_says_which(places: int, chunks: t
 # ---- who sees whom -------------------------------------------------------------------------------
 def test_the_cheapest_form_is_taken():
     tokens = torch.zeros(1, 6, dtype=torch.int64)
-    assert sight(tokens) == (None, True)
-    assert sight(tokens, window=6) == (None, True)
-    assert sight(tokens[:, :1]) == (None, False)
-    mask, causal = sight(tokens, window=2)
+    assert attention_mask(tokens, {}) == (None, True)
+    assert attention_mask(tokens, {}, window=6) == (None, True)
+    assert attention_mask(tokens[:, :1], {}) == (None, False)
+    mask, causal = attention_mask(tokens, {}, window=2)
     assert not causal
     assert mask.int().tolist()[3] == [0, 0, 1, 1, 0, 0]
 
@@ -84,8 +84,8 @@ def test_the_cheapest_form_is_taken():
 def test_documents_do_not_see_each_other_and_count_from_zero():
     documents = torch.tensor([[7, 7, 2, 2, 2, 7]])
     tokens = torch.zeros_like(documents)
-    assert positions_of(tokens, documents, None).tolist() == [[0, 1, 0, 1, 2, 0]]
-    mask, _ = sight(tokens, documents=documents)
+    assert positions_of(tokens, {"documents": documents}).tolist() == [[0, 1, 0, 1, 2, 0]]
+    mask, _ = attention_mask(tokens, {"documents": documents})
     assert mask[0, 0].int().tolist()[4] == [0, 0, 1, 1, 1, 0]
 
 

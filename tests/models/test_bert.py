@@ -230,7 +230,7 @@ def test_size_is_the_published_one(variant: str):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"dim": 25}, "dim 25 is no multiple of n_heads 3"),
+        ({"dim": 25}, "dim 25 is not a multiple of n_heads 3"),
         ({"style": "robert"}, "did you mean 'roberta' or 'bert'"),
         ({"head_kind": "masks"}, "unknown head_kind 'masks'; did you mean 'masked'"),
         ({"pooling": "max"}, "unknown pooling 'max'"),

@@ -75,8 +75,8 @@ def test_patches_that_do_not_fit_are_an_error_with_the_cure():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"dim": 50}, "dim 50 is no multiple of n_heads 3"),
-        ({"image_size": 33}, "image_size 33 is no multiple of patch_size 8"),
+        ({"dim": 50}, "dim 50 is not a multiple of n_heads 3"),
+        ({"image_size": 33}, "image_size 33 is not a multiple of patch_size 8"),
     ],
 )
 def test_impossible_sizes_are_errors(fields: dict[str, int], message: str):

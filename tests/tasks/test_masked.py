@@ -14,6 +14,7 @@ from layerwise.kinds.text.masked import LEARNED, SCORED, MaskedWindows
 from layerwise.models.bert import Config, Model
 from layerwise.tasks.masked import Masked
 from layerwise.tokens.training import train_bpe, train_wordpiece
+from tests.rows import numbered
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "while", "one", "dog", "ran", "over", "hill", "and"]
 TINY = {"dim": 32, "n_layers": 2, "n_heads": 2, "mlp_dim": 64, "dropout": 0.0, "attn_dropout": 0.0}
@@ -100,7 +101,7 @@ def test_the_loss_is_that_of_all_scores(windows, network):
     assert sum(p.loss for p in found) == pytest.approx(float(want), rel=1e-5)
     right = (scores.argmax(-1) == batch["targets"]).sum(1)
     assert [p.right for p in found] == right.tolist()
-    named = task.metrics(found)
+    named = task.metrics(found, numbered(12))
     assert named["bits_per_masked_token"] == pytest.approx(named["loss"] / np.log(2))
     assert named["masked_accuracy"] == pytest.approx(float(right.sum()) / task.count(batch))
 

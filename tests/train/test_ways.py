@@ -136,7 +136,7 @@ class Leaky(bert.Model):
     """Attends across packed documents."""
 
     def features(self, tokens, mask=None, documents=None, **places):
-        positions = None if documents is None else positions_of(tokens, documents, None)
+        positions = None if documents is None else positions_of(tokens, {"documents": documents})
         return super().features(tokens, mask, positions=positions, **places)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from layerwise.errors import OptionError, unknown
 from layerwise.kinds.audio.mel import log_mel
-from layerwise.kinds.audio.recordings import Recording, read, resampled
+from layerwise.kinds.audio.recordings import read, resampled
 
 KEYS = {  # Hugging Face's names in preprocessor_config.json -> ours
     "sampling_rate": "rate", "feature_size": "n_mels", "n_fft": "n_fft", "hop_length": "hop",
@@ -50,8 +50,7 @@ class AudioProcessor:
 
     def samples(self, raw: Any, name: str) -> np.ndarray:
         """Of a path, bytes or Recording: (S,) float32. Errors: DataError naming it."""
-        recording = raw if isinstance(raw, Recording) else read(raw, name)
-        return fitted(resampled(recording, self.rate), self.n_samples)
+        return fitted(resampled(read(raw, name), self.rate), self.n_samples)
 
     def features(self, samples: Tensor) -> Tensor:
         """(B, S) to the network's input (B, 1, M, T)."""

@@ -19,7 +19,8 @@ from layerwise.data.sources import Draw, Source, Tensors
 from layerwise.data.threads import parallel
 from layerwise.errors import unknown
 from layerwise.kinds.audio.processor import AudioProcessor
-from layerwise.storage import cache_folder, fingerprint, replacing
+from layerwise.kinds.audio.recordings import identity
+from layerwise.storage import cache_folder, replacing
 
 PIECE = 256  # recordings decoded before they are written
 
@@ -96,7 +97,7 @@ class Recordings(Source):
     def store(self, folder: Path) -> np.ndarray:
         """The samples of every row, (n, S) int16, from the cache or decoded now."""
         values, names = self.examples["audio"], self.examples.names
-        keys = [fingerprint(x, str(name)) for x, name in zip(values, names, strict=True)]
+        keys = [identity(x, str(name)) for x, name in zip(values, names, strict=True)]
         p = self.processor
         digest = hashlib.blake2b(json.dumps([p.rate, p.n_samples, keys]).encode(), digest_size=12)
         path = folder / f"{digest.hexdigest()}.samples"

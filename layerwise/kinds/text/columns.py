@@ -1,4 +1,4 @@
-"""Fields of rows of text: what each holds, and flat ones (as of a table) told apart as text,
+"""Columns of rows of text: what each holds, and flat ones (as of a table) told apart as text,
 label, score or neither. The names decide where they say something, else the contents do: texts
 have several words and hardly repeat, labels repeat, scores are numbers.
 """
@@ -12,7 +12,7 @@ from layerwise.data.delimited import NUMBER, Row
 from layerwise.data.naming import some
 from layerwise.data.targets import SEVERAL
 from layerwise.kinds.text.dialogue import completion_row
-from layerwise.kinds.text.layouts import FIELDS, Aside, Layout, Made, empty
+from layerwise.kinds.text.layouts import Aside, Layout, Made, Names, named_so, texts_layout
 
 _TEXT = "text content document body sentence review comment tweet post raw_content question title"
 _LABEL = """label labels target targets class category categories sentiment topic intent emotion
@@ -50,7 +50,6 @@ class ColumnProfile:
 
 
 Columns = Sequence[ColumnProfile]
-Names = dict[str, str]  # of columns, by their names in small letters; none where there is no header
 
 
 def profile(name: str, rows: Sequence[Row]) -> ColumnProfile:
@@ -75,20 +74,6 @@ def profile(name: str, rows: Sequence[Row]) -> ColumnProfile:
     return ColumnProfile(name, kind, words, size, distinct, n, values)
 
 
-# ---- layouts of plain fields ---------------------------------------------------------------------
-def texts_layout(
-    form: str, columns: list[str], label: str = "", said: str = "", labels: tuple[str, ...] = ()
-) -> Layout:
-    """Columns of text under the form's own names."""
-
-    def make(raw: Row) -> Made:
-        texts = (str(raw[column]) for column in columns)
-        return empty(raw, *columns) or dict(zip(FIELDS[form], texts, strict=True))
-
-    said = said or some(columns).replace(", ", " and ")
-    return Layout(form, make, said, (*columns, label, *labels), label, labels)
-
-
 def answering(prompt: str, completion: str, columns: Columns = ()) -> Layout:
     """columns: all of them, for those that go with an answer."""
     make = lambda raw: completion_row(raw, prompt, completion)  # noqa: E731
@@ -98,9 +83,7 @@ def answering(prompt: str, completion: str, columns: Columns = ()) -> Layout:
 
 def besides(columns: Columns) -> list[str]:
     """The columns that go with a conversation: its tools, and a verdict."""
-    return [
-        c.name for c in columns if c.name == "tools" or (c.name == "label" and c.kind == "bool")
-    ]
+    return [c.name for c in columns if c.name == "tools" or (c.name, c.kind) == ("label", "bool")]
 
 
 # ---- flat columns --------------------------------------------------------------------------------
@@ -115,36 +98,26 @@ def flat_layout(
     if not texts or not (asked or _mostly_text(texts, others)):
         return None
     named = {c.name: c for c in texts}
-    pair, joined = _first(_PAIRS, named, lower), _first(_TITLES, named, lower)
+    pairs, titles = named_so(_PAIRS, named, lower), named_so(_TITLES, named, lower)
     known = [named[lower[n]] for n in _TEXT.split() if lower.get(n) in named]
     main = known[0] if known else max(texts, key=lambda c: c.size)
-    if len(texts) == 3 and not (pair or joined or known or others) and main.words < LONG:
+    if len(texts) == 3 and not (pairs or titles or known or others) and main.words < LONG:
         return texts_layout("triples", list(named))
-    label = _label(others, main, lower, target, learn)
-    if pair is None and joined is None and len(texts) == 2 and not known:
-        pair = list(named)
+    label = _label(others, main, lower) if learn and target is None else target or ""
+    if not pairs and not titles and len(texts) == 2 and not known:
+        pairs = [list(named)]
         if not others and not _overlap(*texts):
-            return answering(pair[0], pair[1])
-    if pair:
-        return _pair(pair, others, lower, label, target)
+            return answering(texts[0].name, texts[1].name)
+    if pairs:
+        return _pair(pairs[0], others, lower, label, target)
     several = tuple(c.name for c in others if set(map(str, c.values)) <= {"0", "1"})
     if not label and learn and len(several) > 1 and len(texts) == 1:
         said = f"'{main.name}', labels {some(several, 6)}"
         return texts_layout("labelled", [main.name], said=said, labels=several)
-    if joined and label:
-        return _titled(joined, label)
-    if not label:
-        return texts_layout("plain", [main.name], said=f"'{main.name}'")
-    return texts_layout("labelled", [main.name], label, f"'{main.name}', the label '{label}'")
-
-
-def _first(choices: str, named: dict[str, ColumnProfile], lower: Names) -> list[str] | None:
-    """The first of several pairs of names of which both are there."""
-    for names in choices.split():
-        found = [lower.get(name, "") for name in names.split(":")]
-        if all(name in named for name in found):
-            return found
-    return None
+    if titles and label:
+        return _titled(titles[0], label)
+    said = f"'{main.name}'" + (f", the label '{label}'" if label else "")
+    return texts_layout("labelled" if label else "plain", [main.name], label, said)
 
 
 def _overlap(a: ColumnProfile, b: ColumnProfile) -> bool:
@@ -161,12 +134,8 @@ def _mostly_text(texts: Columns, others: Columns) -> bool:
     return said >= beside and long and len(others) - several <= MOST_OTHERS
 
 
-def _label(
-    others: Columns, main: ColumnProfile, lower: Names, target: str | None, learn: bool
-) -> str:
-    """The column that is the target: as asked, by its name, or the one whose values recur."""
-    if target is not None or not learn:
-        return target or ""
+def _label(others: Columns, main: ColumnProfile, lower: Names) -> str:
+    """The column that is the target: by its name, or the one whose values recur."""
     names = [x.name for x in others]
     if known := [lower[n] for n in (*_LABEL.split(), *SEVERAL) if lower.get(n) in names]:
         return known[0]

@@ -4,7 +4,7 @@ Shapes: B rows, K texts of a row, T tokens of the longest text in the batch, rou
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,10 +13,7 @@ import torch
 from torch import Tensor
 
 from layerwise.errors import DataError
-from layerwise.kinds.text.processor import TextProcessor
-
-FORMS = (("anchor", "positive", "negative"), ("text_a", "text_b"), ("text",))
-Row = str | Sequence[str] | Mapping[str, str]
+from layerwise.kinds.text.processor import Row, TextProcessor
 
 
 @dataclass(frozen=True)
@@ -28,13 +25,14 @@ class EachProcessor(TextProcessor):
     """
 
     reads: ClassVar[str] = "each"
+    forms = (("anchor", "positive", "negative"), ("text_a", "text_b"), ("text",))
 
     def encode(self, inputs: Sequence[Row]) -> list[list[np.ndarray]]:
         """Of each row its K texts, (tokens,) int32; an absent one is empty.
 
         Errors: DataError for rows of other fields, or of another number of texts than the first.
         """
-        rows = [texts_of(row) for row in inputs]
+        rows = [self.texts_of(row) for row in inputs]
         if sizes := {len(row) for row in rows} - {len(rows[0])}:
             raise DataError(f"rows of {len(rows[0])} and of {sizes.pop()} texts do not go together")
         flat = [text for row in rows for text in row]
@@ -53,18 +51,6 @@ class EachProcessor(TextProcessor):
         out = {"tokens": tokens, "texts": torch.tensor([number_of(text) for text in flat])}
         out |= {} if mask is None else {"mask": mask}
         return {name: tensor.unflatten(0, shape) for name, tensor in out.items()}
-
-
-def texts_of(row: Row) -> tuple[str, ...]:
-    """The texts of a row in their order: bare, in a sequence, or by the fields of its form."""
-    if isinstance(row, str):
-        return (row,)
-    if not isinstance(row, Mapping):
-        return tuple(row)
-    fields = next((form for form in FORMS if row.keys() >= set(form)), None)
-    if fields is None:
-        raise DataError(f"texts, pairs or triples were expected, not rows of {', '.join(row)}")
-    return tuple(row[name] for name in fields)
 
 
 def number_of(tokens: np.ndarray) -> int:

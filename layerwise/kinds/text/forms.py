@@ -1,34 +1,17 @@
-"""Which form rows of text have, by the names of their fields where they say it, else by what is in
-them: texts have several words and hardly repeat, labels repeat, scores are numbers.
+"""Which form rows of text have: by the names of their columns where these say it, else by what is
+in them, see `columns`.
 """
 
 import ast
 import re
-from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from layerwise.data.delimited import NUMBER, Row
-from layerwise.kinds.text.columns import (
-    ColumnProfile,
-    Columns,
-    Names,
-    answering,
-    besides,
-    flat_layout,
-    profile,
-    texts_layout,
-)
-from layerwise.kinds.text.dialogue import (
-    ALPACA,
-    alpaca_row,
-    is_conversation,
-    is_dialogue,
-    is_message,
-    is_spoken,
-    messages_row,
-    preference_row,
-)
-from layerwise.kinds.text.layouts import Aside, Layout, Made, Mended
+from layerwise.data.delimited import NUMBER, RawTable, Row
+from layerwise.data.records import SPLIT_NAMES, TARGET_CURE, Reading, no_column
+from layerwise.kinds.text import dialogue
+from layerwise.kinds.text.columns import Columns, answering, besides, flat_layout, profile
+from layerwise.kinds.text.layouts import Aside, Layout, Made, Mended, Names, named_so, texts_layout
 
 _ANSWERS = """prompt:completion prompt:response question:answer query:response query:answer
 input:output instruction:response source:target problem:solution question:response prompt:answer
@@ -39,49 +22,49 @@ _TRIPLES = "anchor:positive:negative query:pos:neg sent0:sent1:hard_neg query:po
 
 
 def recognise(
-    rows: Sequence[Row],
-    names: Sequence[str],
-    header: bool,
-    target: str | None = None,
-    asked: bool = False,
-    learn: bool = True,
+    raw: RawTable, sample: list[Row], columns: list[str], reading: Reading, asked: bool
 ) -> Layout | None:
-    """The form of these rows, or None where they are no text but a table.
+    """The form of these rows, or None where they are not text but a table.
 
-    names: of their fields; header: whether these were in the file. target: the field to learn, if
-    the caller said. asked: it was said that they are text. learn=False guesses no label.
+    columns: of the sample. asked: the caller said that it is text.
+    Errors: there is no column to learn as asked for.
     """
-    columns = [profile(name, rows) for name in names]
-    lower = {name.strip().lower(): name for name in reversed(names)} if header else {}
-    return (
-        _structured(columns, lower)
-        or _by_names(columns, lower)
-        or flat_layout(columns, lower, target, asked, learn)
-    )
+    if raw.what == "CoNLL":
+        return tagged_layout("tokens", "tags", "CoNLL")
+    names = [c for c in columns if c != reading.split_column and c.lower() not in SPLIT_NAMES]
+    lower = {name.strip().lower(): name for name in reversed(names)} if raw.header else {}
+    target = reading.target if reading.learn or reading.target in columns else None
+    learn = reading.learn or reading.target_kind == "classes"
+    found = [profile(name, sample) for name in names]
+    layout = _structured(found, lower) or _by_names(found, lower)
+    layout = layout or flat_layout(found, lower, target, asked, learn)
+    if layout and reading.learn and reading.target is not None and reading.target not in columns:
+        no_column(raw.file, columns, reading.target, TARGET_CURE)
+    return replace(layout, said=raw.what or layout.said) if layout else None
 
 
 # ---- forms that their structure gives away -------------------------------------------------------
 def _structured(columns: Columns, lower: Names) -> Layout | None:
     named = {c.name: c for c in columns}
-    talks = [c.name for c in columns if c.kind == "list" and is_conversation(c.values[0])]
+    talks = [c.name for c in columns if c.kind == "list" and dialogue.is_conversation(c.values[0])]
     answers = [lower[k] for k in ("chosen", "rejected") if k in lower]
-    hh = [c.name for c in columns if c.kind == "text" and all(map(is_dialogue, c.values))]
+    hh = [c.name for c in columns if c.kind == "text" and all(map(dialogue.is_dialogue, c.values))]
     answers = hh if len(answers) < 2 and len(hh) == 2 else answers
     if len(answers) == 2:
         known = [lower[k] for k in ("prompt", "instruction", "question", "query") if k in lower]
         prompt = [*(t for t in talks if t not in answers), *known, ""][0]
         said = "HH-RLHF dialogues" if answers[0] in hh else f"'{answers[0]}' and '{answers[1]}'"
         uses = [prompt, *answers] + ["context", "input"] * (prompt == "instruction")
-        spoken = any(is_spoken(v) for c in columns if c.name in uses for v in c.values)
+        spoken = any(dialogue.is_spoken(v) for c in columns if c.name in uses for v in c.values)
         uses += besides(columns) if spoken else []
-        make = lambda raw: preference_row(raw, prompt, *answers)  # noqa: E731
+        make = lambda raw: dialogue.preference_row(raw, prompt, *answers)  # noqa: E731
         return Layout("preference", make, said, tuple(uses))
     if {"prompt", "completion"} <= lower.keys() and lower["prompt"] in talks:
         return answering(lower["prompt"], lower["completion"], columns)
     if talks:
         said = "ShareGPT" if "from" in named[talks[0]].values[0][0] else f"'{talks[0]}'"
         uses = (talks[0], "system", *besides(columns))
-        return Layout("messages", lambda raw: messages_row(raw, talks[0]), said, uses)
+        return Layout("messages", lambda raw: dialogue.messages_row(raw, talks[0]), said, uses)
     return _spans(columns) or _tagged(columns)
 
 
@@ -90,7 +73,7 @@ def _spans(columns: Columns) -> Layout | None:
     for x in columns:
         first = x.values[0] if x.kind in ("dict", "list") else None
         first = first[0] if isinstance(first, list) and first else first
-        if not isinstance(first, dict) or "text" not in first or is_message(first):
+        if not isinstance(first, dict) or "text" not in first or dialogue.is_message(first):
             continue
         texts = sorted((c for c in columns if c.is_text and c.words > 2), key=lambda c: -c.size)
         named = {c.name.lower(): c.name for c in columns if c.kind in ("text", "word")}
@@ -107,11 +90,10 @@ def _spans_layout(columns: tuple[str, str, str], said: str, *uses: str) -> Layou
     return Layout("spans", lambda raw: spans_row(raw, *columns), said, (*columns, *uses))
 
 
-def _quoted(context: ColumnProfile, answers: ColumnProfile) -> bool:
+def _quoted(contexts: list[Any], answers: list[Any]) -> bool:
     """Whether answers stand in their contexts, most of the time; lists and objects say where."""
-    both = list(zip(map(str, context.values), map(str, answers.values), strict=False))
-    found = sum(a in c or a[:1] in ("{", "[") for c, a in both)
-    return answers.kind in ("list", "dict") or 2 * found > len(both)
+    both = list(zip(map(str, contexts), map(str, answers), strict=False))
+    return 2 * sum(a in c or a[:1] in ("{", "[") for c, a in both) > len(both)
 
 
 def spans_row(raw: Row, context: str, question: str, answers: str) -> Made:
@@ -120,7 +102,7 @@ def spans_row(raw: Row, context: str, question: str, answers: str) -> Made:
     if not text.strip() or not str(raw.get(question) or "").strip():
         return Aside("empty", "no context, or no question")
     if given is None:
-        return Aside("span", f"the answers are not readable: {raw[answers][:60]!r}")
+        return Aside("span", f"the answers cannot be read: {raw[answers][:60]!r}")
     said = [(str(a["text"]), _start(a.get("start", a.get("answer_start")))) for a in given]
     spans = [{"text": answer, "start": _place(text, answer, at)} for answer, at in said]
     row = {"context": text, "question": str(raw[question]), "answers": spans}
@@ -153,7 +135,7 @@ def answers_of(raw: Row, column: str) -> list[Row] | None:
 
 
 def _start(at: Any) -> int | None:
-    """Where an answer is said to start; a number that is nowhere for what is no number."""
+    """Where an answer is said to start; for what is not a number, a place that is nowhere near."""
     return None if at is None else int(float(at)) if NUMBER.fullmatch(str(at)) else -(1 << 30)
 
 
@@ -198,7 +180,7 @@ def tagged_row(raw: Row, tokens: str, tags: str) -> Made:
     if not words:
         return Aside("empty", "no words")
     if len(words) != len(marks):
-        return Aside("unequal", f"{len(words)} words but {len(marks)} tags")
+        return Aside("unequal_tags", f"{len(words)} words but {len(marks)} tags")
     return {"tokens": list(map(str, words)), "tags": list(map(str, marks))}
 
 
@@ -207,22 +189,20 @@ def _by_names(columns: Columns, lower: Names) -> Layout | None:
     named = {c.name: c for c in columns}
     asked = named.get(lower.get("instruction", ""))
     if asked and asked.kind in ("text", "word") and {"output", "response"} & lower.keys():
-        return Layout("prompt_completion", alpaca_row, "Alpaca", ALPACA)
-    for names in _TRIPLES.split():
-        if all(n in lower for n in names.split(":")):
-            return texts_layout("triples", [lower[n] for n in names.split(":")])
+        return Layout("prompt_completion", dialogue.alpaca_row, "Alpaca", dialogue.ALPACA)
+    if found := named_so(_TRIPLES, named, lower):
+        return texts_layout("triples", found[0])
     if "label" in lower and named[lower["label"]].kind != "bool":
         return None  # a judgement on pairs; good or bad is one on answers
     if {"context", "question"} <= lower.keys():  # to be answered, in words of the context
         answers = next((lower[n] for n in ("answers", "answer", "answer_text") if n in lower), "")
         context, question = lower["context"], lower["question"]
-        if not answers or _quoted(named[context], named[answers]):
+        if not answers or _quoted(named[context].values, named[answers].values):
             bare = answers and str(named[answers].values[0])[:1] not in ("{", "[")
             starts = STARTS if bare else ()
             return _spans_layout((context, question, answers), "'context' and 'question'", *starts)
-    for names in _ANSWERS.split():
-        found = [named[lower[n]] for n in names.split(":") if n in lower]
-        written = len(found) == 2 and all(c.kind in ("text", "word") for c in found)
-        if written and any(c.is_text for c in found):
-            return answering(found[0].name, found[1].name, columns)
+    written = {c.name: c for c in columns if c.kind in ("text", "word")}
+    for prompt, completion in named_so(_ANSWERS, written, lower):
+        if written[prompt].is_text or written[completion].is_text:
+            return answering(prompt, completion, columns)
     return None
