@@ -13,7 +13,7 @@ from layerwise.console import Console
 from layerwise.errors import OptionError
 
 
-def fit(console: Console, data: str = "", resume: str = "", **options: Any) -> dict[str, Any]:
+def fit(console: Console, data: str = "", resume: str = "", **options: object) -> dict[str, Any]:
     from layerwise.fitting.run import fit
 
     return fit(data, resume=resume, console=console, **options).to_dict()

@@ -236,7 +236,7 @@ def next_commands(job: Job) -> list[dict[str, str]]:
     return [{"what": what, "command": run} for what, run in job.task.next(model, data)]
 
 
-def without_pictures(value: Any) -> Any:
+def without_pictures(value: object) -> Any:
     """The document without its thumbnails: they are large, and only for the page."""
     if isinstance(value, dict):
         return {k: without_pictures(v) for k, v in value.items() if k not in ("image", "overlay")}

@@ -60,7 +60,7 @@ def witnessed(module: nn.Module, see: Callable[..., None]) -> FunctionType:
         see(q, k, v, mask, causal, options)
         return attention(q, k, v, mask, causal, dropout=dropout, **options)
 
-    own: Any = type(module).forward
+    own: object = type(module).forward
     scope = own.__globals__ | {"attention": witness}
     out = FunctionType(own.__code__, scope, own.__name__, own.__defaults__, own.__closure__)
     out.__kwdefaults__ = own.__kwdefaults__
@@ -139,7 +139,7 @@ def head_statistics(layer: nn.Module, args: tuple, options: dict[str, Any]) -> d
     return out | {"entropy": float(np.median(where["entropy"])), "sharp": float(stuck.mean())}
 
 
-def first_row(value: Any, n_rows: int) -> Any:
+def first_row(value: object, n_rows: int) -> Any:
     """The arguments of a forward pass cut to one row; what has no rows stays whole."""
     if isinstance(value, Tensor):
         return value[:1] if value.ndim > 2 and len(value) == n_rows else value

@@ -82,7 +82,7 @@ def pictures(page: dict[str, Any]) -> dict[str, str]:
 
 
 def forecast(
-    curve: list[dict[str, Any]], params: float, came: float, unit: str, **rest: Any
+    curve: list[dict[str, Any]], params: float, came: float, unit: str, **rest: object
 ) -> str:
     """The expected loss of every size for the same time with its interval, and what came."""
     names = {"expected": "value", "lowest": "low", "highest": "high"}

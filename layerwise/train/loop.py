@@ -199,7 +199,7 @@ def interruptible() -> Iterator[list[bool]]:
     """A list that is empty until the first Ctrl-C; a second Ctrl-C interrupts at once."""
     stop: list[bool] = []
 
-    def first(signum: int, frame: Any) -> None:
+    def first(signum: int, frame: object) -> None:
         stop.append(True)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

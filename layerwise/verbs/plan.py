@@ -118,7 +118,7 @@ def task_of_data(data: str) -> tuple[Task, int]:
 
 
 def example_batch(
-    family: str, config: Any, variant: str, size: int, rows: int, task: Task
+    family: str, config: object, variant: str, size: int, rows: int, task: Task
 ) -> Batch:
     """A batch of the shapes that the network takes, on the meta device.
 
