@@ -111,9 +111,8 @@ def contributions(module: nn.Module, weights: Tensor, v: Tensor) -> np.ndarray:
     """(H,) how much each head adds to the stream: its output's size times its part of `o_proj`."""
     v = v.repeat_interleave(weights.shape[1] // v.shape[1], dim=1)  # (B, H, S, Dh)
     sizes = (weights.to(v.dtype) @ v).float().square().mean((0, 2, 3)).sqrt()  # (H,)
-    out = module.get_parameter("o_proj.weight")
-    parts = out.detach().unflatten(1, (len(sizes), -1)).float().norm(dim=(0, 2))
-    return (sizes * parts).double().cpu().numpy()
+    out = module.get_parameter("o_proj.weight").detach().unflatten(1, (len(sizes), -1))
+    return (sizes * out.float().norm(dim=(0, 2))).double().cpu().numpy()
 
 
 def head_statistics(layer: nn.Module, args: tuple, options: dict[str, Any]) -> dict[str, float]:
