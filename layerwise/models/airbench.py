@@ -139,7 +139,7 @@ class Airbench(nn.Module):
     def reset_head(self, n_classes: int, kind: str = "class") -> None:
         """A fresh last layer for another set of classes; everything below keeps what it learned."""
         self.config = replace(self.config, n_classes=n_classes)
-        self.head = unit_linear(self.head.in_features, n_classes)
+        self.head = unit_linear(self.head.in_features, n_classes).to(self.head.weight)
 
 
 Model = Airbench

@@ -144,7 +144,8 @@ class SqueezeNet(nn.Module):
     def reset_head(self, n_classes: int, kind: str = "class") -> None:
         """A fresh last layer for another set of classes; everything below keeps what it learned."""
         self.config = replace(self.config, n_classes=n_classes, linear_head=True)
-        self.head = MeanHead(2 * EXPANSION * self.config.squeeze[-1], n_classes)
+        head = MeanHead(2 * EXPANSION * self.config.squeeze[-1], n_classes)
+        self.head = head.to(self.conv1.conv.weight)
 
 
 Model = SqueezeNet
