@@ -15,16 +15,17 @@ from plain_conv import PlainConfig, PlainConv
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from layerwise import models
-from layerwise import runtime
+from layerwise import models, runtime
 from layerwise.data.examples import Batch
+from layerwise.data.sources import Draw
 from layerwise.errors import DataError, TrainingStopped
 from layerwise.inspection.diagnosis import Diagnosis, diagnose, split_cure
 from layerwise.inspection.watch import Watch
+from layerwise.models.network import Network
 from layerwise.tasks.causal import Causal
 from layerwise.tasks.classify import Classify
 from layerwise.train.checkpoint import State
-from layerwise.train.loop import Course, Hooks, train
+from layerwise.train.loop import Hooks, LoopConfig, train
 from layerwise.train.optim import build_optimizer
 
 LABELS = tuple(str(i) for i in range(10))
@@ -38,7 +39,7 @@ ADAPTIVE = ("vit", *TEXT)  # nobody trains these with plain SGD
 @dataclasses.dataclass(frozen=True)
 class Arch:
     name: str
-    build: Callable[[Any], nn.Module]
+    build: Callable[[Any], Network]
     config: Any
     data: str
     steps: int
@@ -106,10 +107,14 @@ class Rows:
         )
         return self.batch(self.train[pick])
 
+    def draw(self, step: int) -> Draw:
+        return Draw(self.seed, step, 0)
+
     def batch(self, rows: Tensor) -> Batch:
         if not self.x.is_floating_point():
             return text_faults.batch_of(self.x, self.y, rows)
-        return Batch({"inputs": self.x[rows], "targets": self.y[rows]}, rows.numpy())
+        name = "table" if self.x.ndim == 2 else "image"
+        return Batch({name: self.x[rows], "targets": self.y[rows]}, rows.numpy())
 
 
 # ---- faults --------------------------------------------------------------------------------------
@@ -123,7 +128,7 @@ class Fault:
     right: str
     config: dict[str, Any] = dataclasses.field(default_factory=dict)
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
-    break_: Callable[[nn.Module], Any] | None = None  # undone by fresh weights
+    break_: Callable[[Network], Any] | None = None  # undone by fresh weights
     archs: tuple[str, ...] = ()  # empty: all
     by_hand: bool = False
 
@@ -137,25 +142,25 @@ def scale_weights(factor: float) -> Callable[[nn.Module], None]:
     return scale
 
 
-def kill_units(network: nn.Module) -> None:
+def kill_units(network: Network) -> None:
     """Biases (of the norm, where there is one) so low that no ReLU ever opens."""
     normed = {id(m.bias) for m in network.modules() if isinstance(m, nn.BatchNorm2d)}
-    for layer in list(network.layers().values())[1:-1]:  # type: ignore[operator]
+    for layer in list(network.layers().values())[1:-1]:
         for part, p in layer.named_parameters():
             last = "norm2" in part or "project" in part  # added to a shortcut: no ReLU of its own
             if part.endswith("bias") and (not normed or id(p) in normed) and not last:
                 p.data -= 8
 
 
-def freeze(network: nn.Module) -> None:
-    names = list(network.layers())  # type: ignore[operator]
+def freeze(network: Network) -> None:
+    names = list(network.layers())
     for name in names[: len(names) * 2 // 3]:
-        network.layers()[name].requires_grad_(False)  # type: ignore[operator]
+        network.layers()[name].requires_grad_(False)
 
 
-def detach(network: nn.Module) -> None:
-    names = list(network.layers())  # type: ignore[operator]
-    layer = network.layers()[names[len(names) // 2]]  # type: ignore[operator]
+def detach(network: Network) -> None:
+    names = list(network.layers())
+    layer = network.layers()[names[len(names) // 2]]
     layer.register_forward_hook(lambda module, args, out: out.detach())
 
 
@@ -239,7 +244,7 @@ class Faint:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.task, name)
 
-    def loss(self, network: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, network: Network, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         total, parts = self.task.loss(network, batch)
         return total * self.unit, parts
 
@@ -280,20 +285,21 @@ def run(
     return fit(network, rows, options, arch, seed)
 
 
-def fit(network: nn.Module, rows: Rows, options: dict[str, Any], arch: Arch, seed: int) -> Outcome:
-    task = Faint(Causal() if arch.name == "decoder" else Classify(LABELS), options.get("faint", 1))
+def fit(network: Network, rows: Rows, options: dict[str, Any], arch: Arch, seed: int) -> Outcome:
+    learned = Causal() if arch.name == "decoder" else Classify(LABELS)
+    task: Any = Faint(learned, options.get("faint", 1))
     parameters = [p for p in network.parameters() if p.requires_grad]
     groups = [{"params": parameters, "weight_decay": 0.0}]
     optimizer = build_optimizer(options["optimizer"], groups, options["lr"])
     curve: list[dict[str, Any]] = []
-    watch = Watch(network.layers(), optimizer, every=20, budget=1.0)  # type: ignore[operator]
+    watch = Watch(network.layers(), optimizer, every=20, budget=1.0)
     hooks = Hooks(log=lambda step, **v: curve.append({"step": step, **v}), watch=watch)
     hooks.names = [str(i) for i in range(len(rows.y))]
-    course = Course(arch.steps, options["lr"], warmup_steps=0, grad_clip=options["grad_clip"])
+    config = LoopConfig(arch.steps, options["lr"], warmup_steps=0, grad_clip=options["grad_clip"])
     machine = runtime.Runtime("cpu", runtime.DTYPES[options["dtype"]], torch.get_num_threads())
     stopped = ""
     try:
-        train(network, task, rows, optimizer, course, State(seed=seed), machine, hooks)
+        train(network, task, rows, optimizer, config, State(seed=seed), machine, hooks)
     except TrainingStopped as e:
         stopped = str(e)
     except DataError as e:

@@ -164,25 +164,32 @@ def ours(
     from layerwise.data.loader import Batches, Prefetch
     from layerwise.kinds.image.augment import Augment
     from layerwise.kinds.image.processor import ImageProcessor
+    from layerwise.kinds.image.source import Images
+    from layerwise.tasks import task_for
+    from layerwise.tasks.feed import Feed
 
     paths, labels, targets = listing(folder)
     names, given = [p.name for p in paths], np.full(len(paths), "")
     examples = Examples(
-        "image", paths, np.array(targets), "class", tuple(labels), names, given, understood=""
-    )
+        {"image": paths}, {"image": "image"}, names, given,
+        targets=np.array(targets), target_kind="class", labels=tuple(labels),
+    )  # fmt: skip
     augment = Augment("random", scale=SCALE) if side == 224 else Augment("random", pad=0.125)
     started = time.perf_counter()
-    processor, cache = ImageProcessor((side, side), side), folder / "cache"
-    batches = Batches(examples, processor, augment, batch, cache_dir=cache, threads=threads)
-    assert batches.source.cache is not None
-    facts = {"store_mb": batches.source.cache.bytes / 1e6}
-    if batches.source.cache.built:
+    processors, cache = {"image": ImageProcessor((side, side), side)}, folder / "cache"
+    options = {"cache_dir": cache, "threads": threads}
+    feed = Feed(task_for(examples), examples, processors, augment, **options)
+    batches, (source,) = Batches(feed, batch), feed.sources
+    assert isinstance(source, Images)
+    assert source.cache is not None
+    facts = {"store_mb": source.cache.bytes / 1e6}
+    if source.cache.built:
         facts["first_pass"] = len(paths) / (time.perf_counter() - started)
     ahead, step = Prefetch(batches, depth=4), iter(range(sys.maxsize))
 
     def following() -> Any:
         made = ahead[next(step)]
-        return made["inputs"], made["targets"]
+        return made["image"], made["targets"]
 
     return following, facts
 

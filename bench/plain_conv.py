@@ -39,6 +39,8 @@ class PlainLayer(nn.Module):
 class PlainConv(nn.Module):
     """3 x 3 convolutions one after the other, the second and third of stride 2; no shortcuts."""
 
+    READS, HEADS, unit_vectors = ("image",), ("class",), False
+
     def __init__(self, config: PlainConfig):
         super().__init__()
         self.config = config
@@ -46,13 +48,13 @@ class PlainConv(nn.Module):
         self.blocks = nn.ModuleList(PlainLayer(config, c, s) for c, s in sizes[: config.n_layers])
         self.head = nn.Linear(config.dim, 10)
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.features(images))
+    def forward(self, image: Tensor) -> Tensor:
+        return self.head(self.features(image))
 
-    def features(self, images: Tensor) -> Tensor:
+    def features(self, image: Tensor) -> Tensor:
         for block in self.blocks:
-            images = block(images)
-        return images.mean((2, 3))
+            image = block(image)
+        return image.mean((2, 3))
 
     def layers(self) -> dict[str, nn.Module]:
         return {**{f"blocks.{i}": b for i, b in enumerate(self.blocks)}, "head": self.head}

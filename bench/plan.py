@@ -2,7 +2,7 @@
 
     python bench/plan.py               the error table (about 20 minutes on 2 cores)
     python bench/plan.py --quick       six configurations
-    python bench/plan.py --calibrate   networks of no family, for the constants in plan/memory.py
+    python bench/plan.py --calibrate   networks of no family, for planning/memory.py's constants
     python bench/plan.py --slice 0:12 --json FILE   some, added to what FILE holds from before
 
 Each configuration runs in a process of its own, as `fit` does it: tune the allocator, plan (memory
@@ -96,10 +96,11 @@ def run(network: Any, example: Any, task: Any, setting: Any, steps: int) -> list
     prepare(network, setting)
     optimizer = make_optimizer(setting.optimizer, network)
     batch = stretched(example, setting)
-    if batch["inputs"].is_floating_point():
-        batch["inputs"].normal_()
+    inputs = batch.main(network.READS)
+    if inputs.is_floating_point():
+        inputs.normal_()
     else:  # tokens, of which there are fewest in any of these vocabularies
-        batch["inputs"].random_(512)
+        inputs.random_(512)
     seconds = []
     for _ in range(steps):
         started = time.perf_counter()
@@ -233,7 +234,7 @@ def say(what: str, errors: list[float], median: float = 0.0, tail: float = 0.0) 
 
 
 def calibrate() -> None:
-    """Run the plain networks and show how the error moves with each constant of plan/memory.py."""
+    """Run the plain networks and show how the error moves with the constant of planning/memory.py."""
     from layerwise.planning import memory
 
     with tempfile.TemporaryDirectory() as folder:

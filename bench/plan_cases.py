@@ -148,7 +148,7 @@ def parts_of(case: Case) -> tuple[Callable[[], Any], Any, Any]:
     if images:
         inputs = inputs.to(memory_format=torch.channels_last)
     targets = torch.zeros(2, dtype=torch.int64, device="meta")
-    example = Batch({"inputs": inputs, "targets": targets}, np.arange(2))
+    example = Batch({"image" if images else "table": inputs, "targets": targets}, np.arange(2))
     if case in CALIBRATION:
         return lambda: plain_network(case.name, case.side), example, task
     changes: dict[str, Any] = {"n_classes": 10, **dict(case.changes)}
@@ -171,12 +171,28 @@ def text_parts(case: Case) -> tuple[Callable[[], Any], Any, Any]:
     tokens = torch.zeros((2, case.side), dtype=torch.int64, device="meta")
     if not case.name.startswith("bert"):
         family, config = models.resolve(case.name, **dict(case.changes))
-        example = Batch({"inputs": tokens, "targets": tokens}, np.arange(2))
+        example = Batch({"tokens": tokens, "targets": tokens}, np.arange(2))
         return lambda: models.build(family, config), example, Causal()
     changes = {"n_classes": 10, "head_kind": "class", **dict(case.changes)}
     family, config = models.resolve(case.name, **changes)
-    example = Batch({"inputs": tokens, "targets": tokens[:, 0].clone()}, np.arange(2))
+    example = Batch({"tokens": tokens, "targets": tokens[:, 0].clone()}, np.arange(2))
     return lambda: models.build(family, config), example, Classify([str(i) for i in range(10)])
+
+
+def stack(*layers: Any) -> Any:
+    """A network of these layers; it reads rows of a table, or images."""
+    from torch import nn
+
+    class Stack(nn.Sequential):
+        READS, HEADS = ("table", "image"), ("class",)
+
+        def forward(self, table: Any = None, image: Any = None) -> Any:
+            return super().forward(image if table is None else table)
+
+        def layers(self) -> dict[str, nn.Module]:
+            return dict(self.named_children())
+
+    return Stack(*layers)
 
 
 def plain_network(name: str, side: int) -> Any:
@@ -192,15 +208,15 @@ def plain_network(name: str, side: int) -> Any:
 
     pooled = [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     if kind == "conv":
-        stack = [conv(3, width, 3), conv(width, width, 3), conv(width, 2 * width, 3, 2)]
-        stack += [conv(2 * width, 2 * width, 3), conv(2 * width, 2 * width, 1), *pooled]
-        return nn.Sequential(*stack, nn.Linear(2 * width, 10))
+        layers = [conv(3, width, 3), conv(width, width, 3), conv(width, 2 * width, 3, 2)]
+        layers += [conv(2 * width, 2 * width, 3), conv(2 * width, 2 * width, 1), *pooled]
+        return stack(*layers, nn.Linear(2 * width, 10))
     if kind == "depthwise":
         pair = [conv(width, width, 3, groups=width), conv(width, width, 1)]
-        return nn.Sequential(conv(3, width, 3, 2), *pair, *pair, *pooled, nn.Linear(width, 10))
+        return stack(conv(3, width, 3, 2), *pair, *pair, *pooled, nn.Linear(width, 10))
     if kind == "dense":
         hidden = [layer for _ in range(4) for layer in (nn.Linear(width, width), nn.GELU())]
-        return nn.Sequential(*hidden, nn.Linear(width, 10))
+        return stack(*hidden, nn.Linear(width, 10))
     return attention_network(width, side)
 
 
@@ -219,4 +235,4 @@ def attention_network(width: int, side: int) -> Any:
         nn.TransformerEncoderLayer(width, 4, 4 * width, 0.1, "gelu", batch_first=True)
         for _ in range(4)
     ]
-    return nn.Sequential(Tokens(nn.Conv2d(3, width, 8, 8)), *layers, Mean(), nn.Linear(width, 10))
+    return stack(Tokens(nn.Conv2d(3, width, 8, 8)), *layers, Mean(), nn.Linear(width, 10))

@@ -19,12 +19,12 @@ import pyarrow as pa
 import sidebyside
 
 import layerwise
-from layerwise import runtime
+from layerwise import runtime, tasks
 from layerwise.console import Console
 from layerwise.data.examples import Examples
+from layerwise.data.table import Table
 from layerwise.fitting.run import prepare_rows
 from layerwise.settings import settings
-from layerwise.tasks import task_for
 from layerwise.tasks.scores import intervals
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -38,8 +38,9 @@ SETS = {  # name: (files, target)
 def matrix(rows: Examples) -> tuple[np.ndarray, list[bool]]:
     """Columns as floats, categories as codes; which columns are categories."""
     columns, categories = [], []
-    for name in rows.inputs.columns:  # type: ignore[attr-defined]
-        column = rows.inputs.data.column(name).combine_chunks()  # type: ignore[attr-defined]
+    table = Table.of(rows["table"])
+    for name in table.columns:
+        column = table.column(name)
         is_text = pa.types.is_string(column.type) or pa.types.is_boolean(column.type)
         if is_text:
             codes = column.cast(pa.string()).to_pylist()
@@ -58,7 +59,7 @@ def hash_code(text: str | None) -> float:
 
 
 def boosted(parts: dict[str, Examples]) -> tuple[np.ndarray, float]:
-    """Outputs of gradient boosting on the test rows, and the seconds it took."""
+    """What gradient boosting says of the test rows, as `Task.scored` has it, and its seconds."""
     from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
     CODES.clear()
@@ -80,7 +81,7 @@ def boosted(parts: dict[str, Examples]) -> tuple[np.ndarray, float]:
     ).fit(x, y)  # fmt: skip
     seconds = time.perf_counter() - started
     if kind is HistGradientBoostingRegressor:
-        return model.predict(known[2][0])[:, None], seconds
+        return model.predict(known[2][0]), seconds
     return np.log(np.maximum(model.predict_proba(known[2][0]), 1e-12)), seconds
 
 
@@ -108,16 +109,14 @@ def beside(name: str, files: tuple[str, ...], target: str, folder: pathlib.Path)
     from layerwise.kinds.opening import open_data
 
     examples = open_data(path, target=target or None)
-    rows = prepare_rows(examples, settings(**options), quiet, None, runtime.start())
+    learned = tasks.class_for(examples)
+    rows = prepare_rows(examples, learned, settings(**options), quiet, None, runtime.start())
     parts = {"train": rows.train, "val": rows.val, "test": rows.test}
     outputs, seconds = boosted(parts)
-    task = task_for(rows.train)
-    theirs = intervals.interval(task.metric, task.scored(outputs), rows.test.targets)
-    ours = result.model.outputs(rows.test)
-    found = intervals.compare(
-        task.metric, task.scored(outputs), task.scored(ours), rows.test.targets,
-        task.higher_is_better,
-    )  # fmt: skip
+    task = result.model.task
+    ours, targets = task.scored(result.model.predictions(rows.test), rows.test)
+    theirs = intervals.interval(task.metric, outputs, targets)
+    found = intervals.compare(task.metric, outputs, ours, targets, task.higher_is_better)
     print(f"{name}: A is gradient boosting, B is ours. {found.sentence}")
     took = float(result.ladder[-1]["seconds"])
     return [

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from layerwise import models
-from layerwise import runtime
+from layerwise import models, runtime
 from layerwise.data.examples import Batch
 from layerwise.kinds.text.corpus import NO_LOSS
+from layerwise.models.network import Network
 from layerwise.tokens.training import train_bpe
 
 T, ROWS = 32, 4000
@@ -61,7 +61,7 @@ def batch_of(x: Tensor, y: Tensor, rows: Tensor) -> Batch:
     tokens = x[rows]
     mask = tokens >= 0
     extra = {} if bool(mask.all()) else {"mask": mask}
-    return Batch({"inputs": tokens.clamp_min(0), "targets": y[rows], **extra}, rows.numpy())
+    return Batch({"tokens": tokens.clamp_min(0), "targets": y[rows], **extra}, rows.numpy())
 
 
 def spoilt(y: Tensor, options: dict[str, Any], generator: torch.Generator) -> Tensor:
@@ -101,10 +101,10 @@ def kill_heads(network: nn.Module) -> None:
             m.o_proj.weight.data.zero_()
 
 
-def scores(network: nn.Module, test: Batch) -> tuple[float, float]:
+def scores(network: Network, test: Batch) -> tuple[float, float]:
     """Mean loss and accuracy over what carries loss."""
     with runtime.evaluating(network):
-        logits = network(test["inputs"], **test.context).float().flatten(0, -2)
+        logits = network(**test.select(network.READS)).float().flatten(0, -2)
     targets = test["targets"].flatten()
     loss = float(F.cross_entropy(logits, targets))
     right = logits.argmax(1) == targets

@@ -98,7 +98,7 @@ def plain(network, name: str, seconds: float, bf16: bool) -> dict:
 
 def timm_network(name: str):
     if name == "alexnet_owt":
-        from layerwise import models# timm has no AlexNet: the same network, in a plain loop
+        from layerwise import models  # timm has no AlexNet: the same network, in a plain loop
 
         return models.build(*models.resolve(name))
     from torch import nn

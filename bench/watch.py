@@ -22,20 +22,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from layerwise import models
-from layerwise import runtime
+from layerwise import models, runtime
 from layerwise.inspection.watch import Watch
+from layerwise.models.network import Network
 from layerwise.train.optim import build_optimizer
 
 BLOCK = 25  # steps, one look in each
 
 
-def networks() -> list[tuple[str, nn.Module, Tensor]]:
+def networks() -> list[tuple[str, Network, Tensor]]:
     """Name, network and inputs: from a step of a millisecond to one of a second."""
 
-    def build(family: str, variant: str, **fields: Any) -> nn.Module:
+    def build(family: str, variant: str, **fields: Any) -> Network:
         config = models.replace_fields(models.family(family).VARIANTS[variant], fields)
-        return models.build(family, config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network = models.build(family, config)
+        return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # PyTorch declares it without
 
     def images(n: int, side: int) -> Tensor:
         return torch.randn(n, 3, side, side).contiguous(memory_format=torch.channels_last)
@@ -88,9 +89,9 @@ def timed(step: Callable[[Any, int], None], watch: Any, number: int) -> tuple[fl
     return time.perf_counter() - began, bool(watch) and len(watch.history) > looks
 
 
-def measure(network: nn.Module, inputs: Tensor, seconds: float) -> dict[str, float]:
+def measure(network: Network, inputs: Tensor, seconds: float) -> dict[str, float]:
     step, optimizer = stepper(network, inputs)
-    layers = network.layers()  # type: ignore[operator]
+    layers = network.layers()
     for s in range(5):
         step(None, s)
     watch = Watch(layers, optimizer, every=BLOCK)
@@ -102,7 +103,7 @@ def measure(network: nn.Module, inputs: Tensor, seconds: float) -> dict[str, flo
             start = time.perf_counter()
             times[name] += [timed(step, chosen, number + i) for i in range(BLOCK)]
             if chosen is not watch:
-                watch.pause(time.perf_counter() - start)
+                watch._began += time.perf_counter() - start  # its budget is of its own blocks
         number += BLOCK
     plain = quick([t for t, _ in times["off"]])
     looked = [t for t, look in times["free"] if look]

@@ -5,6 +5,7 @@ unknown name or value is an error with the nearest known one.
 """
 
 import dataclasses
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -131,9 +132,11 @@ def settings(**options: Any) -> Settings:
 
 
 def convert(name: str, value: Any, wanted: type) -> Any:
-    """`value` as the option's type; integers pass for floats, strings only for strings."""
+    """`value` as the option's type: integers pass for floats, paths for strings."""
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if wanted is str and isinstance(value, os.PathLike):
+        return os.fspath(value)
     if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
         flag = "--" + name.replace("_", "-")
         raise OptionError(f"{flag} takes {wanted.__name__}; {value!r} was given")

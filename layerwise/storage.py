@@ -120,7 +120,7 @@ def content_hash(value: Any) -> bytes:
         shape = str(value.shape).encode()[:16]  # equal bytes of another shape are another picture
         pixels = np.ascontiguousarray(value).data
         return hashlib.blake2b(pixels, digest_size=DIGEST, person=shape).digest()
-    if isinstance(value, dict):
+    if isinstance(value, dict | list):
         value = json.dumps(value, sort_keys=True).encode()
     return hashlib.blake2b(value, digest_size=DIGEST).digest()
 

@@ -127,7 +127,7 @@ def train_once(
         groups = airbench.muon_groups(network, choices.batch_size)
         optimizer, state = build_optimizer("muon", groups, choices.lr), State(seed=seed)
         train(network, task, feed, optimizer, config, state, machine, hooks(network, small, steps))
-    unseen, networks = Feed(task, test, processors), (Views(network), network)
+    unseen = Feed(task, test, processors)
     found = [
         predict_rows(net, unseen, machine, batch_size=500) for net in (Views(network), network)
     ]

@@ -30,24 +30,27 @@ import tokenizers
 import torch
 from torch import nn
 
-from layerwise import runtime
+from layerwise import models, runtime
 from layerwise.adapt.groups import parameter_groups
 from layerwise.data.examples import Examples
 from layerwise.data.loader import Batches, Prefetch
 from layerwise.kinds.opening import open_data
 from layerwise.kinds.text import language
-from layerwise.kinds.text.corpus import Corpus, tokenise
+from layerwise.kinds.text.corpus import Corpus, Windows, tokenise
 from layerwise.kinds.text.documents import texts_of
 from layerwise.kinds.text.processor import TextProcessor
 from layerwise.layers.dropout import dropout
 from layerwise.models import llama
+from layerwise.models.network import Network
 from layerwise.tasks.causal import Causal
+from layerwise.tasks.feed import Feed
 from layerwise.tokens.tokenizer import Tokenizer
 from layerwise.tokens.training import train_bpe
 from layerwise.train.checkpoint import State
-from layerwise.train.loop import Course, Hooks, train
+from layerwise.train.loop import Hooks, LoopConfig, train
 from layerwise.train.optim import build_optimizer
-from layerwise.train.run import fresh, predict_rows
+from layerwise.train.predicting import predict_rows
+from layerwise.train.run import fresh
 
 HELD = 0.1  # of the text, its end
 NANOGPT = 1.4697
@@ -84,10 +87,11 @@ class Score:
     params: int
 
 
-def windows(text: str, path: str, tokenizer: Tokenizer, corpus: Corpus, length: int) -> Examples:
+def windows(corpus: Corpus, length: int) -> Examples:
     """A tokenised text as windows of tokens."""
-    examples = replace(open_data(path), inputs=[{"text": text}])
-    return language.windows_of(examples, corpus, TextProcessor(tokenizer, length))
+    found = Windows(corpus, length)
+    names, given = [f"window {i}" for i in range(len(found))], np.full(len(found), "", "U5")
+    return Examples({"windows": found}, {"windows": "text"}, names, given)
 
 
 def read_often(text: str, tokenizer: Tokenizer, choices: Choices, seed: int) -> Corpus:
@@ -104,12 +108,12 @@ def read_often(text: str, tokenizer: Tokenizer, choices: Choices, seed: int) -> 
     return Corpus(np.concatenate(readings), starts, many * len(text.encode()))
 
 
-def network_of(choices: Choices, vocab_size: int, seed: int) -> nn.Module:
+def network_of(choices: Choices, vocab_size: int, seed: int) -> Network:
     """The decoder, its residual branches silent at the start, and dropout behind them."""
     config = replace(
         language.decoder_of(choices.dim, vocab_size, choices.length), n_layers=choices.layers
     )
-    network = fresh(lambda: llama.Model(config), seed)
+    network = fresh(lambda: models.build("llama", config), seed)
     assert isinstance(network, llama.Llama)
 
     def drop(module: nn.Module, inputs: object, out: torch.Tensor) -> torch.Tensor:
@@ -124,31 +128,33 @@ def network_of(choices: Choices, vocab_size: int, seed: int) -> nn.Module:
 
 
 def train_once(
-    rows: Examples, held: Examples, n_chars: int, seed: int, vocab_size: int, choices: Choices
+    rows: Examples, held: Examples, n_chars: int, seed: int, tokenizer: Tokenizer, choices: Choices
 ) -> Score:
     """One training and its loss on the held-out text."""
     started, machine, task = time.perf_counter(), runtime.start(), Causal()
-    network = network_of(choices, vocab_size, seed)
+    network = network_of(choices, tokenizer.vocab_size, seed)
     params = sum(p.numel() for p in network.parameters())
-    batches = Batches(rows, None, None, choices.batch, seed)
+    processors = {"text": TextProcessor(tokenizer, choices.length)}
+    batches = Batches(Feed(task, rows, processors), choices.batch, seed)
+    unseen = Feed(task, held, processors)
     share = choices.readings / math.ceil(choices.readings)
     steps = max(4, round(share * batches.steps_per_epoch))
     found: list[float] = []
 
-    def evaluate(network: nn.Module) -> float:
-        outputs = predict_rows(network, task, None, held, machine, choices.batch)
-        found.append(float(outputs[:, 0].sum(dtype=np.float64)) / n_chars)
+    def evaluate(network: Network) -> float:
+        said = predict_rows(network, unseen, machine, choices.batch)
+        found.append(sum(p.loss for p in said) / n_chars)
         spent = time.perf_counter() - started
         print(f"  {spent:5.0f} s: {found[-1]:.4f} nats per character", flush=True)
         return found[-1]
 
     every = max(1, steps // choices.evaluations)
-    course = Course(steps, choices.lr, "linear", warmup_steps=steps // 20, evaluate_every=every)
+    config = LoopConfig(steps, choices.lr, "linear", warmup_steps=steps // 20, evaluate_every=every)
     groups = parameter_groups(network, choices.weight_decay)
     with Prefetch(batches, stop=steps) as feed:
         optimizer, state = build_optimizer("muon", groups, choices.lr), State(seed=seed)
         hooks = Hooks(evaluate=evaluate, higher_is_better=False)
-        train(network, task, feed, optimizer, course, state, machine, hooks)
+        train(network, task, feed, optimizer, config, state, machine, hooks)
     return Score(seed, min(found), found[-1], time.perf_counter() - started, params)
 
 
@@ -166,14 +172,12 @@ def main(arguments: Sequence[str] | None = None) -> list[Score]:
     text = "".join(texts_of(open_data(options["data"])))
     cut = int((1 - HELD) * len(text))
     tokenizer = train_bpe([text[:cut]], choices.vocab)
-    path, held = options["data"], tokenise([text[cut:]], tokenizer)
-    held = windows(text[cut:], path, tokenizer, held, choices.length)
+    held = windows(tokenise([text[cut:]], tokenizer), choices.length)
     scores = []
     seeds = 1 if options["quick"] else options["seeds"]
     for seed in range(options["first_seed"], options["first_seed"] + seeds):
-        read, vocab_size = read_often(text[:cut], tokenizer, choices, seed), tokenizer.vocab_size
-        rows = windows(text[:cut], path, tokenizer, read, choices.length)
-        scores.append(train_once(rows, held, len(text) - cut, seed, vocab_size, choices))
+        rows = windows(read_often(text[:cut], tokenizer, choices, seed), choices.length)
+        scores.append(train_once(rows, held, len(text) - cut, seed, tokenizer, choices))
         s = scores[-1]
         print(f"seed {seed}: {s.nats:.4f} nats per character (at the end {s.last:.4f}), "
               f"{s.params:,} parameters, {s.seconds:.0f} s", flush=True)  # fmt: skip

@@ -4,6 +4,7 @@ import json
 import pathlib
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
@@ -50,17 +51,21 @@ def test_a_merged_run_is_certified_and_its_adapter_lies_beside_it(
         quantize(again.network, int(bits))
     reset_head(again.network, result.model.task)
     peft.load_adapter(again.network, result.model.published_names, tmp_path / "adapter")
-    again.task, again.temperature = result.model.task, result.model.temperature
-    again.processor = result.model.processor
+    again.task, again.calibration = result.model.task, result.model.calibration
+    again.processors = result.model.processors
     rows = result.model.rows(TEXTS)
     fp32 = start(dtype="fp32")
-    found, want = (torch.tensor(m.outputs(rows, fp32)) for m in (again, result.model))
+    found, want = (logits(m.predictions(rows, fp32)) for m in (again, result.model))
     torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-4)
     if bits == "none":  # the adapter alone says which base and which head
         opened = layerwise.load(tmp_path / "adapter")
         assert opened.labels == tuple(f"LABEL_{i}" for i in range(len(result.model.labels)))
-        found = torch.tensor(opened.outputs(rows, fp32)) / result.model.temperature
+        found = logits(opened.predictions(rows, fp32)) / result.model.calibration.temperature
         torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-4)
+
+
+def logits(predictions) -> torch.Tensor:
+    return torch.tensor(np.stack([p.logits for p in predictions]))
 
 
 @pytest.fixture
@@ -80,7 +85,7 @@ def test_an_adapter_opens_as_a_model_and_serves_as_a_base(adapter, reviews):
     opened = layerwise.load(folder)
     assert opened.card["adapter"] == str(folder)
     assert opened.card["merged"]["relative"] <= 1e-5
-    tokens = model.processor(model.rows(TEXTS).inputs)["inputs"].flatten(0, 1)[:4]
+    tokens = model.processor(model.rows(TEXTS).rows())["tokens"].flatten(0, 1)[:4]
     want, plain = model.network(tokens), layerwise.load(opened.card["source"]).network(tokens)
     torch.testing.assert_close(opened.network(tokens), want, rtol=1e-4, atol=1e-5)
     assert (want - plain).abs().max() > 1e-3

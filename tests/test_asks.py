@@ -27,9 +27,9 @@ from layerwise.tokens.training import train_bpe
 from layerwise.train import loop
 from tests import oracles, test_labelled
 from tests.parity import relative_error
+from tests.rows import sentences
 from tests.test_export import continuing
-from tests.test_labelled import QUIET, SAID, renamed, review, rows_of, write
-from tests.test_language import sentences
+from tests.test_labelled import QUIET, SAID, review, rows_of, write
 
 base = test_labelled.base  # the fixture
 FAST = {**test_labelled.FAST, "audit": False, "depth": False}
@@ -56,6 +56,10 @@ def exported(run, path: pathlib.Path) -> str:
 
 def apart(said: dict[str, Tensor], want: Tensor) -> dict[str, float]:
     return {k: e for k, v in said.items() if not (e := relative_error(v, want)) <= MERGED}
+
+
+def logits(predictions) -> np.ndarray:
+    return np.stack([p.logits for p in predictions])
 
 
 @pytest.fixture(scope="module")
@@ -102,10 +106,10 @@ def test_7_a_classifier_adapted_merged_exported(variant, divided, base, theirs, 
     bare, adapter = opened(base, num_labels=3), f"{run.folder}/adapter"
     adapted = peft.PeftModel.from_pretrained(bare, adapter).eval()
     with torch.no_grad():
-        want = run.model.network(**renamed(run.model.processor(texts)))
+        want = run.model.network(**run.model.processor(texts))
         said = {
-            "opened again": again.network(**renamed(again.processor(texts))),
-            "exported": opened(folder).eval()(**given).logits * again.temperature,
+            "opened again": again.network(**again.processor(texts)),
+            "exported": opened(folder).eval()(**given).logits * again.calibration.temperature,
             "adapted by PEFT": adapted(**given).logits,
             "merged by PEFT": adapted.merge_and_unload()(**given).logits,
         }
@@ -314,9 +318,9 @@ def test_24_one_score_by_fit_by_evaluate_and_by_hand(divided, tmp_path):
     mixed = [rows[i] for i in np.random.default_rng(1).permutation(120)]
     again = layerwise.evaluate(run.folder, write(tmp_path / "mixed.tsv", mixed))
     assert again.metrics == pytest.approx(run.metrics, abs=1e-5)
-    whole = model.outputs(model.rows(texts))
+    whole = logits(model.predictions(model.rows(texts)))
     for size in (1, 7, 120):
-        part = model.outputs(model.rows(texts), start(dtype="fp32"), batch_size=size)
+        part = logits(model.predictions(model.rows(texts), start(dtype="fp32"), batch_size=size))
         assert np.abs(part - whole).max() < 1e-5 * np.abs(whole).max()
     alone = [model.predict([text])[0].probability for text in texts[:20]]
     assert alone == pytest.approx([p.probability for p in said[:20]], abs=1e-5)

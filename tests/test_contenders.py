@@ -5,12 +5,13 @@ import types
 
 import pytest
 import torch
-from layerwise.fitting.choose import Choice
 from torch import nn
 
 from layerwise.console import Console
 from layerwise.fitting import contenders
-from layerwise.fitting.contenders import FIRST, Contender, Job, Rung, compete, room
+from layerwise.fitting.contenders import FIRST, compete, has_time
+from layerwise.fitting.job import Contender, Job, Rung
+from layerwise.kinds.contract import Choice
 from layerwise.runtime import Runtime
 from layerwise.settings import settings
 from layerwise.train.run import Recipe
@@ -29,28 +30,27 @@ def clock(monkeypatch):
 def contender(way: str, steps: int) -> Contender:
     seconds = types.SimpleNamespace(value=STEP * steps)
     plan = types.SimpleNamespace(seconds=seconds, steps=steps)
-    choice = Choice("", "", None, None, "")
-    recipe = Recipe(steps, 32)
-    return Contender(way, nn.Identity(), choice, recipe, plan)  # type: ignore[arg-type]
+    choice = Choice("", "", None, {}, "")
+    recipe = Recipe(steps, global_batch_size=32)
+    return Contender(way, nn.Identity(), choice, recipe, plan=plan)  # type: ignore[arg-type]
 
 
 def shares(clock, monkeypatch, all_of_them, scores, deadline: float = SECONDS):
     """The seconds that each was given, and who was kept."""
     given = {}
 
-    def go(job, c, share):
+    def train_within(job, c, share):
         given[c.way] = share
         clock.value += min(share, STEP * c.recipe.steps)
         low, high = scores[c.way] - 0.1, min(1.0, scores[c.way] + 0.1)
         c.rung = Rung(c.way, scores[c.way], low, high, 1.0, 1.0)
 
-    monkeypatch.setattr(contenders, "go", go)
+    monkeypatch.setattr(contenders, "train_within", train_within)
     task = types.SimpleNamespace(higher_is_better=True)
     machine, quiet = Runtime("cpu", torch.float32, 1), Console(quiet=True)
     job = Job(settings(), pathlib.Path(), task, [], [], machine, quiet, deadline=deadline)  # type: ignore[arg-type]
-    rungs: list[Rung] = []
-    kept = compete(job, all_of_them, rungs)
-    return given, kept.way, [r.name for r in rungs]
+    kept = compete(job, all_of_them)
+    return given, kept.way, [r.name for r in job.rungs]
 
 
 def test_the_first_gets_most_and_the_rest_is_shared(clock, monkeypatch):
@@ -78,16 +78,16 @@ def test_nobody_follows_who_cannot_be_beaten(clock, monkeypatch):
     assert list(given) == tried == [kept] == ["full"]
 
 
-def test_there_is_room_while_the_least_share_tells(clock):
+def test_there_is_time_while_the_least_share_tells(clock):
     task, machine = types.SimpleNamespace(), Runtime("cpu", torch.float32, 1)
     quiet, first = Console(quiet=True), [contender("full", 100)]
     make = lambda seconds: Job(  # noqa: E731
         settings(), pathlib.Path(), task, [], [], machine, quiet, deadline=seconds
     )
-    assert room(make(SECONDS), first, 3)  # 20 s for each, of which 40 steps take 4
-    assert not room(make(15.0), first, 3)
-    assert room(make(15.0), first, 2)
+    assert has_time(make(SECONDS), first, 3)  # 20 s for each, of which 40 steps take 4
+    assert not has_time(make(15.0), first, 3)
+    assert has_time(make(15.0), first, 2)
     long = [contender("full", 2_400)]  # 240 s, of which a quarter is 60
-    assert room(make(SECONDS), long, 2)
-    assert not room(make(SECONDS - 1), long, 2)
-    assert room(make(SECONDS - 1), long, 1)
+    assert has_time(make(SECONDS), long, 2)
+    assert not has_time(make(SECONDS - 1), long, 2)
+    assert has_time(make(SECONDS - 1), long, 1)

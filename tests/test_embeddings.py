@@ -17,7 +17,8 @@ from layerwise.errors import DataError, OptionError
 from layerwise.fitting.run import fit
 from layerwise.kinds.text.each import EachProcessor
 from layerwise.kinds.text.processor import TextProcessor
-from layerwise.model.model import Model, load
+from layerwise.model.model import Model
+from layerwise.model.saved import load
 from layerwise.models import bert, build, resolve
 from layerwise.tasks.embed import Embed
 from layerwise.tokens.training import train_bpe, train_wordpiece
@@ -45,7 +46,8 @@ def model() -> Model:
         head_kind="embed",
     )
     network = bert.Model(config).eval()
-    return Model(network, "bert", EachProcessor(tokenizer, 24, True), Embed(), "bert-tiny")
+    processors = {"text": EachProcessor(tokenizer, 24, True)}
+    return Model(network, "bert", processors, Embed(), "bert-tiny")
 
 
 def one_by_one(model: Model, texts: list[str]) -> np.ndarray:
@@ -93,7 +95,8 @@ def test_decoders_and_images_have_vectors_too(tmp_path: Path):
         mlp_dim=48,
     )  # fmt: skip
     torch.manual_seed(0)
-    decoder = Model(build("llama", config).eval(), "llama", TextProcessor(tokenizer, 32), None)
+    processors = {"text": TextProcessor(tokenizer, 32)}
+    decoder = Model(build("llama", config).eval(), "llama", processors, None)
     texts = [*TEXTS[:3], TEXTS[3] + " " + TEXTS[4]]
     found = embed(Embedder(decoder, dtype="fp32"), texts)
     with torch.no_grad():
@@ -108,7 +111,7 @@ def test_decoders_and_images_have_vectors_too(tmp_path: Path):
     processor = ImageProcessor(size=(16, 16), resize=(16, 16))
     images = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3)).astype(np.uint8)
     network = build(family, small).eval()
-    sighted = Model(network, family, processor, Classify(["a", "b"]))
+    sighted = Model(network, family, {"image": processor}, Classify(["a", "b"]))
     vectors = embed(Embedder(sighted, dtype="fp32"), list(images))
     with torch.no_grad():
         features = network.features(processor(list(images)))  # type: ignore[operator]

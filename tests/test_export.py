@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import json
 import pathlib
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from layerwise.model.model import Model
 from layerwise.models import family, resolve
 from layerwise.tasks.causal import Causal
 from layerwise.tasks.classify import Classify
+from layerwise.tasks.task import Calibration
 from layerwise.tokens.tokenizer import Tokenizer
 from layerwise.tokens.training import train_bpe
 from layerwise.verbs.export import LIMITS
@@ -48,7 +50,7 @@ def continuing(tokenizer: Tokenizer, **fields) -> Model:
     with torch.no_grad():
         for p in network.parameters():
             p.add_(0.1 * torch.randn_like(p))
-    return Model(network, "llama", TextProcessor(tokenizer, 64), Causal(), "small")
+    return Model(network, "llama", {"text": TextProcessor(tokenizer, 64)}, Causal(), "small")
 
 
 @pytest.mark.parametrize("kind", LIMITS)
@@ -83,10 +85,10 @@ def test_a_temperature_goes_along(tmp_path: pathlib.Path, variant: str):
     torch.manual_seed(0)
     network = family(name).Model(config).eval()
     task, reader = Classify(["a", "b", "c"]), ImageProcessor()
-    model = Model(network, name, reader, task, variant, temperature=2.5)
+    model = Model(network, name, {"image": reader}, task, variant, Calibration(2.5))
     layerwise.export(model, str(tmp_path / "out"), to="huggingface")
     again = layerwise.load(tmp_path / "out")
-    assert again.temperature == 1
+    assert again.calibration.temperature == 1
     images = torch.randn(2, 3, *reader.size)
     with torch.inference_mode():
         torch.testing.assert_close(again.network(images) * 2.5, network(images))
@@ -116,8 +118,10 @@ def test_what_cannot_be_exported(model: Model, tokenizer: Tokenizer, tmp_path: p
     with pytest.raises(WeightsError, match="has 288 tokens, the network 200 rows"):
         layerwise.export(continuing(tokenizer, vocab_size=200), path)
     name, config = resolve("mobilenetv2_035", n_classes=4)
-    image = dataclasses.replace(model, network=family(name).Model(config), family=name)
-    image.processor = ImageProcessor()
+    network: Any = family(name).Model(config)
+    image = dataclasses.replace(
+        model, network=network, family=name, processors={"image": ImageProcessor()}
+    )
     with pytest.raises(OptionError, match="GGUF is for models that continue text"):
         layerwise.export(image, path)
     assert list(tmp_path.iterdir()) == []
@@ -128,7 +132,7 @@ def test_a_file_that_says_something_else_is_not_handed_over(
 ):
     other = continuing(tokenizer, rope_theta=5.0).network
     monkeypatch.setattr(
-        importlib.import_module("layerwise.verbs.verbs.export"),
+        importlib.import_module("layerwise.verbs.export"),
         "load_gguf",
         lambda *a: (other, "llama", {}),
     )

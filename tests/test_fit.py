@@ -92,7 +92,7 @@ def test_grey_images_leave_channels_without_variance(tmp_path: pathlib.Path):
 def test_the_saved_model_says_the_same(fitted, bars: pathlib.Path):
     again = layerwise.load(fitted.folder)
     a, b = (m.predict(bars / "down", confidence=0.9) for m in (fitted.model, again))
-    assert [p.to_dict() for p in a] == [p.to_dict() for p in b]
+    assert [p.row() for p in a] == [p.row() for p in b]
     assert all(p.set is not None for p in a)
     assert np.mean([p.label == "down" for p in a]) > 0.8
     one = again.predict(bars / "down" / "0.png")[0]

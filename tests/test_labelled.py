@@ -8,24 +8,26 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from layerwise.fitting.choose import recipe_for
-from layerwise.data.sources import Texts, batch_of
 
 import layerwise
 from layerwise.console import Console
 from layerwise.errors import DataError, OptionError, WeightsError
 from layerwise.fitting import ladder
+from layerwise.fitting.recipes import recipe_for
 from layerwise.kinds.opening import open_data
-from layerwise.kinds.text import encoders as labelled
-from layerwise.kinds.text.encoders import read_by
+from layerwise.kinds.text.features import WordCounts
+from layerwise.kinds.text.kind import STARTS
 from layerwise.kinds.text.processor import TextProcessor
+from layerwise.kinds.text.source import Texts
 from layerwise.model.evaluation import rows_to_score
+from layerwise.model.model import ends_of, for_task
 from layerwise.models import bert
 from layerwise.runtime import start
 from layerwise.settings import settings
 from layerwise.tasks import task_for
+from layerwise.tasks.feed import Feed, batch_of
 from layerwise.tokens.training import train_wordpiece
-from layerwise.train.run import predict_rows
+from layerwise.train.predicting import predict_rows
 from layerwise.weights.configs.encoders import encoder_json, sentence_json
 from layerwise.weights.files import save_tensors
 from layerwise.weights.names import publish
@@ -103,7 +105,7 @@ def test_it_learns_and_reports_beside_the_yardstick(fitted):
     assert fitted.score > 0.9
     page = json.loads((pathlib.Path(fitted.folder) / "result.json").read_text())
     floor = page["score"]["baseline"]
-    assert floor["what"] == labelled.YARDSTICK
+    assert floor["what"] == WordCounts.what
     assert floor["low"] <= floor["value"] <= floor["high"]
     assert floor["value"] > 0.9  # the words alone tell these classes apart
     assert page["plan"][0]["actual"] > 0
@@ -113,7 +115,7 @@ def test_it_learns_and_reports_beside_the_yardstick(fitted):
 def test_the_saved_model_says_the_same(fitted, reviews: pathlib.Path):
     again = layerwise.load(fitted.folder)
     a, b = (m.predict(reviews, confidence=0.9) for m in (fitted.model, again))
-    assert [p.to_dict() for p in a] == [p.to_dict() for p in b]
+    assert [p.row() for p in a] == [p.row() for p in b]
     assert again.labels == ("bad", "good", "mixed")
     found = layerwise.evaluate(fitted.folder, reviews)  # of its own data what it never saw
     assert (found.split, found.n, found.score) == ("test", 72, fitted.score)
@@ -177,7 +179,7 @@ def test_each_way_is_saved_whole(reviews, base, method: str, tmp_path: pathlib.P
     result = layerwise.fit(reviews, output=str(tmp_path / "run"), **options)
     texts = [text for text, _ in rows_of(30, 4)]
     a, b = (m.predict(texts) for m in (result.model, layerwise.load(result.folder)))
-    assert [p.to_dict() for p in a] == [p.to_dict() for p in b]
+    assert [p.row() for p in a] == [p.row() for p in b]
 
 
 @pytest.mark.parametrize(
@@ -185,17 +187,18 @@ def test_each_way_is_saved_whole(reviews, base, method: str, tmp_path: pathlib.P
     [(0, 5e-5), (768, 5e-5), (384, 2e-4), (1024, 2.8e-5), (128, 3e-4), (4096, 2e-5)],
 )
 def test_narrow_networks_take_a_higher_rate(width: int, rate: float):
-    s = settings()
-    assert recipe_for("text_full", 1000, 0, s, width=width).lr == pytest.approx(rate, rel=0.01)
-    assert recipe_for("text_lora", 1000, 0, s, width=width).lr == 5e-4
-    assert recipe_for("text_full", 1000, 0, settings(lr=7e-5), width=width).lr == 7e-5
+    s, full, lora = settings(), STARTS["rows"]["full"], STARTS["rows"]["lora"]
+    assert recipe_for(full, 1000, s, width=width).lr == pytest.approx(rate, rel=0.01)
+    assert recipe_for(lora, 1000, s, width=width).lr == 5e-4
+    assert recipe_for(full, 1000, settings(lr=7e-5), width=width).lr == 7e-5
 
 
 @pytest.mark.parametrize(("n_rows", "steps"), [(16, 20), (320, 200), (3200, 600), (64_000, 6000)])
 def test_little_data_takes_more_passes(n_rows: int, steps: int):
-    assert recipe_for("text_full", n_rows, 0, settings()).steps == steps
-    assert recipe_for("text_full", n_rows, 0, settings(epochs=1)).steps == max(1, n_rows // 32)
-    large = recipe_for("text_full", 3200, 0, settings(device_batch_size=64, grad_accum_steps=4))
+    full = STARTS["rows"]["full"]
+    assert recipe_for(full, n_rows, settings()).steps == steps
+    assert recipe_for(full, n_rows, settings(epochs=1)).steps == max(1, n_rows // 32)
+    large = recipe_for(full, 3200, settings(device_batch_size=64, grad_accum_steps=4))
     assert large.steps * large.global_batch_size <= 19_200
 
 
@@ -223,19 +226,20 @@ def test_features_do_not_see_padding(reviews, base):
     from layerwise.fitting.probes import features_of
 
     rows = open_data(reviews)
-    model = read_by(layerwise.load(base), rows, task_for(rows), settings())
+    task, machine = task_for(rows), start(dtype="fp32")
+    model = for_task(layerwise.load(base), ends_of(task), settings())
     some = rows.subset(np.arange(40))
-    together = features_of(model, some, start(dtype="fp32"))
-    alone = [features_of(model, some.subset(np.array([i])), start(dtype="fp32")) for i in range(40)]
+    together = features_of(model, some, task, machine)
+    alone = [features_of(model, some.subset(np.array([i])), task, machine) for i in range(40)]
     assert np.abs(together - np.concatenate(alone)).max() < 1e-5
     with torch.inference_mode():
-        own = [model.network(model.processor([row])["inputs"]) for row in some.inputs]
+        own = [model.network(model.processor([row])["tokens"]) for row in some.rows()]
     assert np.abs(together - torch.cat(own).numpy()).max() < 1e-5
 
 
 def test_a_published_base_is_opened_with_its_own_reader(base):
     model = layerwise.load(base)
-    assert model.kind == "text"
+    assert model.kind.name == "text"
     assert model.processor.max_seq_len == 48  # of sentence_bert_config.json, not the network's 64
     assert model.processor.token_types
     with pytest.raises(DataError, match="one text per row"):
@@ -253,7 +257,7 @@ def test_transformers_opens_what_was_tuned(tuned):
     ours = layerwise.load(folder)
     with torch.inference_mode():
         want = theirs(**given).logits
-        got = ours.network(**renamed(ours.processor(texts)))
+        got = ours.network(**ours.processor(texts))
     assert (got - want).abs().max() <= 1e-5 * want.abs().max()
     assert tuple(theirs.config.id2label[i] for i in range(3)) == ours.labels
 
@@ -262,10 +266,6 @@ def test_what_transformers_has_no_class_for_is_not_exported(fitted, tmp_path: pa
     with pytest.raises(WeightsError, match=r"no other tool .* --method lora and full make"):
         layerwise.export(fitted.folder, str(tmp_path / "out"), to="huggingface")
     assert list(tmp_path.iterdir()) == []
-
-
-def renamed(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {{"inputs": "tokens"}.get(name, name): value for name, value in tensors.items()}
 
 
 def test_pairs_are_told_apart(base, tmp_path: pathlib.Path):
@@ -279,7 +279,8 @@ def test_pairs_are_told_apart(base, tmp_path: pathlib.Path):
     path = write(tmp_path / "pairs.tsv", rows, "sentence1\tsentence2\tlabel")
     options = {**FAST, "base": str(base), "method": "full", "steps": 4}
     result = layerwise.fit(path, output=str(tmp_path / "run"), **options)
-    batch = batch_of(open_data(path).subset(np.arange(8)), result.model.processor)
+    rows = open_data(path).subset(np.arange(8))
+    batch = batch_of(result.model.answers(), rows, result.model.processors)
     assert int(batch["token_types"].max()) == 1
     assert result.model.labels == ("different", "same")
 
@@ -321,16 +322,19 @@ def test_models_of_other_classes_are_not_paired(fitted, reviews, tmp_path: pathl
 def test_outputs_keep_the_order_of_the_rows(reviews, base):
     rows = open_data(reviews).subset(np.arange(50))
     task = task_for(rows)
-    model = read_by(layerwise.load(base), rows, task, settings())
+    model = for_task(layerwise.load(base), ends_of(task), settings())
     model.network.reset_head(task.n_outputs, task.head_kind)
-    together = predict_rows(model.network, task, model.processor, rows, start(dtype="fp32"), 8)
-    whole = task.predict(model.network.eval(), task.batch(rows, model.processor)).detach().numpy()
+    feed = Feed(task, rows, model.processors)
+    found = predict_rows(model.network, feed, start(dtype="fp32"), 8)
+    with torch.no_grad():
+        at_once = task.predict(model.network.eval(), batch_of(task, rows, model.processors))
+    together, whole = (task.scored(said, rows)[0] for said in (found, at_once))
     assert np.abs(together - whole).max() < 1e-3 * whole.std(0).min()
 
 
 def test_evaluation_puts_like_lengths_together(reviews):
     rows = open_data(reviews)
-    processor = TextProcessor(train_wordpiece([r["text"] for r in rows.inputs], 400))
+    processor = TextProcessor(train_wordpiece([r["text"] for r in rows.rows()], 400))
     source = Texts(rows, processor)
     order = np.concatenate(source.parts())
     assert (np.diff(source.lengths[order]) >= 0).all()

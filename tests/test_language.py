@@ -23,15 +23,9 @@ from layerwise.kinds.text.corpus import NO_LOSS, Windows, tokenise
 from layerwise.kinds.text.processor import TextProcessor
 from layerwise.tokens.training import train_bpe
 from tests.oracles import LlamaCpp, import_transformers
+from tests.rows import sentences
 
 QUIET = Console(quiet=True)
-WORDS = ["the", "cat", "sat", "on", "a", "mat", "while", "one", "dog", "ran", "over", "hill", "and"]
-
-
-def sentences(n: int, seed: int) -> str:
-    rng = np.random.default_rng(seed)
-    lines = (" ".join(rng.choice(WORDS, 8)) + "." for _ in range(n))
-    return "\n".join(lines)
 
 
 @pytest.fixture(scope="module")
@@ -244,7 +238,9 @@ def test_bits_per_byte_do_not_depend_on_how_text_is_cut(fitted, tmp_path: pathli
     model, text = layerwise.load(fitted.folder), sentences(50, 2)
     (tmp_path / "a.txt").write_text(text)
     words, T = model.processor.tokenizer, model.processor.max_seq_len
-    other = dataclasses.replace(model, processor=TextProcessor(train_bpe([text], 280), T))
+    other = dataclasses.replace(
+        model, processors={"text": TextProcessor(train_bpe([text], 280), T)}
+    )
     with pytest.raises(DataError, match="cut text into other tokens"):
         layerwise.compare(model, other, tmp_path / "a.txt")
     with pytest.raises(DataError, match="a plain text was expected"):
@@ -253,7 +249,7 @@ def test_bits_per_byte_do_not_depend_on_how_text_is_cut(fitted, tmp_path: pathli
         model.network.norm.weight.zero_()
     want = math.log2(words.vocab_size) * (len(words.encode(text)) + 1) / len(text)
     for length in (3, 16, T):
-        cut = dataclasses.replace(model, processor=TextProcessor(words, length))
+        cut = dataclasses.replace(model, processors={"text": TextProcessor(words, length)})
         found = layerwise.evaluate(cut, tmp_path / "a.txt")
         assert found.score == pytest.approx(want, rel=1e-6)
 
@@ -287,8 +283,7 @@ def test_a_text_is_held_out_in_stretches_whatever_its_lines(tmp_path: pathlib.Pa
         (tmp_path / name).write_text(text)
     rows = language.in_stretches(open_data(tmp_path), 0.1, 0.1)
     for name, text in texts.items():
-        parts = [
-            row["text"] for row, own in zip(rows.inputs, rows.names, strict=True) if name in own
-        ]
+        found = zip(rows["text"], rows.names, strict=True)
+        parts = [part for part, own in found if name in own]
         assert "".join(parts) == text
         assert [round(len(part) / len(text), 1) for part in parts] == [0.8, 0.1, 0.1]

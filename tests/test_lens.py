@@ -12,13 +12,15 @@ import layerwise
 from layerwise.console import Console
 from layerwise.data.examples import Batch, Examples
 from layerwise.errors import DataError
-from layerwise.fitting.lens import look, show
+from layerwise.fitting.lens import Lens, look, show
 from layerwise.kinds.text.corpus import Windows, tokenise
 from layerwise.kinds.text.language import windows_of
 from layerwise.kinds.text.processor import TextProcessor
 from layerwise.tasks.causal import Causal
+from layerwise.tasks.feed import batch_of
+from layerwise.tasks.task import Task
 from layerwise.tokens.training import train_bpe
-from tests.test_language import sentences
+from tests.rows import sentences, texts
 
 
 @pytest.fixture(scope="module")
@@ -26,22 +28,11 @@ def tokenizer():
     return train_bpe([sentences(50, i) for i in range(4)], 300)
 
 
-def texts(rows: list[str]) -> Examples:
-    n = len(rows)
-    inputs = [{"text": row} for row in rows]
-    names = [f"row {i}" for i in range(n)]
-    given = np.full(n, "", "U5")
-    return Examples("text", inputs, None, "none", (), names, given, "", "t.txt", form="plain")
-
-
-class Answers:
+class Answers(Task):
     """A task on texts whose lens gives one answer per row, or marks of its own."""
 
     def __init__(self, count: int = 1, rows: Any = None):
         self.n, self.rows = count, rows
-
-    def batch(self, examples: Examples, processor: Any) -> Batch:
-        return Batch(processor(list(examples.inputs)), np.arange(len(examples)))
 
     def count(self, batch: Batch) -> int:
         return self.n
@@ -50,12 +41,18 @@ class Answers:
         return self.rows or ["good"] * len(batch)
 
 
+def looked(rows: Examples, processor: TextProcessor, task: Task) -> Lens:
+    found = look(rows, {"text": processor}, task)
+    assert found is not None
+    return found
+
+
 def test_every_predicted_token_is_marked(tokenizer):
     pieces = [sentences(6, 0), sentences(5, 1)]
-    corpus = tokenise(pieces, tokenizer)
-    rows = windows_of(texts(pieces), corpus, TextProcessor(tokenizer, 32))
-    found = look(rows, TextProcessor(tokenizer, 32), Causal())
-    batch = Causal().batch(rows, None)
+    corpus, readers = tokenise(pieces, tokenizer), {"text": TextProcessor(tokenizer, 32)}
+    rows = windows_of(texts(pieces), readers["text"])
+    found = looked(rows, readers["text"], Causal())
+    batch = batch_of(Causal(), rows, readers)
     assert found.carried == Causal().count(batch)
     assert found.cut_rows == 0
     marked = Causal().lens(batch)
@@ -71,7 +68,7 @@ def test_every_predicted_token_is_marked(tokenizer):
 def test_what_is_cut_is_counted(tokenizer):
     rows = ["the cat sat", sentences(3, 0), "a dog"]
     processor = TextProcessor(tokenizer, 12)
-    found = look(texts(rows), processor, Answers())
+    found = looked(texts(rows), processor, Answers())
     long = len(tokenizer.encode(rows[1]))
     whole = sum(len(tokenizer.encode(row)) for row in rows)
     assert found.cut_rows == 1
@@ -82,13 +79,13 @@ def test_what_is_cut_is_counted(tokenizer):
 
 def test_a_run_without_loss_is_refused(tokenizer):
     with pytest.raises(DataError, match=r"not one token of 2 rows of t\.txt carries loss"):
-        look(texts(["a cat", "a dog"]), TextProcessor(tokenizer, 12), Answers(0))
+        looked(texts(["a cat", "a dog"]), TextProcessor(tokenizer, 12), Answers(0))
 
 
 def test_marks_of_a_task(tokenizer):
     ids = tokenizer.encode("the cat sat on a mat")
     rows = [[(t, i in (1, 2)) for i, t in enumerate(ids)]] * 2
-    found = look(texts(["x", "y"]), TextProcessor(tokenizer, 12), Answers(4, rows))
+    found = looked(texts(["x", "y"]), TextProcessor(tokenizer, 12), Answers(4, rows))
     assert [k for _, k in found.rows[0]] == ["seen", "loss", "seen"]
     assert "".join(text for text, _ in found.rows[0]) == "the cat sat on a mat"
 
@@ -100,7 +97,7 @@ class Terminal(io.StringIO):
 
 def test_colour_on_a_terminal_and_marks_in_a_pipe(tokenizer, monkeypatch: pytest.MonkeyPatch):
     rows = ["the cat sat on a mat while one dog ran over the hill", "a dog"]
-    found = look(texts(rows), TextProcessor(tokenizer, 8), Answers())
+    found = looked(texts(rows), TextProcessor(tokenizer, 8), Answers())
     said = {}
     for name, stream, colour in (
         ("pipe", io.StringIO(), ""), ("terminal", Terminal(), ""), ("plain", Terminal(), "1"),
@@ -117,7 +114,7 @@ def test_colour_on_a_terminal_and_marks_in_a_pipe(tokenizer, monkeypatch: pytest
 
 
 def test_padding_is_not_shown(tokenizer):
-    found = look(texts(["a cat sat on a mat", "a"]), TextProcessor(tokenizer, 12), Answers())
+    found = looked(texts(["a cat sat on a mat", "a"]), TextProcessor(tokenizer, 12), Answers())
     assert sum(len(text) for text, kind in found.rows[1] if kind == "seen") == 1
 
 
@@ -138,6 +135,6 @@ def test_fit_shows_it_before_the_first_step(tmp_path: pathlib.Path):
 
 def test_all_targets_masked_is_refused_by_the_task():
     tokens = torch.zeros(2, 4, dtype=torch.int64)
-    batch = Batch({"inputs": tokens, "targets": tokens - 100}, np.arange(2))
+    batch = Batch({"tokens": tokens, "targets": tokens - 100}, np.arange(2))
     with pytest.raises(DataError, match="no token of this batch carries loss"):
         Causal().count(batch)

@@ -12,7 +12,7 @@ from layerwise.console import Console
 from layerwise.errors import LayerwiseError
 from layerwise.train import loop
 from tests.oracles import import_transformers
-from tests.test_language import WORDS, sentences
+from tests.rows import WORDS, sentences
 
 QUIET = Console(quiet=True)
 FAST = {"device_batch_size": 8, "threads": 1, "dtype": "fp32", "max_seq_len": 32}

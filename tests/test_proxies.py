@@ -3,10 +3,8 @@
 import json
 import pathlib
 
-import numpy as np
 import pytest
 import torch
-from layerwise.fitting.choose import recipe_for
 
 import layerwise
 from layerwise import runtime
@@ -15,14 +13,17 @@ from layerwise.console import Console
 from layerwise.data.loader import Batches
 from layerwise.errors import DataError, OptionError
 from layerwise.fitting import scaling as proxies
-from layerwise.fitting.contenders import Job
-from layerwise.fitting.run import prepare_rows, understand
+from layerwise.fitting.job import Job
+from layerwise.fitting.recipes import recipe_for
+from layerwise.fitting.run import as_task_rows, prepare_rows, understand
 from layerwise.kinds.text import language
+from layerwise.kinds.text.kind import STARTS
 from layerwise.settings import settings
 from layerwise.tasks.causal import Causal
+from layerwise.tasks.feed import Feed
 from layerwise.train.checkpoint import State
-from layerwise.train.loop import Course
-from tests.test_language import sentences
+from layerwise.train.loop import LoopConfig
+from tests.rows import sentences
 
 QUIET = Console(quiet=True)
 
@@ -45,51 +46,56 @@ def book(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 def job(book: pathlib.Path, tmp_path_factory: pytest.TempPathFactory):
     chosen = settings(budget="10s", max_seq_len=32)
     machine = runtime.start(dtype="fp32", threads=1)
-    examples = understand(str(book), chosen, QUIET)
-    rows = prepare_rows(examples, chosen, QUIET, None, machine)
-    rows, reader = language.as_tokens(rows, chosen, QUIET)
+    examples, learned = understand(str(book), chosen, QUIET)
+    assert learned is Causal
+    rows = prepare_rows(examples, chosen, QUIET)
+    rows, reader = as_task_rows(rows, Causal(), None, chosen, QUIET)
     folder = tmp_path_factory.mktemp("proxies")
     return Job(chosen, folder, Causal(), rows.train, rows.val, machine, QUIET), reader
 
 
 def proxy_of(job: Job, reader) -> proxies.Proxy:
     config = language.decoder_of(32, reader.tokenizer.vocab_size, 32)
-    recipe = recipe_for("tokens_scratch", len(job.train), 0, job.settings)
-    return proxies.Proxy(job, config, recipe, Batches(job.train, reader, None, 4, 0))
+    recipe = recipe_for(STARTS["windows"]["scratch"], len(job.train), job.settings)
+    feed = Feed(job.task, job.train, {"text": reader})
+    return proxies.Proxy(job, config, recipe, Batches(feed, 4, 0))
 
 
 def test_a_branch_is_to_the_bit_the_run_of_its_length(job):
     job, reader = job
     branched, straight = proxy_of(job, reader), proxy_of(job, reader)
-    lr = branched.recipe.lr
-    branched.go(Course(8, lr, "constant", 2))
-    early = branched.decayed(Course(10, lr, "wsd", 2), job.val)
-    branched.go(Course(16, lr, "constant", 2))
-    late = branched.decayed(Course(20, lr, "wsd", 2), job.val)
-    straight.walk(straight.network, straight.optimizer, Course(20, lr, "wsd", 2), State(seed=0))
-    out = proxies.predict_rows(straight.network, job.task, None, job.val, job.machine)
-    assert np.array_equal(out, late)
-    assert job.task.metric(late) < job.task.metric(early)
+    lr, held = branched.recipe.lr, Feed(job.task, job.val, {"text": reader})
+    branched.go(LoopConfig(8, lr, "constant", 2))
+    early = branched.decayed(LoopConfig(10, lr, "wsd", 2), held)
+    branched.go(LoopConfig(16, lr, "constant", 2))
+    late = branched.decayed(LoopConfig(20, lr, "wsd", 2), held)
+    straight.walk(straight.network, straight.optimizer, LoopConfig(20, lr, "wsd", 2), State(seed=0))
+    assert proxies.predict_rows(straight.network, held, job.machine) == late
+    assert bits(job, late) < bits(job, early)
+
+
+def bits(job: Job, said) -> float:
+    return job.task.metric(*job.task.scored(said, job.val))
 
 
 def test_the_law_chooses_and_resuming_measures_nothing_anew(job, monkeypatch):
     job, reader = job
-    choice = proxies.choose_by_law(job, reader, 10.0)
-    best = choice.forecast.best
-    assert best.loss.value == min(c.loss.value for c in choice.forecast.curve)
+    choice, outlook = proxies.choose_by_law(job, reader, 10.0)
+    best = outlook.best
+    assert best.loss.value == min(c.loss.value for c in outlook.curve)
     assert best.loss.low < best.loss.value < best.loss.high
     assert choice.config.dim == int(best.name.split("x")[0])
     assert choice.fitted["steps"] <= choice.most_steps
     kept = json.loads((job.folder / "proxies.json").read_text())
     assert len({r["width"] for r in kept["runs"]}) == 2
-    assert len(choice.forecast.runs) == 6
+    assert len(outlook.runs) == 6
 
     def forbidden(*args, **values):
         raise AssertionError("measured anew")
 
     monkeypatch.setattr(proxies, "run_proxy", forbidden)
-    monkeypatch.setattr(proxies, "affordable", forbidden)
-    again = proxies.choose_by_law(job, reader, 99.0)
+    monkeypatch.setattr(proxies, "affordable_flops", forbidden)
+    again, _ = proxies.choose_by_law(job, reader, 99.0)
     assert (again.config, again.fitted) == (choice.config, choice.fitted)
 
 
@@ -97,8 +103,8 @@ def test_where_nothing_was_learned_there_is_no_forecast(job, monkeypatch):
     job, reader = job
     proxies.choose_by_law(job, reader, 10.0)
     monkeypatch.setattr(proxies, "PLATEAU", 0.1)
-    choice = proxies.choose_by_law(job, reader, 10.0)
-    assert choice.forecast is None
+    choice, outlook = proxies.choose_by_law(job, reader, 10.0)
+    assert outlook is None
     assert "too short" in choice.why
     assert choice.fitted["steps"] >= proxies.LEAST_STEPS
 

@@ -11,7 +11,7 @@ from layerwise import cli
 from layerwise.console import Console
 from layerwise.errors import OptionError
 from layerwise.train import ways
-from tests.test_language import sentences
+from tests.rows import sentences
 
 QUIET = Console(quiet=True)
 FAST = {"steps": 12, "threads": 1, "depth": False, "base": "none", "audit": False}
@@ -80,8 +80,8 @@ def test_the_command_line_says_what_differs_and_ends_with_1(table: str, capsys, 
     assert cli.main(["selftest", table, "--no-ranks", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["same"] is True
 
-    def half(network, task, micros, count, machine):  # the last micro-batch counts half
-        return original(network, task, micros, count * (2 if len(micros) > 1 else 1), machine)
+    def half(network, task, micros, count, autocast):  # the last micro-batch counts half
+        return original(network, task, micros, count * (2 if len(micros) > 1 else 1), autocast)
 
     original = ways.accumulate
     monkeypatch.setattr(ways, "accumulate", half)

@@ -4,28 +4,25 @@ from pathlib import Path
 
 from layerwise.data.arrays import Arrays, idx_set, looks_like_idx, read_idx_files, read_npz
 from layerwise.data.cifar import cifar_members, is_tar, read_cifar
-from layerwise.data.listing import Listing
+from layerwise.data.listing import Place
 from layerwise.data.records import Reading
 
 
-def arrays_of(path: Path, listing: Listing | None, reading: Reading) -> Arrays | None:
-    """What the array files of a file or folder hold, read once; None where there are none."""
-    if path not in reading.arrays:
-        of = _of_file(path) if listing is None else _of_folder(listing)
-        reading.arrays[path] = _read(*of, reading)
-    return reading.arrays[path]
+def arrays_of(place: Place, reading: Reading) -> Arrays | None:
+    """What the array files of a place hold, read once; None where there are none."""
+    if place.path not in reading.arrays:
+        reading.arrays[place.path] = _read(*_candidates(place), reading)
+    return reading.arrays[place.path]
 
 
-def _of_file(path: Path) -> tuple[list[Path], list[list[Path]]]:
-    batch = is_tar(path) or path.suffix.lower() in (".bin", "") or "batch" in path.name
-    return idx_set(path) if looks_like_idx(path) else [path], [[path]] if batch else []
-
-
-def _of_folder(listing: Listing) -> tuple[list[Path], list[list[Path]]]:
-    """Its files, and where CIFAR may be: here, in the one folder within, in the one archive."""
-    here = listing.here
+def _candidates(place: Place) -> tuple[list[Path], list[list[Path]]]:
+    """Files that may hold arrays; and where CIFAR may be: here, in the one folder, or archive."""
+    path, listing = place.path, place.listing
+    if listing is None:
+        batch = is_tar(path) or path.suffix.lower() in (".bin", "") or "batch" in path.name
+        return idx_set(path) if looks_like_idx(path) else [path], [[path]] if batch else []
     top = [listing.path(parts) for parts in listing.folders if len(parts) == 1]
-    return here, [[listing.root], top, [p for p in here if is_tar(p)]]
+    return listing.here, [[path], top, [p for p in listing.here if is_tar(p)]]
 
 
 def _read(files: list[Path], cifar: list[list[Path]], reading: Reading) -> Arrays | None:

@@ -15,24 +15,19 @@ from typing import Any
 
 import numpy as np
 
+from layerwise.data import targets
 from layerwise.data.delimited import read_bytes
 from layerwise.data.examples import Examples, Finding, TargetKind
 from layerwise.data.listing import split_within, splits_said
 from layerwise.data.naming import about, reason, shown
-from layerwise.data.targets import (
-    Targets,
-    enough_names,
-    label_text,
-    numbered_targets,
-    read_targets,
-    with_targets,
-)
+from layerwise.data.targets import Targets
 from layerwise.errors import DataError
 
 CLASS_FILES = ("classes.txt", "class_names.txt", "labels.txt", "label_names.txt")
 IDX_KINDS = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 INPUT_WORDS = {"x", "images", "image", "img", "imgs", "data", "inputs", "input", "features", "arr"}
 TARGET_WORDS = {"y", "labels", "label", "targets", "target", "class"}
+ValuesOf = Callable[[np.ndarray, list[str], list[Finding]], tuple[Any, str]]
 NAME_KEYS = ("classes", "class_names", "label_names", "labels_names", "names", "categories")
 
 
@@ -51,12 +46,11 @@ class Arrays:
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """One idx file, plain or .gz. Errors: no idx file, or shorter than its header says."""
-    content = read_bytes(path)
-    file = shown(path.name)
+    """One idx file, plain or .gz. Errors: not an idx file, or shorter than its header says."""
+    content, file = read_bytes(path), shown(path.name)
     start = 4 + 4 * content[3] if is_idx(content[:4]) else 0
     if not start or len(content) < start:
-        raise DataError(f"'{file}' is no idx file, or ends within its header; download it again")
+        raise DataError(f"'{file}' is not an idx file, or ends in its header; download it again")
     shape = np.frombuffer(content, ">u4", content[3], offset=4).tolist()
     kind = np.dtype(IDX_KINDS[content[2]])
     wanted, came = math.prod(shape) * kind.itemsize, len(content) - start
@@ -110,8 +104,8 @@ def read_idx_files(paths: list[Path]) -> Arrays:
         arrays.inputs[split] = read_idx(path)
         if part in labels:
             arrays.targets[split] = read_idx(labels[part])
-            names = (f"'{shown(p.name)}'" for p in (path, labels[part]))
-            _check_lengths(arrays.inputs[split], arrays.targets[split], *names)
+            files = (f"'{shown(p.name)}'" for p in (path, labels[part]))
+            _check_lengths(arrays.inputs[split], arrays.targets[split], *files)
     return arrays
 
 
@@ -121,11 +115,11 @@ def _idx_part(path: Path) -> str:
 
 
 def _check_lengths(x: np.ndarray, y: np.ndarray, x_name: str, y_name: str) -> None:
-    lengths = [len(array) if array.ndim else 0 for array in (x, y)]
-    if not lengths[0] or lengths[0] != lengths[1]:
+    n, m = (len(array) if array.ndim else 0 for array in (x, y))
+    if not n or n != m:
         raise DataError(
-            f"{x_name} has {lengths[0]:,} inputs but {y_name} {lengths[1]:,} targets; each input "
-            "needs one target: save both with the same length"
+            f"{x_name} has {n:,} inputs but {y_name} {m:,} targets; each input needs one target: "
+            "save both with the same length"
         )
 
 
@@ -177,8 +171,8 @@ def _npz_items(path: Path) -> list[tuple[str, np.ndarray]]:
                 f"'{file}' holds pickled Python objects, which are not read; save text with "
                 "np.array(names, dtype=str) and numbers with a number type"
             ) from e
-        # numpy takes any file that is no zip for a pickle, and says so: no help here
-        why = "it is no zip file" if "allow_pickle" in str(e) else reason(e)
+        # numpy takes any file that is not a zip for a pickle, and says so: no help here
+        why = "it is not a zip file" if "allow_pickle" in str(e) else reason(e)
         raise DataError(f"'{file}' is a damaged .npz ({why}); save or copy it again") from e
 
 
@@ -196,11 +190,7 @@ def _npz_role(key: str) -> tuple[str, str]:
 
 
 def open_arrays(
-    arrays: Arrays,
-    folder: Path,
-    target_kind: TargetKind | None,
-    kind: str,
-    values_of: Callable[[np.ndarray, list[str], list[Finding]], tuple[Any, str]],
+    arrays: Arrays, folder: Path, target_kind: TargetKind | None, kind: str, values_of: ValuesOf
 ) -> Examples:
     """Examples of what a reader found; names of classes from a classes.txt in `folder` too.
 
@@ -209,8 +199,7 @@ def open_arrays(
     """
     source, findings = arrays.source, list(arrays.findings)
     order = [split for split in ("", "train", "val", "test") if split in arrays.inputs]
-    labelled = [split for split in order if split in arrays.targets]
-    if labelled:
+    if labelled := [split for split in order if split in arrays.targets]:
         without = [split for split in order if split not in labelled]
         findings += about("unlabelled", "note", without, "splits have no targets and are left out")
         order = labelled
@@ -223,13 +212,13 @@ def open_arrays(
     rows = zip(given.tolist(), (i for part in parts for i in range(len(part))), strict=True)
     names = [f"{split or 'row'}[{i}]" for split, i in rows]
     values, what = values_of(x, names, findings)
-    examples = Examples({kind: values}, {kind: kind}, names, given, findings=findings)
+    examples = Examples.of(kind, values, names, given)
+    examples.findings = findings
     if labelled:
         y = np.concatenate([arrays.targets[split] for split in order])
-        class_names = arrays.class_names or class_file(folder)
-        targets = _targets(y, class_names, source, names, target_kind)
-        examples = with_targets(examples, targets)
-        what += f", {targets.said},"
+        found = _targets(y, arrays.class_names or class_file(folder), source, names, target_kind)
+        examples = targets.with_targets(examples, found)
+        what += f", {found.said},"
     examples.understood = f"{what} from {source}{splits_said(given)}"
     return examples
 
@@ -239,7 +228,7 @@ def class_file(folder: Path) -> tuple[str, ...]:
     for path in (folder / name for name in CLASS_FILES):
         if path.is_file():
             lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-            return tuple(label_text(line) for line in lines if line.strip())
+            return tuple(targets.label_text(line) for line in lines if line.strip())
     return ()
 
 
@@ -250,7 +239,7 @@ def _targets(
     y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
     if y.ndim == 2 and np.isin(y, (0, 1)).all():
         if kind == "classes" or (kind is None and (y.sum(1) != 1).any()):
-            labels = enough_names(labels, y.shape[1], source)
+            labels = targets.enough_names(labels, y.shape[1], source)
             labels = labels or tuple(map(str, range(y.shape[1])))
             said = f"{len(labels):,} labels, any number of them per row"
             return Targets(y.astype(np.uint8), "classes", labels, np.ones(len(y), bool), said)
@@ -263,5 +252,5 @@ def _targets(
     if y.dtype.kind == "S":
         y = np.char.decode(y, "utf8")
     if y.dtype.kind in "iub" and kind in (None, "class"):
-        return numbered_targets(y.astype(np.int64), labels, source)
-    return read_targets(y.tolist(), f"the targets of {source}", names, kind)
+        return targets.numbered_targets(y.astype(np.int64), labels, source)
+    return targets.read_targets(y.tolist(), f"the targets of {source}", names, kind)

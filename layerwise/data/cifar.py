@@ -30,15 +30,16 @@ def cifar_members(path: Path) -> dict[str, bytes]:
     if is_tar(path):
         found = _tar_members(path)
         return found if _make_a_set(found) else {}
-    inside = path.iterdir() if path.is_dir() else path.parent.iterdir()
-    files = [p for p in inside if p.is_file() and (path.is_dir() or CIFAR_NAMES.fullmatch(p.name))]
-    names = {p.name: p for p in [*files, *([] if path.is_dir() else [path])] if _is_cifar(p.name)}
+    files = list(path.iterdir()) if path.is_dir() else [path]
+    if not path.is_dir():
+        files += [p for p in path.parent.iterdir() if CIFAR_NAMES.fullmatch(p.name)]
+    names = {p.name: p for p in files if p.is_file() and _is_cifar(p.name)}
     return {name: p.read_bytes() for name, p in names.items()} if _make_a_set(names) else {}
 
 
 def _make_a_set(names: Collection[str]) -> bool:
     """Files called train and test alone prove nothing; those of CIFAR-100 come with 'meta'."""
-    batches = [name for name in names if CIFAR_FILE.fullmatch(name)]
+    batches = filter(CIFAR_FILE.fullmatch, names)
     return any(n.endswith(".bin") or "batch" in n or "meta" in names for n in batches)
 
 
@@ -57,8 +58,8 @@ def _tar_members(path: Path) -> dict[str, bytes]:
         with tarfile.open(path) as archive:
             for member in archive:
                 name = member.name.rsplit("/", 1)[-1]
-                if member.isfile() and _is_cifar(name):
-                    found[name] = archive.extractfile(member).read()  # type: ignore[union-attr]
+                if member.isfile() and _is_cifar(name) and (file := archive.extractfile(member)):
+                    found[name] = file.read()
     except (tarfile.TarError, EOFError, zlib.error, OSError) as e:
         raise DataError(
             f"'{shown(path.name)}' is a damaged archive ({reason(e)}); download it again"
@@ -80,15 +81,12 @@ def read_cifar(members: dict[str, bytes], target: str | None = None) -> Arrays:
     for name in batches:
         split = "" if len(batches) == 1 else "test" if name.startswith("test") else "train"
         parts.setdefault(split, []).append(read(members[name], name, key))
-    arrays = Arrays(
-        {split: _pixels([x for x, _ in pieces]) for split, pieces in parts.items()},
-        {split: np.concatenate([y for _, y in pieces]) for split, pieces in parts.items()},
-        _cifar_names(members, key),
-    )
-    which = (" with coarse classes" if coarse else " with fine classes") if hundred else ""
+    which = f" with {'coarse' if coarse else 'fine'} classes" if hundred else ""
     form = "binary files" if binary else "python batches"
-    arrays.source = f"CIFAR-{100 if hundred else 10} {form}{which}"
-    return arrays
+    inputs = {split: _pixels([x for x, _ in pieces]) for split, pieces in parts.items()}
+    y = {split: np.concatenate([y for _, y in pieces]) for split, pieces in parts.items()}
+    source = f"CIFAR-{100 if hundred else 10} {form}{which}"
+    return Arrays(inputs, y, _cifar_names(members, key), source)
 
 
 def _binary_batch(content: bytes, file: str, key: str) -> tuple[np.ndarray, np.ndarray]:
@@ -96,7 +94,7 @@ def _binary_batch(content: bytes, file: str, key: str) -> tuple[np.ndarray, np.n
     record = PIXELS + (1 if key == "labels" else 2)
     if not content or len(content) % record:
         raise DataError(
-            f"'{file}' is cut off: {len(content):,} bytes are no whole number of records of "
+            f"'{file}' is cut off: {len(content):,} bytes are not a whole number of records of "
             f"{record:,}; download it again"
         )
     rows = np.frombuffer(content, np.uint8).reshape(-1, record)

@@ -22,20 +22,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from layerwise.data import records as record_files
 from layerwise.data.cells import flat
 from layerwise.data.delimited import RawTable
 from layerwise.data.examples import Column, Examples, Finding
-from layerwise.data.listing import FileKind, Listing, split_named, splits_said
+from layerwise.data.folders import open_folder
+from layerwise.data.listing import FileKind, Listing, split_named, splits_said, walk
 from layerwise.data.naming import about, shown
-from layerwise.data.records import (
-    TARGET_CURE,
-    Reading,
-    Records,
-    first_named,
-    no_column,
-    target_column,
-    together,
-)
+from layerwise.data.records import Reading, Records, first_named, no_column, together
 from layerwise.data.targets import numbered_targets, read_targets, with_targets
 from layerwise.errors import DataError, nearest
 
@@ -59,16 +53,44 @@ def metadata_files(folder: Path) -> list[Path]:
     return []
 
 
-def names_files(raw: RawTable, folder: Path, what: FileKind) -> bool:
-    """Whether a table names files that lie beside it."""
-    rows = raw.sample(20)
+def open_files(listing: Listing, reading: Reading, what: FileKind) -> Examples | None:
+    """A folder of files of one kind, by what says their labels: metadata, Parquet that holds them,
+    one table that names them, their folders; None where there are none."""
+    if tables := metadata_files(listing.root):
+        return open_metadata(tables, listing, reading, what)
+    if not any(what.mine(listing.path(parts)) for parts in listing.files):
+        raw, splits = record_files.parquet_tables(listing, reading)
+        held = raw and held_column(raw[0], what)
+        return open_held(raw, splits, reading, what) if held else None
+    naming = [path for path in listing.here if names_files(path, reading, what)]
+    if len(naming) == 1:
+        return open_metadata(naming, listing, reading, what)
+    return open_folder(listing, what, reading.learn)
+
+
+def open_table(path: Path, reading: Reading, what: FileKind) -> Examples | None:
+    """The files that a table holds or names; None where it does neither."""
+    raw = reading.table(path)
+    if held_column(raw, what):
+        return open_held([raw], [""], reading, what)
+    if path.name.lower().startswith("metadata.") or names_files(path, reading, what):
+        return open_metadata([path], walk(path.parent), reading, what)
+    return None
+
+
+def names_files(path: Path, reading: Reading, what: FileKind) -> bool:
+    """Whether this is a table that names files that lie beside it."""
+    try:
+        rows = reading.table(path).sample(20) if record_files.is_table(path) else [{}]
+    except DataError:  # some notes beside the files
+        return False
     column = first_named(rows[0], what.columns)
     first = [row.get(column) for row in rows] if column else []
-    return any(isinstance(name, str) and os.path.isfile(folder / name) for name in first if name)
+    return any(isinstance(x, str) and os.path.isfile(path.parent / x) for x in first if x)
 
 
 def open_metadata(
-    tables: Sequence[Path], listing: Listing, reading: Reading, what: FileKind
+    files: Sequence[Path], listing: Listing, reading: Reading, what: FileKind
 ) -> Examples:
     """The files that these tables name.
 
@@ -76,14 +98,13 @@ def open_metadata(
     most files do not exist, no labels at all.
     """
     root = listing.root
-    raw = [reading.table(path) for path in tables]
-    splits = [split_named(p.parent.name) if p.parent != root else "" for p in tables]
+    raw = [reading.table(path) for path in files]
+    splits = [split_named(p.parent.name) if p.parent != root else "" for p in files]
     records = together(raw, splits, reading)
-    column = first_named(records.data.column_names, what.columns)
-    column = column or no_column(
-        records.files, records.data.column_names, "file_name", "Rename the column of files"
-    )
-    folders = [p.parent for p, r in zip(tables, raw, strict=True) for _ in range(r.data.num_rows)]
+    columns = records.data.column_names
+    column = first_named(columns, what.columns)
+    column = column or no_column(records.files, columns, "file_name", "Rename the column of files")
+    folders = [p.parent for p, table in zip(files, raw, strict=True) for _ in range(len(table))]
     paths = []
     for row, name in enumerate(records.cells(column)):
         if not isinstance(name, str) or not name.strip():
@@ -94,12 +115,14 @@ def open_metadata(
         paths.append(folders[row] / name.strip())
     exist = np.array([path.is_file() for path in paths], bool)
     findings = listing.findings() + _absent(paths, exist, records, root)
-    findings += _unlisted({*tables, *paths}, listing, what)
+    findings += _unlisted({*files, *paths}, listing, what)
     records = records.keep(exist)
     paths = [path for path, there in zip(paths, exist, strict=True) if there]
     names = [_below(root, path) for path in paths]
     said = f"{len(paths):,} {what.noun} named by {records.files}"
-    return _labelled(paths, names, said, findings, records, column, reading, what)
+    records.findings = records.findings + findings
+    examples = Examples.of(what.kind, paths, names, records.given, said)
+    return _labelled(examples, records, column, reading, what)
 
 
 def _below(root: Path, path: Path) -> str:
@@ -115,7 +138,7 @@ def _absent(paths: list[Path], exist: np.ndarray, records: Records, root: Path) 
         raise DataError(
             f"{records.files} names {len(exist):,} files, of which {len(absent):,} do not exist "
             f"(first: {absent[0]}{nearest(first.name, [p.name for p in there]).rstrip('?')}); "
-            "names are relative to the table: mend them, or put the files there"
+            "names are relative to the table: fix them, or put the files there"
         )
     cure = "their rows are set aside: add the files, or remove the rows"
     return about("absent_file", "error", absent, f"files named by {records.files} are absent", cure)
@@ -200,11 +223,13 @@ def open_held(
     if not there.any():
         raise DataError(f"no row holds {what.noun} ({absent[0]} and all others are empty)")
     cure = f"they are set aside: add the {what.noun}, or remove the rows"
-    findings = about("unreadable", "error", absent, f"rows hold no {what.noun}", cure)
+    said = f"rows hold no {what.noun}"
+    records.findings = records.findings + about("unreadable", "error", absent, said, cure)
     files = records.files if len(raw) == 1 else f"{len(raw)} Parquet files"
     said, records = f"{len(held):,} {what.noun} held in {files}", records.keep(there)
     values = Column(held.drop_null())
-    return _labelled(values, records.names, said, findings, records, column, reading, what)
+    examples = Examples.of(what.kind, values, records.names, records.given, said)
+    return _labelled(examples, records, column, reading, what)
 
 
 def _encoded(column: pa.ChunkedArray) -> pa.Array:
@@ -218,32 +243,17 @@ def _encoded(column: pa.ChunkedArray) -> pa.Array:
 
 
 def _labelled(
-    values: Sequence[Any],
-    names: list[str],
-    said: str,
-    findings: list[Finding],
-    records: Records,
-    held: str,
-    reading: Reading,
-    what: FileKind,
+    examples: Examples, records: Records, held: str, reading: Reading, what: FileKind
 ) -> Examples:
     """Files with the labels of a column of their table, other than the one that holds them."""
-    findings = records.findings + findings
-    examples = Examples(
-        {what.kind: values},
-        {what.kind: what.kind},
-        names,
-        records.given,
-        said,
-        findings=findings,
-    )
+    examples.findings = records.findings
     columns = [name for name in records.data.column_names if name != held]
     if group := first_named(columns, what.groups):
         examples.fields[group] = [str(cell) for cell in records.cells(group)]
         examples.findings += kept_together(examples, group)
-    column = target_column(records, columns, LABEL_NAMES, reading)
+    column = record_files.target_column(records, columns, LABEL_NAMES, reading)
     if not column and reading.learn:
-        no_column(records.files, records.data.column_names, "label", TARGET_CURE)
+        no_column(records.files, records.data.column_names, "label", record_files.TARGET_CURE)
     if column and (reading.learn or any(cell not in (None, "") for cell in records.cells(column))):
         targets = _targets(records, column, reading)
         examples = with_targets(examples, targets)

@@ -8,6 +8,7 @@ Legend: n rows, g groups of rows with the same content.
 """
 
 import hashlib
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,13 +16,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from layerwise.data.examples import Column, Examples, Finding
+from layerwise.data.examples import Column, Examples, Finding, listed
 from layerwise.data.table import Table
 from layerwise.data.threads import parallel
 from layerwise.errors import OptionError
 from layerwise.storage import DIGEST, content_hash
 
+RAW = Path, bytes, np.ndarray  # values that hold a file or what is in one
 PARTS = ("train", "val", "test")
+Carved = tuple[np.ndarray, dict[str, np.ndarray]]
 FEW_FOR_VALIDATION = 100  # rows below which a tenth is too few to choose by
 
 
@@ -41,18 +44,23 @@ def content_hashes(examples: Examples) -> list[bytes]:
     Each file is read once, large sets on several threads. A file that cannot be read counts as
     its own content, so that it stays in the data until the audit names it.
     """
-    fields = list(examples.fields.values())
     read = {name: v for name, v in examples.fields.items() if name in examples.kinds}
-    if read and all(isinstance(values, Column) for values in read.values()):
-        columns = {name: v.values for name, v in read.items() if isinstance(v, Column)}
+    columns = {name: v.values for name, v in read.items() if isinstance(v, Column)}
+    if read and len(columns) == len(read):
         return _row_hashes(Table(pa.table(columns)))
-    if len(fields) > 1:
+    first = next(iter(read.values()))
+    if isinstance(first, Table):
+        return _row_hashes(first)
+    if len(first) and not isinstance(first[0], RAW):
         return list(map(content_hash, examples.rows()))
-    values = fields[0]
-    if isinstance(values, Table):
-        return _row_hashes(values)
-    files = len(values) > 64 and isinstance(values[0], Path)  # in memory: quicker than threads
-    return list(parallel(os.cpu_count() or 1 if files else 1)(content_hash, values))
+    files = len(first) > 64 and isinstance(first[0], Path)  # in memory: quicker than threads
+    found = parallel(os.cpu_count() or 1 if files else 1)(content_hash, first)
+    rest = [listed(v) for v in list(read.values())[1:]]
+    if not rest:
+        return list(found)
+    return [
+        content_hash(h + json.dumps(more).encode()) for h, *more in zip(found, *rest, strict=True)
+    ]
 
 
 def _row_hashes(table: Table) -> list[bytes]:
@@ -144,9 +152,7 @@ class _Groups:
         ends = np.flatnonzero(np.diff(self.stratum[order])) + 1
         return np.split(order, ends)
 
-    def carve(
-        self, rows: np.ndarray, shares: dict[str, float]
-    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    def carve(self, rows: np.ndarray, shares: dict[str, float]) -> Carved:
         """These rows without the carved ones, and the rows carved out for each share."""
         strata = self.strata(np.unique(self.of[rows]))
         part = np.full(self.n, "train", "U5")

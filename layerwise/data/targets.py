@@ -12,7 +12,8 @@ import math
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from layerwise.errors import DataError
 
 UNLABELLED = frozenset({"", "?", "nan", "na", "n/a", "#n/a", "null"})  # "none" may be a class
 MOST_WHOLE_CLASSES = 20
+Labelled = tuple[np.ndarray, tuple[str, ...]]  # class numbers or sets of them, and the labels
 SEVERAL = ("labels", "tags", "classes", "categories")  # columns whose name promises several
 
 
@@ -41,12 +43,11 @@ class Targets:
 
 def with_targets(examples: Examples, targets: Targets) -> Examples:
     """The labelled rows, with their targets."""
-    if not targets.labelled.all():
-        examples = examples.subset(targets.labelled)
-    examples.targets, examples.target_kind = targets.values, targets.kind
-    examples.labels = targets.labels
-    examples.findings = examples.findings + targets.findings
-    return examples
+    found = examples if targets.labelled.all() else examples.subset(targets.labelled)
+    return replace(
+        found, targets=targets.values, target_kind=targets.kind, labels=targets.labels,
+        findings=found.findings + targets.findings,
+    )  # fmt: skip
 
 
 def read_targets(
@@ -61,7 +62,7 @@ def read_targets(
     column: (rows,) text, numbers, booleans, lists of labels, or None where there is no label.
     what: the column in a message, e.g. "column 'label' of metadata.csv"; names: of the rows there;
     kind: if already known.
-    Errors: no row has a label; a quantity was asked for and a cell is no number.
+    Errors: no row has a label; a quantity was asked for and a cell is not a number.
     """
     cells = _each(_cell, column)
     labelled = np.array([cell is not None for cell in cells], bool)
@@ -77,7 +78,7 @@ def read_targets(
     )  # fmt: skip
     filled = [cell for cell in cells if cell is not None]
     if strange := [cell for cell in filled if isinstance(cell, dict)]:
-        raise DataError(f"{what} holds objects, no labels: {strange[0]!r:.60}; name its field")
+        raise DataError(f"{what} holds objects, not labels: {strange[0]!r:.60}; name its field")
     separator = _separator(filled, what)
     kind = kind or _kind(filled, separator, table)
     if kind == "number":
@@ -88,8 +89,8 @@ def read_targets(
         said += f", separated by '{separator}'" if separator in ("|", ";", ",") else ""
         return Targets(values, "classes", labels, labelled, said, aside)
     values, labels = class_targets(_each(_text, filled))
-    said = f"{len(labels):,} classes"
-    return Targets(values, "class", labels, labelled, said, _alike(labels) + aside)
+    findings = _alike(labels) + aside
+    return Targets(values, "class", labels, labelled, f"{len(labels):,} classes", findings)
 
 
 def check_few_classes(targets: Targets, what: str) -> None:
@@ -98,13 +99,11 @@ def check_few_classes(targets: Targets, what: str) -> None:
     if targets.kind == "class" and len(labels) > max(20, n // 2):
         raise DataError(
             f"{what} has {len(labels):,} different values in {n:,} rows (such as {some(labels)}), "
-            "so it is no class to learn; name the column to learn with --target"
+            "so they are not classes to learn; name the column to learn with --target"
         )
 
 
-def class_targets(
-    names: Sequence[str], known: Sequence[str] = ()
-) -> tuple[np.ndarray, tuple[str, ...]]:
+def class_targets(names: Sequence[str], known: Sequence[str] = ()) -> Labelled:
     """Class names (n,) to (n,) int64 and the labels, `known` ones too, in their natural order."""
     labels = tuple(sorted({*names, *known}, key=natural))
     place = {label: i for i, label in enumerate(labels)}
@@ -144,10 +143,8 @@ def _text(cell: Any) -> str:
 
 
 def _number(cell: Any) -> float | None:
-    try:
+    with suppress(TypeError, ValueError):
         return None if isinstance(cell, bool) else float(cell)
-    except (TypeError, ValueError):
-        return None
 
 
 def _kind(cells: list[Any], separator: str, table: bool) -> TargetKind:
@@ -183,26 +180,22 @@ def _separator(cells: list[Any], what: str) -> str:
 
 def _several(cell: Any, separator: str) -> list[str]:
     read = cell if isinstance(cell, list) else _json_list(str(cell)) if separator == "[" else None
-    if read is not None:
-        parts = [_text(part) for part in read if part is not None]
-    else:
-        parts = _text(cell).split(separator) if separator not in ("", "[") else [_text(cell)]
-    return [part.strip() for part in parts if part.strip()]
+    if read is None:
+        read = _text(cell).split(separator) if separator not in ("", "[") else [cell]
+    parts = [_text(part).strip() for part in read if part is not None]
+    return list(filter(None, parts))
 
 
 def _json_list(text: str) -> list[Any] | None:
-    if text.startswith("["):
-        for quoted in (text, text.replace("'", '"')):
-            try:
-                return list(json.loads(quoted))
-            except ValueError:
-                continue
+    for quoted in (text, text.replace("'", '"')) if text.startswith("[") else ():
+        with suppress(ValueError):
+            return list(json.loads(quoted))
     return None
 
 
-def _sets(sets: list[list[str]]) -> tuple[np.ndarray, tuple[str, ...]]:
+def _sets(sets: list[list[str]]) -> Labelled:
     """Sets of labels to (n, C) uint8 and the labels in their natural order."""
-    labels = tuple(sorted({label for labels in sets for label in labels}, key=natural))
+    labels = class_targets([label for labels in sets for label in labels])[1]
     place = {label: i for i, label in enumerate(labels)}
     values = np.zeros((len(sets), len(labels)), np.uint8)  # (n, C)
     for row, names in enumerate(sets):
@@ -218,12 +211,12 @@ def _numbers(
     if odd:
         raise DataError(
             f"{what} should be a number in every row, but {names[odd[0]]} has {cells[odd[0]]!r}; "
-            "mend the cell, or learn classes"
+            "fix the cell, or learn classes"
         )
     values = np.array(numbers, np.float64)  # NaN where there is none
     finite = np.isfinite(values)
     infinite = take(names, np.flatnonzero(labelled & ~finite))
-    cure = "they are set aside: mend the cells"
+    cure = "they are set aside: fix the cells"
     aside += about("infinite_target", "error", infinite, f"rows have an infinite {what}", cure)
     if not finite.any():
         raise DataError(f"{what} has no finite number in any row; name another with --target")
@@ -251,12 +244,9 @@ def numbered_targets(y: np.ndarray, names: tuple[str, ...], source: str) -> Targ
     numbers = y[labelled].tolist()
     names = enough_names(names, max(numbers) + 1, source)
     values, labels = class_targets([names[i] if names else str(i) for i in numbers], names)
-    findings = []
-    if not labelled.all():
-        message = f"{int((~labelled).sum()):,} rows have no label (a negative number): set aside"
-        findings = [Finding("unlabelled", "error", message)]
-    said = f"{len(labels):,} classes"
-    return Targets(values, "class", labels, labelled, said, findings)
+    message = f"{int((~labelled).sum()):,} rows have no label (a negative number): set aside"
+    findings = [] if labelled.all() else [Finding("unlabelled", "error", message)]
+    return Targets(values, "class", labels, labelled, f"{len(labels):,} classes", findings)
 
 
 def enough_names(names: tuple[str, ...], wanted: int, source: str) -> tuple[str, ...]:

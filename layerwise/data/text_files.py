@@ -13,7 +13,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow as pa
 
@@ -22,7 +22,11 @@ from layerwise.errors import DataError
 
 BLOCK = 1 << 20
 LONGEST_LINE = 1 << 28  # bytes; a corpus of one line of 100 MB (text8) is read
-COMPRESSED = {".gz": b"\x1f\x8b", ".xz": b"\xfd7zXZ\0", ".zst": b"\x28\xb5\x2f\xfd"}
+COMPRESSED = {  # suffix: first bytes, and what opens it
+    ".gz": (b"\x1f\x8b", gzip.open),
+    ".xz": (b"\xfd7zXZ\0", lzma.open),
+    ".zst": (b"\x28\xb5\x2f\xfd", lambda path: pa.input_stream(str(path), compression="zstd")),
+}
 UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError, pa.ArrowInvalid)
 
@@ -32,18 +36,12 @@ def bare(path: Path) -> Path:
     return path.with_suffix("") if path.suffix.lower() in COMPRESSED else path
 
 
-def open_stream(path: Path) -> BinaryIO:
+def open_stream(path: Path) -> Any:
     """The bytes of a file, decompressed where its first ones say gzip, xz or zstandard."""
     with open(path, "rb") as file:
         start = file.read(6)
-    if start.startswith(COMPRESSED[".gz"]):
-        return gzip.open(path)  # type: ignore[return-value]
-    if start.startswith(COMPRESSED[".xz"]):
-        return lzma.open(path)  # type: ignore[return-value]
-    if start.startswith(COMPRESSED[".zst"]):
-        stream: Any = pa.input_stream(str(path), compression="zstd")
-        return io.BufferedReader(stream)  # type: ignore[return-value]
-    return open(path, "rb")
+    openers = [opener for mark, opener in COMPRESSED.values() if start.startswith(mark)]
+    return openers[0](path) if openers else open(path, "rb")
 
 
 def blocks(path: Path) -> Iterator[bytes]:
@@ -70,7 +68,7 @@ def head(path: Path, size: int = 1 << 18) -> bytes:
 def pieces(path: Path) -> Iterator[str]:
     """The text of a file in pieces, line ends as a line feed.
 
-    Errors: DataError for bytes that are no text, and for lines that are too long.
+    Errors: DataError for bytes that are not text, and for lines that are too long.
     """
     decoder: Any = None
     at, line, since = 0, 1, 0  # bytes and lines before this block, bytes since the last line end
@@ -81,7 +79,12 @@ def pieces(path: Path) -> Iterator[str]:
         first, last = block.find(b"\n"), block.rfind(b"\n")
         since += len(block) if first < 0 else first
         if since > LONGEST_LINE:
-            raise _too_long(path, line)
+            most = LONGEST_LINE / 2**20
+            raise DataError(
+                f"'{shown(path.name)}' line {line:,} is longer than {most:,.0f} MiB, more than is "
+                "read at once; put line ends into it (fold -s -w 100000 FILE > NEW), or one "
+                "document per line"
+            )
         since = since if last < 0 else len(block) - last - 1
         try:
             text = decoder.decode(block)
@@ -120,9 +123,9 @@ def _not_text(path: Path, e: UnicodeDecodeError, start: int, line: int) -> DataE
     file, raw = shown(path.name), e.object
     line += raw[: e.start].count(b"\n")
     around = raw[max(0, e.start - 500) : e.start + 500]
-    western = sum(byte > 127 for byte in around) < len(around) / 4
-    guess = "WINDOWS-1252" if western else "WINDOWS-1251"
-    others = "" if western else " (or GB18030, SHIFT_JIS, EUC-KR: look which reads right)"
+    guess, others = "WINDOWS-1252", ""
+    if sum(byte > 127 for byte in around) >= len(around) / 4:
+        guess, others = "WINDOWS-1251", " (or GB18030, SHIFT_JIS, EUC-KR: see which reads right)"
     return DataError(
         f"'{file}' line {line:,} is not UTF-8: byte {start + e.start:,} of the file is "
         f"0x{raw[e.start]:02x}; convert it: iconv -f {guess} -t UTF-8 '{file}' > new.txt{others}"
@@ -132,16 +135,8 @@ def _not_text(path: Path, e: UnicodeDecodeError, start: int, line: int) -> DataE
 def _zero_bytes(path: Path, line: int) -> DataError:
     file = shown(path.name)
     return DataError(
-        f"'{file}' line {line:,} holds zero bytes, so it is no text, or UTF-16 without its mark; "
+        f"'{file}' line {line:,} holds zero bytes, so it is not text, or UTF-16 without its mark; "
         f"convert it: iconv -f UTF-16LE -t UTF-8 '{file}' > new.txt"
-    )
-
-
-def _too_long(path: Path, line: int) -> DataError:
-    return DataError(
-        f"'{shown(path.name)}' line {line:,} is longer than {LONGEST_LINE / 2**20:,.0f} MiB, more "
-        "than is read at once; put line ends into it (fold -s -w 100000 FILE > NEW), or one "
-        "document per line"
     )
 
 
@@ -159,8 +154,8 @@ _OTHERS = """.pdf .doc .docx .odt .rtf .xls .xlsx .ods .ppt .pptx .epub .mobi .z
 .tgz .exe .dll .so .o .a .class .jar .pyc .whl .bin .dat .db .sqlite .pkl .pickle .npy .npz .pt .pth
 .onnx .gguf .safetensors .h5 .wav .flac .mp3 .ogg .m4a .mp4 .avi .mov .mkv .webm .svg .psd .woff
 .woff2 .ttf .otf .lock .sum .map"""
-OTHERS = frozenset(_OTHERS.split())  # that are no text, or none that anybody wants to learn
-MARKS = (  # that belong to the letter before them, and are no letters to `re`
+OTHERS = frozenset(_OTHERS.split())  # that are not text, or none that anybody wants to learn
+MARKS = (  # that belong to the letter before them; `re` does not count them as letters
     "\u0300-\u036f\u0591-\u05bd\u064b-\u065f\u0670\u0900-\u0903\u093a-\u094f\u0981-\u0983"
     "\u09bc-\u09cd\u0a01-\u0a4d\u0a81-\u0acd\u0b01-\u0b57\u0b82-\u0bcd\u0c00-\u0c56\u0c81-\u0cd6"
     "\u0d00-\u0d4d\u0e31-\u0e4e\u200c\u200d"

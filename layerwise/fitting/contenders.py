@@ -12,89 +12,22 @@ import math
 import pathlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from layerwise import models, runtime
-from layerwise.console import Console, duration
-from layerwise.data.examples import Examples
-from layerwise.fitting.lens import Lens
-from layerwise.fitting.probes import ENOUGH, Features
-from layerwise.kinds.contract import Choice
-from layerwise.models.network import Network
-from layerwise.planning import Plan
-from layerwise.planning.scaling import Forecast
-from layerwise.runtime import Runtime, peak_memory_mb
-from layerwise.settings import Settings
+from layerwise.console import duration
+from layerwise.fitting.job import Contender, Job, Rung
+from layerwise.runtime import peak_memory_mb
 from layerwise.storage import read_json, write_json
 from layerwise.tasks.scores.intervals import interval
-from layerwise.tasks.task import Task
 from layerwise.train.predicting import predict_rows
-from layerwise.train.run import Outcome, Recipe, Training
+from layerwise.train.run import Recipe, Training
 
 LEAST_STEPS, TELLING_STEPS = 10, 40  # fewer teach nothing; cannot separate the contenders
 FIRST = 0.6  # of the time for the first of several; all shares add up to the whole
 LEAST_SHARE = 0.25  # of its recipe that the first must come to before others take time from it
 VALIDATING = 0.2  # of a share of the budget may go into looking at the validation rows
-
-
-@dataclass
-class Rung:
-    """One way that was tried: its score on the validation rows, and what it cost."""
-
-    name: str
-    score: float
-    low: float
-    high: float
-    seconds: float
-    peak_mb: float
-    note: str = ""
-    chosen: bool = False
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-@dataclass
-class Job:
-    """What every rung needs."""
-
-    settings: Settings
-    folder: pathlib.Path
-    task: Task
-    train: Examples
-    val: Examples
-    machine: Runtime
-    console: Console
-    studied: dict[str, Any] = field(default_factory=dict)  # by kind, what augmentation has to know
-    reader: Any = None  # the processor that made task rows of these, where a task asks for one
-    features: Features | None = None  # of training rows on the base, where known
-    most_features: int = ENOUGH  # rows of which they are worth their time
-    deadline: float = float("inf")  # time.monotonic() when the training budget ends
-    reserved: float = 0.0  # seconds of the budget behind it, for scoring, probing and the report
-    n_test: int = 0  # rows that are scored then
-    on_plan: Callable[[Plan, str], None] = lambda plan, way: None
-    lens: Lens | None = None  # what carries loss, once it was looked at
-
-    @property
-    def seconds_left(self) -> float:
-        """Of the whole budget."""
-        return self.deadline + self.reserved - time.monotonic()
-
-
-@dataclass
-class Contender:
-    """A network on its way up."""
-
-    way: str  # "lora", "full", "scratch"
-    network: Network
-    choice: Choice
-    recipe: Recipe
-    forecast: Forecast | None = None  # of the loss, where a law was fitted
-    plan: Plan | None = None
-    outcome: Outcome | None = None
-    rung: Rung | None = None
-    said: Sequence[Any] | None = None  # of the validation rows, by the network as it is
 
 
 def affordable(
@@ -148,13 +81,13 @@ def seconds_to_train(job: Job, contenders: list[Contender]) -> float:
     return job.deadline - max(0.0, scoring - job.reserved / 2) - time.monotonic()
 
 
-def compete(job: Job, contenders: list[Contender], rungs: list[Rung]) -> Contender:
+def compete(job: Job, contenders: list[Contender]) -> Contender:
     """Train one after another under the deadline; without one, each runs its recipe whole."""
     for i, contender in enumerate(contenders):
         left, others = seconds_to_train(job, contenders), len(contenders) - i - 1
         train_within(job, contender, FIRST * left if others and not i else left / (others + 1))
         assert contender.rung is not None
-        rungs.append(contender.rung)
+        job.rungs.append(contender.rung)
         if contender.outcome and not contender.outcome.state.finished:  # Ctrl-C
             return contender
         if others and not worth_going_on(job, contender.rung):
@@ -222,9 +155,8 @@ def train_within(job: Job, contender: Contender, share: float) -> None:
     contender.recipe = recipe
     assert training.validation is not None, "a fit validates"
     contender.said = predict_rows(contender.network, training.validation, job.machine)
-    contender.rung = score_rung(
-        job, contender.way, contender.said, started, f"{recipe.steps} steps"
-    )
+    note = f"{recipe.steps} steps"
+    contender.rung = score_rung(job, contender.way, contender.said, started, note)
 
 
 def affordable_recipe(contender: Contender, share: float, n_val: int) -> Recipe:
@@ -242,14 +174,9 @@ def affordable_recipe(contender: Contender, share: float, n_val: int) -> Recipe:
     left = 0.9 * share - (times + 1) * once
     paid = int(left / max(step_seconds(contender), 1e-6))
     steps = max(LEAST_STEPS, min(most, paid))
-    every = -(-steps // times)
-    return replace(
-        recipe,
-        steps=steps,
-        warmup_steps=min(recipe.warmup_steps, steps // 10),
-        evaluate_every=every,
-        checkpoint_every=max(1, steps // 5),
-    )
+    warmup, save = min(recipe.warmup_steps, steps // 10), max(1, steps // 5)
+    paced = {"warmup_steps": warmup, "evaluate_every": -(-steps // times), "checkpoint_every": save}
+    return replace(recipe, steps=steps, **paced)
 
 
 def kept_steps(folder: pathlib.Path, recipe: Recipe) -> Recipe:
@@ -274,15 +201,12 @@ def score_rung(
     job: Job, name: str, predictions: Sequence[Any], started: float, note: str = ""
 ) -> Rung:
     """Score predictions of the validation rows, with a bootstrap interval."""
-    outputs, targets = job.task.scored(predictions, job.val)
-    found = interval(job.task.metric, outputs, targets, seed=job.settings.seed)
-    value, low, high = found.value, found.low, found.high
-    seconds = time.monotonic() - started
-    rung = Rung(name, value, low, high, seconds, peak_memory_mb(), note)
-    job.console.say(
-        f"  {name:<8} {job.task.score} {value:.4f}  ({low:.4f} to {high:.4f})  {duration(seconds)}"
-    )
-    return rung
+    task, seed = job.task, job.settings.seed
+    found = interval(task.metric, *task.scored(predictions, job.val), seed=seed)
+    value, low, high, seconds = found.value, found.low, found.high, time.monotonic() - started
+    said = f"{task.score} {value:.4f}  ({low:.4f} to {high:.4f})  {duration(seconds)}"
+    job.console.say(f"  {name:<8} {said}")
+    return Rung(name, value, low, high, seconds, peak_memory_mb(), note)
 
 
 class Progress:

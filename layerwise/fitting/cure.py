@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from layerwise.data.examples import Examples
-from layerwise.fitting.contenders import Contender, Job, Rung, better, compete
+from layerwise.fitting.contenders import better, compete
+from layerwise.fitting.job import Contender, Job
 from layerwise.fitting.ladder import start
 from layerwise.inspection.diagnosis import Diagnosis, diagnose, split_cure
 from layerwise.inspection.texts import legible
@@ -35,20 +36,12 @@ def diagnoses(job: Job, contender: Contender) -> list[Diagnosis]:
         return []
     task, processors = job.task, contender.choice.processors
     most = WINDOWS if task.every_position else PROBED
-    seen, unseen = (
-        legible(batch_of(task, some_rows(rows, most), processors), task.token_targets)
-        for rows in (job.train, job.val)
-    )
-    found = diagnose(
-        contender.outcome.history,
-        contender.network,
-        [m for m in metrics_of(job, contender) if "loss" in m or "guardian" in m],
-        probe=seen,
-        held_out=unseen,
-        lr=contender.recipe.lr,
-        optimizer=contender.recipe.optimizer,
-        frozen=frozen_layers(contender),
-    )
+    some = [batch_of(task, some_rows(rows, most), processors) for rows in (job.train, job.val)]
+    seen, unseen = (legible(batch, task.token_targets) for batch in some)
+    metrics = [m for m in metrics_of(job, contender) if "loss" in m or "guardian" in m]
+    rows = {"probe": seen, "held_out": unseen, "frozen": frozen_layers(contender)}
+    how = {"lr": contender.recipe.lr, "optimizer": contender.recipe.optimizer}
+    found = diagnose(contender.outcome.history, contender.network, metrics, **rows, **how)
     for d in found:
         job.console.say(f"  diagnosis: {d.fault.replace('_', ' ')} in {d.layer}: {d.evidence}")
         job.console.say(f"    cure: {d.cure}")
@@ -63,7 +56,7 @@ def frozen_layers(contender: Contender) -> list[str]:
     return [n for n, m in stack.items() if not any(p.requires_grad for p in m.parameters())]
 
 
-def apply_cure(job: Job, ill: Contender, found: list[Diagnosis], rungs: list[Rung]) -> Contender:
+def apply_cure(job: Job, ill: Contender, found: list[Diagnosis]) -> Contender:
     """Train once more with what the first diagnosis advises; the better of both is kept.
 
     Only a network that is trained from scratch can be given another activation or initialisation;
@@ -75,12 +68,11 @@ def apply_cure(job: Job, ill: Contender, found: list[Diagnosis], rungs: list[Run
     again = replace(job, settings=replace(job.settings, **options), folder=job.folder / "cured")
     well = start(again, "scratch", None, lambda: (choice, None))
     job.console.say(f"  cure applied: {options | fields or 'fresh weights'}; training again")
-    well = compete(again, [well], cured_rungs := [])
+    well = compete(again, [well])
     assert well.rung is not None
     assert ill.rung is not None
     well.rung.name = "cured"
-    rungs += cured_rungs
     kept = well if better(job, well.rung, ill.rung) else ill
-    for rung in rungs:
+    for rung in job.rungs:
         rung.chosen = rung is kept.rung
     return kept

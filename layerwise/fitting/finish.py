@@ -14,11 +14,11 @@ import numpy as np
 from layerwise import kinds, runtime
 from layerwise.console import Console, duration
 from layerwise.data.examples import Examples
-from layerwise.data.label_errors import suspect_labels
-from layerwise.fitting.contenders import Contender, Job, Rung
 from layerwise.fitting.cure import metrics_of
 from layerwise.fitting.inside import look_inside
-from layerwise.fitting.result import Result, Rows
+from layerwise.fitting.job import Contender, Job, Result, Rows
+from layerwise.inspection.diagnosis import Diagnosis
+from layerwise.kinds.label_errors import suspect_labels
 from layerwise.model.evaluation import evaluation_of, wrong_rows
 from layerwise.model.model import Model
 from layerwise.storage import write_json
@@ -29,23 +29,19 @@ from layerwise.train.predicting import predict_rows
 
 def finish(
     job: Job,
-    examples: Examples,
     rows: Rows,
     winner: Contender,
-    rungs: list[Rung],
-    diagnoses: list[Any],
+    found: list[Diagnosis],
     model: Model,
-    seconds_so_far: float,
-    data: str,
-    base: Model | None = None,
+    base: Model | None,
 ) -> Result:
     """Turn a trained winner into a Result, a saved model and a report."""
-    console, started = job.console, time.monotonic()
+    console = job.console
     runtime.give_back()
     page: dict[str, Any] = {
-        "command": command_of(data, job),
-        "data": data,
-        "understood": examples.understood,
+        "command": command_of(job),
+        "data": job.data,
+        "understood": rows.read.understood,
         "environment": runtime.environment(),
         "machine_notes": list(job.machine.notes),
         "settings": job.settings.to_dict(),
@@ -53,22 +49,22 @@ def finish(
         "reads": kinds.of(rows.train).ground,
         "gives": job.task.top,
         "rows": {n: len(getattr(rows, n)) for n in ("train", "val", "test")},
-        "ladder": [r.to_dict() for r in rungs],
+        "ladder": [r.to_dict() for r in job.rungs],
         "plan": plan_rows(winner),
         "forecast": forecast_beside(winner),
         "lens": job.lens and job.lens.to_dict(),
         "metrics": metrics_of(job, winner),
-        "diagnoses": [vars(d) for d in diagnoses],
+        "diagnoses": [vars(d) for d in found],
     }
     finished = winner.outcome is None or winner.outcome.state.finished
     page |= score_model(job, rows, model, winner)
-    page["audit"] = findings_of(examples, rows, page)
+    page["audit"] = findings_of(rows, page)
     runtime.give_back()
     page |= look_inside(job, rows, model, winner, base)
     model.card |= {"score": page["score"], "rows": page["rows"]}
     model.save(job.folder / "model")
-    page["seconds"] = seconds_so_far + time.monotonic() - started
-    page["next"] = next_commands(job, data)
+    page["seconds"] = time.monotonic() - job.started
+    page["next"] = next_commands(job)
     write_json(job.folder / "result.json", without_pictures(page))
     from layerwise.report.page import write_page
 
@@ -80,40 +76,21 @@ def finish(
     if not finished:
         console.say(f"  stopped early; go on: layerwise fit --resume {job.folder}")
     score = page["score"]
-    return Result(
-        folder=str(job.folder),
-        model=model,
-        score_name=score["name"],
-        score=score["value"],
-        low=score["low"],
-        high=score["high"],
-        metrics=page["test_metrics"],
-        ladder=page["ladder"],
-        report=str(report),
-        finished=finished,
-        details={
-            "plan": page["plan"],
-            "forecast": page["forecast"],
-            "calibration": page.get("calibration"),
-            "next": page["next"],
-        },
-    )
+    details = {name: page.get(name) for name in ("plan", "forecast", "calibration", "next")}
+    came = score["name"], score["value"], score["low"], score["high"], page["test_metrics"]
+    ladder = page["ladder"]
+    return Result(str(job.folder), model, *came, ladder, str(report), finished, details)
 
 
 def say_result(console: Console, page: dict[str, Any]) -> None:
     """The score with its noise, beside what it has to beat and what was foretold."""
     score = page["score"]
     console.head("result")
-    console.say(
-        f"  {score['name']} {score['value']:.4f} on {score['n']:,} rows never seen "
-        f"(95% interval {score['low']:.4f} to {score['high']:.4f})"
-    )
-    floor = score["baseline"]
-    if "beside" in floor:
-        console.say(
-            f"  {floor['what']}: {floor['value']:.4f} ({floor['low']:.4f} to {floor['high']:.4f}); "
-            f"{floor['beside']}"
-        )
+    said = "  {name} {value:.4f} on {n:,} rows never seen (95% interval {low:.4f} to {high:.4f})"
+    console.say(said.format(**score))
+    if "beside" in (floor := score["baseline"]):
+        said = "  {what}: {value:.4f} ({low:.4f} to {high:.4f}); {beside}"
+        console.say(said.format(**floor))
     if score.get("clean"):
         clean = score["clean"]
         console.say(f"  without {clean['left_out']} leaked rows: {clean['value']:.4f}")
@@ -121,10 +98,10 @@ def say_result(console: Console, page: dict[str, Any]) -> None:
         console.say("  " + page["forecast"]["said"])
 
 
-def command_of(data: str, job: Job) -> str:
+def command_of(job: Job) -> str:
     """The exact command, with every option that differs from its default."""
     default = type(job.settings)()
-    parts = ["layerwise", "fit", data]
+    parts = ["layerwise", "fit", job.data]
     for name, value in job.settings.to_dict().items():
         if value != getattr(default, name):
             flag = "--" + name.replace("_", "-")
@@ -161,17 +138,9 @@ def score_model(job: Job, rows: Rows, model: Model, winner: Contender) -> dict[s
     model.calibration = task.calibrate(said, rows.val)
     predictions = model.predictions(rows.test, job.machine)
     scored = evaluation_of(model, predictions, rows.test, "test")
-    out: dict[str, Any] = {
-        "score": {
-            "name": scored.score_name,
-            "value": scored.score,
-            "low": scored.low,
-            "high": scored.high,
-            "n": scored.n,
-            "baseline": baseline(job, rows, predictions),
-        },
-        "test_metrics": scored.metrics,
-    }
+    came = {"value": scored.score, "low": scored.low, "high": scored.high, "n": scored.n}
+    score = {"name": scored.score_name, **came, "baseline": baseline(job, rows, predictions)}
+    out: dict[str, Any] = {"score": score, "test_metrics": scored.metrics}
     clean = rows.clean_test
     if clean is not None and not clean.all():
         kept = [p for p, keep in zip(predictions, clean, strict=True) if keep]
@@ -196,34 +165,31 @@ def baseline(job: Job, rows: Rows, predictions: Sequence[Any]) -> dict[str, Any]
     theirs, _ = task.scored(found.predictions, rows.test)
     alone = intervals.interval(task.metric, theirs, targets)
     both = intervals.compare(task.metric, theirs, ours, targets, task.higher_is_better)
-    return {
-        "what": found.what,
-        "value": alone.value,
-        "low": alone.low,
-        "high": alone.high,
-        "beside": f"this model {both.difference:+.4f} ({both.low:+.4f} to {both.high:+.4f}), "
-        f"p {both.p:.2g}",
-    }
+    ends = f"({both.low:+.4f} to {both.high:+.4f})"
+    said = {"beside": f"this model {both.difference:+.4f} {ends}, p {both.p:.2g}"}
+    value = {"value": alone.value, "low": alone.low, "high": alone.high}
+    return {"what": found.what, **value, **said}
 
 
 def shown(rows: Examples, mistake: dict[str, Any]) -> dict[str, Any]:
     """A mistake with what a person is shown of its row, where it does not say that itself."""
     if "text" in mistake:
         return mistake
-    return mistake | kinds.of(rows).show(rows, mistake["row"]).to_dict()
+    for kind in kinds.several(rows):
+        mistake = kind.show(rows, mistake["row"]).to_dict() | mistake
+    return mistake
 
 
 # ---- data ------------------------------------------------------------------------------------
 
 
-def findings_of(examples: Examples, rows: Rows, page: dict[str, Any]) -> dict[str, Any]:
+def findings_of(rows: Rows, page: dict[str, Any]) -> dict[str, Any]:
     """Everything the readers and the audit found, and the held-out labels that look wrong."""
-    found = [*examples.findings, *(rows.audit.findings if rows.audit else [])]
+    found = [*rows.read.findings, *(rows.audit.findings if rows.audit else [])]
     shares = page.pop("_shares", None)
     if shares is not None and rows.audit:
-        suspects = suspect_labels(
-            shares, np.asarray(rows.test.targets), rows.test.names, rows.test.labels
-        )
+        test, targets = rows.test, np.asarray(rows.test.targets)
+        suspects = suspect_labels(shares, targets, test.names, test.labels)
         found += [suspects] if suspects else []
     return {"audited": rows.audit is not None, "findings": [vars(f) for f in found]}
 
@@ -250,11 +216,8 @@ def forecast_beside(winner: Contender) -> dict[str, Any] | None:
     outlook, state = winner.forecast, winner.outcome and winner.outcome.state
     if outlook is None or winner.rung is None or not (state and state.finished):
         return None
-    read = (
-        state.step
-        * winner.recipe.global_batch_size
-        * next(iter(winner.choice.processors.values())).max_seq_len
-    )
+    length = winner.choice.processors["text"].max_seq_len
+    read = state.step * winner.recipe.global_batch_size * length
     found = outlook.beside(read, winner.rung.score)
     where = "within" if found["within"] else "outside"
     found["said"] = (
@@ -268,10 +231,9 @@ def forecast_beside(winner: Contender) -> dict[str, Any] | None:
 # ---- afterwards ------------------------------------------------------------------------------
 
 
-def next_commands(job: Job, data: str) -> list[dict[str, str]]:
-    model = shlex.quote(str(job.folder / "model"))
-    found = job.task.next(model, shlex.quote(data))
-    return [{"what": what, "command": command} for what, command in found]
+def next_commands(job: Job) -> list[dict[str, str]]:
+    model, data = shlex.quote(str(job.folder / "model")), shlex.quote(job.data)
+    return [{"what": what, "command": run} for what, run in job.task.next(model, data)]
 
 
 def without_pictures(value: Any) -> Any:

@@ -9,9 +9,8 @@ from layerwise import kinds, runtime
 from layerwise.data.examples import Examples
 from layerwise.data.loader import in_order
 from layerwise.errors import DataError
-from layerwise.fitting.contenders import Contender, Job
 from layerwise.fitting.cure import some_rows
-from layerwise.fitting.result import Rows
+from layerwise.fitting.job import Contender, Job, Rows
 from layerwise.inspection.attribution import heat, smooth_grad, top_examples
 from layerwise.inspection.depth import depth_report
 from layerwise.inspection.reading import Reading, reading
@@ -43,7 +42,7 @@ def look_inside(
     if not reads_tokens(model.network):
         out |= depth_of(job, rows, model, out["layers"])
         pictured = kinds.of(rows.test).raw_picture(rows.test, 0, model.processor) is not None
-        if pictured and job.task.named_by_classes:
+        if pictured and job.task.named_by_classes and len(model.processors) == 1:
             runtime.give_back()
             show_favourites(job, rows, model, out["layers"])
             out["saliency"] = saliency(job, rows, model)
@@ -51,7 +50,7 @@ def look_inside(
     gradients = {r["name"]: r["grad_norm"] for r in out["layers"] if r.get("grad_norm")}
     try:
         most = rows_probed(job, rows.test, model)
-        found = read_text(model, rows.test, base, job.settings.seed, gradients, most)
+        found = read_text(model, rows.test, base, job.settings.seed, most, gradients=gradients)
     except DataError as e:  # too few held-out rows to probe with
         return out | {"depth": {"sentences": [str(e)]}}
     out["reading"] = found.to_dict()
@@ -61,30 +60,17 @@ def look_inside(
 
 
 def read_text(
-    model: Model,
-    held: Examples,
-    base: Model | None = None,
-    seed: int = 0,
-    gradients: dict[str, float] | None = None,
-    probed: int = PROBED,
+    model: Model, held: Examples, base: Model | None, seed: int, probed: int = PROBED, **more: Any
 ) -> Reading:
-    """How a model reads texts that it was not trained on; see `inspection.reading`."""
+    """How a model reads texts that it was not trained on. more: for `inspection.reading`."""
     task = model.answers()
     held = task.task_rows(held, model.processors)
     most = max(WINDOWS, TOKENS // model.processor.max_seq_len)
     some = some_rows(held, most if task.every_position else probed)
-    batches = in_order(Feed(task, some, model.processors))
-    return reading(
-        model.network,
-        [legible(batch, task.token_targets) for batch in batches],
-        task.every_position,
-        task.labels,
-        task.probe is not None,
-        model.tokenizer.stream,
-        None if base is None else base.network,
-        seed,
-        gradients,
-    )
+    feed, own = Feed(task, some, model.processors), None if base is None else base.network
+    batches = [legible(batch, task.token_targets) for batch in in_order(feed)]
+    asked = task.every_position, task.labels, task.probe is not None
+    return reading(model.network, batches, *asked, model.tokenizer.stream, own, seed, **more)
 
 
 def rows_probed(job: Job, held: Examples, model: Model) -> int:
@@ -115,12 +101,10 @@ def fill_floors(layers: list[dict[str, Any]], found: dict[str, Any]) -> None:
 
 
 def layer_rows(model: Model, history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    stack = model.network.layers()
     last = history[-1]["layers"] if history else {}
-    return [
-        {"name": name, "params": sum(p.numel() for p in layer.parameters()), **last.get(name, {})}
-        for name, layer in stack.items()
-    ]
+    stack = model.network.layers().items()
+    sizes = {name: sum(p.numel() for p in layer.parameters()) for name, layer in stack}
+    return [{"name": name, "params": n, **last.get(name, {})} for name, n in sizes.items()]
 
 
 def depth_of(job: Job, rows: Rows, model: Model, layers: list[dict]) -> dict[str, Any]:
@@ -131,9 +115,8 @@ def depth_of(job: Job, rows: Rows, model: Model, layers: list[dict]) -> dict[str
     some = some_rows(held, rows_probed(job, held, model))
     batches = in_order(Feed(job.task, some, model.processors))
     try:
-        found = depth_report(
-            model.network, batches, model.labels, seed=job.settings.seed, gradients=gradients
-        )
+        seed = job.settings.seed
+        found = depth_report(model.network, batches, model.labels, seed=seed, gradients=gradients)
     except DataError as e:  # too few held-out rows to probe with
         return {"depth": {"sentences": [str(e)]}}
     report = found.to_dict()
@@ -150,10 +133,11 @@ def show_favourites(job: Job, rows: Rows, model: Model, layers: list[dict]) -> N
     found = top_examples(model.network, batches, UNITS, FAVOURITES)
     show = kinds.of(sought).show
     for row in layers:
-        row["units"] = [
-            {"index": u.index, "images": [{"image": show(sought, r, 48).image} for r in u.rows]}
-            for u in found.get(row["name"], [])
-        ]
+        units = {u.index: u.rows for u in found.get(row["name"], [])}
+        shown = {
+            i: [{"image": show(sought, r, 48).image} for r in rows] for i, rows in units.items()
+        }
+        row["units"] = [{"index": i, "images": images} for i, images in shown.items()]
 
 
 def saliency(job: Job, rows: Rows, model: Model) -> list[dict[str, Any]]:
@@ -168,13 +152,7 @@ def saliency(job: Job, rows: Rows, model: Model) -> list[dict[str, Any]]:
         pixels = kind.raw_picture(shown, i, model.processor)
         assert pixels is not None, "only such rows are shown"
         assert shown.targets is not None, "classes are learned"
-        out.append(
-            {
-                "name": str(name),
-                "truth": model.labels[int(shown.targets[i])],
-                "predicted": model.labels[int(said[i])],
-                "image": data_uri(pixels),
-                "overlay": overlay(pixels, maps[i]),
-            }
-        )
+        truth, predicted = (model.labels[int(x[i])] for x in (shown.targets, said))
+        pictures = {"image": data_uri(pixels), "overlay": overlay(pixels, maps[i])}
+        out.append({"name": str(name), "truth": truth, "predicted": predicted, **pictures})
     return out

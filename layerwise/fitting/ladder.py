@@ -23,16 +23,8 @@ from layerwise.adapt import lora
 from layerwise.adapt.quantize import quantize
 from layerwise.data.examples import Examples
 from layerwise.errors import OptionError
-from layerwise.fitting.contenders import (
-    Contender,
-    Job,
-    Rung,
-    affordable,
-    better,
-    compete,
-    score_rung,
-    worth_going_on,
-)
+from layerwise.fitting.contenders import affordable, better, compete, score_rung, worth_going_on
+from layerwise.fitting.job import Contender, Job
 from layerwise.fitting.lens import look, show
 from layerwise.fitting.probes import features_of, some_features, word_features
 from layerwise.fitting.recipes import recipe_for
@@ -57,31 +49,30 @@ PREPARED = 5000  # rows from which a family computes what it starts from
 Fresh = Callable[[], tuple[Choice, Forecast | None]]
 
 
-def climb(job: Job, base: Model | None, scratch: Fresh) -> tuple[Contender, list[Rung]]:
-    """Try the rungs that the settings and the base allow; the winner and the whole ladder.
+def climb(job: Job, base: Model | None, scratch: Fresh) -> Contender:
+    """Try the rungs that the settings and the base allow; the winner.
 
     scratch: gives the choice for training from nothing, only when that rung is reached.
     """
     method = job.settings.method
-    rungs: list[Rung] = []
     best: Contender | None = None
     if base is not None:
         put_on_lens(job, base.processors)
     if base is not None and job.task.probe and method in ("auto", "knn", "probe"):
-        best = climb_features(job, base, rungs)
-        if method != "auto" or not worth_going_on(job, rungs[-1]):
-            return choose_winner(best, rungs)
+        best = climb_features(job, base)
+        if method != "auto" or not worth_going_on(job, job.rungs[-1]):
+            return chosen(best)
     if base is not None and job.task.works_untrained and method in ("auto", "base"):
-        best = untrained_base(job, base, rungs)
+        best = untrained_base(job, base)
         if method != "auto":
-            return choose_winner(best, rungs)
+            return chosen(best)
     make = lambda way: start(job, way, base, scratch, best)  # noqa: E731
     contenders = affordable(job, ways(job, base), make, optional=best is not None)
-    trained = compete(job, contenders, rungs) if contenders else None
+    trained = compete(job, contenders) if contenders else None
     if trained is None or (best and best.rung and not better(job, trained.rung, best.rung)):
         assert best is not None
-        return choose_winner(best, rungs)
-    return choose_winner(trained, rungs)
+        return chosen(best)
+    return chosen(trained)
 
 
 def put_on_lens(job: Job, processors: dict[str, Any]) -> None:
@@ -112,43 +103,39 @@ def has_linear_below_head(network: Network) -> bool:
     return any(isinstance(part, nn.Linear) for m in below for part in m.modules())
 
 
-def choose_winner(winner: Contender, rungs: list[Rung]) -> tuple[Contender, list[Rung]]:
+def chosen(winner: Contender) -> Contender:
     assert winner.rung is not None
     winner.rung.chosen = True
-    return winner, rungs
+    return winner
 
 
 # ---- on the base's features ------------------------------------------------------------------
 
 
-def climb_features(job: Job, base: Model, rungs: list[Rung]) -> Contender:
+def climb_features(job: Job, base: Model) -> Contender:
     """Nearest neighbours and the linear probe; the probe becomes the head of a network."""
-    if job.task.each_token:
-        network = climb_words(job, base, rungs)
-    else:
-        network = climb_rows(job, base, rungs)
-    return untrained(job, base, network, rungs[-1], "a linear probe on the base")
+    network = (climb_words if job.task.each_token else climb_rows)(job, base)
+    return untrained(job, base, network, "a linear probe on the base")
 
 
-def climb_rows(job: Job, base: Model, rungs: list[Rung]) -> Network:
+def climb_rows(job: Job, base: Model) -> Network:
     """Both on one vector for each row; the base with the probe as its head."""
     started, task, seed = time.monotonic(), job.task, job.settings.seed
-    some = job.features or some_features(
-        base, job.train, task, job.machine, seed, job.most_features
-    )
+    machine, most = job.machine, job.most_features
+    some = job.features or some_features(base, job.train, task, machine, seed, most)
     known, targets = some.values, np.asarray(job.train.targets)[some.rows]
-    asked = features_of(base, job.val, task, job.machine)
+    asked = features_of(base, job.val, task, machine)
     votes = task.votes(known, targets, asked)
     if votes is not None:
-        rungs.append(score_rung(job, "knn", votes, started, "a yardstick: it keeps all rows"))
+        job.rungs.append(score_rung(job, "knn", votes, started, "a yardstick: it keeps all rows"))
     started = time.monotonic()
     weight, bias = probes.linear(known, targets, task.probe, seed)
     said = task.of_outputs(asked @ weight.T + bias)
-    rungs.append(score_rung(job, "probe", said, started))
+    job.rungs.append(score_rung(job, "probe", said, started))
     return with_head(base.network, task, *task.before_units(weight, bias))
 
 
-def climb_words(job: Job, base: Model, rungs: list[Rung]) -> Network:
+def climb_words(job: Job, base: Model) -> Network:
     """The probe on the vector of each word's first token; the base with it as its head."""
     started, task, seed = time.monotonic(), job.task, job.settings.seed
     vectors, tags = word_features(base, job.train, task, job.machine, seed, job.most_features)
@@ -159,24 +146,25 @@ def climb_words(job: Job, base: Model, rungs: list[Rung]) -> Network:
         weight[seen], bias[seen] = probes.linear(vectors, codes, task.probe, seed)
     network = with_head(base.network, task, weight, bias)
     said = predict_rows(network, Feed(task, job.val, base.processors), job.machine)
-    rungs.append(score_rung(job, "probe", said, started))
+    job.rungs.append(score_rung(job, "probe", said, started))
     return network
 
 
-def untrained_base(job: Job, base: Model, rungs: list[Rung]) -> Contender:
+def untrained_base(job: Job, base: Model) -> Contender:
     """The base's own vectors, nothing trained."""
     started, network = time.monotonic(), copy.deepcopy(base.network)
     reset_head(network, job.task)
     said = predict_rows(network, Feed(job.task, job.val, base.processors), job.machine)
-    rungs.append(score_rung(job, "base", said, started, "nothing trained"))
-    return untrained(job, base, network, rungs[-1], "the base as it is")
+    job.rungs.append(score_rung(job, "base", said, started, "nothing trained"))
+    return untrained(job, base, network, "the base as it is")
 
 
-def untrained(job: Job, base: Model, network: Network, rung: Rung, why: str) -> Contender:
+def untrained(job: Job, base: Model, network: Network, why: str) -> Contender:
+    """A contender of the last rung."""
     choice = Choice(base.variant, base.family, network.config, base.processors, why)
     beginning = kinds.of(job.train).start("full", job.train, choice)
     recipe = recipe_for(beginning, len(job.train), job.settings)
-    return Contender(rung.name, network, choice, recipe, rung=rung)
+    return Contender(job.rungs[-1].name, network, choice, recipe, rung=job.rungs[-1])
 
 
 def with_head(network: Network, task: Task, weight: np.ndarray, bias: np.ndarray) -> Network:
@@ -266,32 +254,24 @@ def plan_contender(job: Job, contender: Contender) -> Plan:
     """What the training takes; of rows that differ in length, time by usual ones and memory by the
     longest."""
     r, processors, network = contender.recipe, contender.choice.processors, contender.network
-    kind = kinds.of(job.train)
 
     def planned(rows: Examples, measure: bool) -> Plan:
         batch = batch_of(job.task, rows, processors)
         row = sum(t.nbytes for t in batch.tensors.values()) // len(batch)
         n = r.global_batch_size
         parts = parts_of(job.task, batch, n, r.grad_accum_steps, job.machine.device)
-        return make_plan(
-            network,
-            batch,
-            job.task,
-            device_batch_size=-(-n // parts),
-            optimizer=r.optimizer,
-            dtype=job.machine.dtype,
-            grad_accum_steps=parts,
-            steps=r.steps,
-            checkpointing=r.checkpointing,
-            ema=bool(r.ema),
-            measure=measure,
-            extra=AHEAD * n * row,
-        )
+        setting = {
+            "device_batch_size": -(-n // parts), "grad_accum_steps": parts, "steps": r.steps,
+            "optimizer": r.optimizer, "dtype": job.machine.dtype, "ema": bool(r.ema),
+            "checkpointing": r.checkpointing,
+        }  # fmt: skip
+        extra = AHEAD * n * row
+        return make_plan(network, batch, job.task, measure=measure, extra=extra, **setting)
 
     some = job.train.subset(np.linspace(0, len(job.train) - 1, SAMPLED).astype(int))
-    processor = processors[kind.name]
-    lengths = kind.lengths(some, processor)
-    if lengths is None:
+    measured = [(k, k.lengths(some, processors[k.name])) for k in kinds.several(job.train)]
+    kind, lengths = next(((k, n) for k, n in measured if n is not None), (None, None))
+    if kind is None or lengths is None:
         plan = planned(some.subset(np.arange(2)), measure=True)
         return replace(plan, forecast=contender.forecast)
     usual = np.argsort(np.abs(lengths - lengths.mean()), kind="stable")[:2]
@@ -299,7 +279,7 @@ def plan_contender(job: Job, contender: Contender) -> Plan:
     memory, plan = dict(largest.memory), planned(some.subset(usual), measure=True)
     if job.machine.device == "cpu":
         n = r.global_batch_size
-        shapes = {kind.longest_padded(t, processor, n) for t in lengths.tolist()}
+        shapes = {kind.longest_padded(t, processors[kind.name], n) for t in lengths.tolist()}
         more = lengths_in_turn(largest.trace, len(shapes))
         memory["peak"] = memory["peak"].plus(more)
         request = replace(largest.request, extra=largest.request.extra + int(more.value))

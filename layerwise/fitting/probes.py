@@ -85,17 +85,14 @@ def word_features(
 
 
 def affordable_rows(
-    base: Model,
-    rows: Examples,
-    task: Task,
-    machine: Runtime,
-    seconds: float,
-    folder: pathlib.Path,
+    base: Model, rows: Examples, task: Task, machine: Runtime, budget: float, folder: pathlib.Path
 ) -> int:
     """How many rows' features are worth their time: ENOUGH, or what a share of the budget pays for.
 
     What was measured is kept in the run's folder, so that a resumed run takes as many.
     """
+    if budget == float("inf"):
+        return ENOUGH
     kept = folder / "features.json"
     if not kept.exists():
         some = rows.subset(np.linspace(0, len(rows) - 1, TIMED).astype(int))
@@ -104,6 +101,6 @@ def affordable_rows(
             started = time.perf_counter()
             features_of(base, some, task, machine)
             spent.append(time.perf_counter() - started)
-        paid = min(FEATURES_SHARE * seconds / spent[-1] * TIMED, ENOUGH)
+        paid = min(FEATURES_SHARE * budget / spent[-1] * TIMED, ENOUGH)
         write_json(kept, {"rows": max(TIMED, int(paid))})
     return read_json(kept)["rows"]

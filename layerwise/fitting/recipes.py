@@ -10,6 +10,10 @@ from layerwise.settings import Settings
 from layerwise.train.run import Recipe
 
 FEWEST, MOST = 300, 4000  # steps of a flexible start
+AS_SET = (
+    "grad_accum_steps", "ema", "layer_decay", "unfreeze", "keep", "seed", "loader_threads",
+    "watch_every", "checkpointing", "compile",
+)  # fmt: skip
 
 
 def recipe_for(
@@ -31,23 +35,14 @@ def recipe_for(
     return Recipe(
         steps=steps,
         global_batch_size=batch,
-        grad_accum_steps=settings.grad_accum_steps,
         lr=settings.lr or start.rate_for(start.lr, width),
         optimizer=start.optimizer if settings.optimizer == "auto" else settings.optimizer,
         weight_decay=start.weight_decay if settings.weight_decay < 0 else settings.weight_decay,
         schedule=start.schedule if settings.schedule == "cosine" else settings.schedule,
         warmup_steps=min(warmup, max(0, steps - 1)),
         grad_clip=settings.grad_clip if clips else 0.0,
-        ema=settings.ema,
-        layer_decay=settings.layer_decay,
-        unfreeze=settings.unfreeze,
         augment=augment,
         evaluate_every=every,
         checkpoint_every=settings.checkpoint_every or every,
-        keep=settings.keep,
-        seed=settings.seed,
-        loader_threads=settings.loader_threads,
-        watch_every=settings.watch_every,
-        checkpointing=settings.checkpointing,
-        compile=settings.compile,
+        **{name: vars(settings)[name] for name in AS_SET},
     )

@@ -8,6 +8,7 @@ Legend: n rows, C classes.
 
 import pathlib
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -20,11 +21,10 @@ from layerwise.console import Console, duration
 from layerwise.data.examples import Examples, Finding
 from layerwise.data.splits import place_of, split, val_share
 from layerwise.errors import DataError, OptionError
-from layerwise.fitting.contenders import Contender, Job, Rung
 from layerwise.fitting.cure import apply_cure, diagnoses, some_rows
+from layerwise.fitting.job import Contender, Job, Result, Rows
 from layerwise.fitting.ladder import climb
 from layerwise.fitting.probes import ENOUGH, Features, affordable_rows, some_features
-from layerwise.fitting.result import Result, Rows
 from layerwise.fitting.scaling import choose_by_law
 from layerwise.kinds.audit import AuditReport, audit, audit_labels
 from layerwise.kinds.contract import Choice
@@ -33,23 +33,24 @@ from layerwise.model.model import Model, ends_of, for_task
 from layerwise.model.saved import load
 from layerwise.planning import Plan
 from layerwise.planning.scaling import Forecast
+from layerwise.runtime import Runtime
 from layerwise.settings import Settings, seconds, settings
-from layerwise.storage import CURE, read_json, storage_error, write_json
+from layerwise.storage import read_json, storage_error, write_json
 from layerwise.tasks import class_for
 from layerwise.tasks.feed import batch_of
 from layerwise.tasks.task import Options, Task
+from layerwise.train import checkpoint
 from layerwise.weights import published
 
 GOLDEN = 16  # rows on which a merged network is proved
 MERGED = 1e-4  # and by how much it may differ, relative to the largest output: fp32 adds up so
+Named = str | pathlib.Path
+Judge = Callable[[Examples], Features]
 TRAINING_SHARE = 0.85  # of the budget; the rest is for scoring, probing and the report
 
 
 def fit(
-    data: str | pathlib.Path = "",
-    resume: str | pathlib.Path = "",
-    console: Console | None = None,
-    **options: Any,
+    data: Named = "", resume: Named = "", console: Console | None = None, **options: Any
 ) -> Result:
     """Train the best model that the data and the budget allow.
 
@@ -69,64 +70,31 @@ def fit(
     examples, learned = understand(data, chosen, console)
     base = find_base(chosen, examples, learned, console)
     budget = seconds(chosen.budget) if chosen.budget else float("inf")
-    most = rows_probed(examples, base, learned, chosen, machine, folder)
-    rows = prepare_rows(examples, learned, chosen, console, base, machine, most)
+    most, judge = 0, None  # rows whose features on the base are of use
+    if base is not None and learned.probe:
+        every = learned.of(examples, options_of(chosen))
+        most = affordable_rows(base, examples, every, machine, budget, folder)
+        judge = judge_of(base, every, machine, chosen.seed, most)
+    rows = prepare_rows(examples, chosen, console, judge)
     task = learned.of(rows.train, options_of(chosen))
     rows, reader = as_task_rows(rows, task, base, chosen, console)
-    kind = kinds.of(rows.train)
-    job = Job(
-        chosen,
-        folder,
-        task,
-        rows.train,
-        rows.val,
-        kind.machine(machine, chosen),
-        console,
-        studied=studied(rows.train, chosen, console),
-        reader=reader,
-        features=rows.features,
-        most_features=most,
-        deadline=started + TRAINING_SHARE * budget,
-        reserved=(1 - TRAINING_SHARE) * budget,
-        n_test=len(rows.test),
-        on_plan=lambda plan, way: note_plan(plan, way, console),
-    )
-    winner, rungs = climb(job, base, lambda: choose_fresh(job))
+    machine = kinds.of(rows.train).machine(machine, chosen)
+    job = Job(chosen, folder, task, rows.train, rows.val, machine, console, data, started)
+    job.studied, job.reader = studied(rows.train, chosen, console), reader
+    job.features, job.most_features, job.n_test = rows.features, most, len(rows.test)
+    job.deadline = started + TRAINING_SHARE * budget
+    job.reserved = (1 - TRAINING_SHARE) * budget
+    job.on_plan = lambda plan, way: note_plan(plan, way, console)
+    winner = climb(job, base, lambda: choose_fresh(job))
     found = diagnoses(job, winner)
     if found and chosen.cure and base is None:
-        winner = apply_cure(job, winner, found, rungs)
-    show_ladder(job, rungs)
+        winner = apply_cure(job, winner, found)
+    show_ladder(job)
     from layerwise.fitting.finish import finish
 
-    return finish(
-        job=job,
-        examples=examples,
-        rows=rows,
-        winner=winner,
-        rungs=rungs,
-        diagnoses=found,
-        model=as_model(winner, job, base, data, examples.target_name),
-        seconds_so_far=time.monotonic() - started,
-        data=str(data),
-        base=None if winner.way == "scratch" or winner.outcome is None else base,
-    )
-
-
-def rows_probed(
-    examples: Examples,
-    base: Model | None,
-    learned: type[Task],
-    chosen: Settings,
-    machine: runtime.Runtime,
-    folder: pathlib.Path,
-) -> int:
-    """Of how many rows the base's features are worth their time; 0 where none are of use."""
-    if base is None or not learned.probe:
-        return 0
-    if not chosen.budget:
-        return ENOUGH
-    task = learned.of(examples, options_of(chosen))
-    return affordable_rows(base, examples, task, machine, seconds(chosen.budget), folder)
+    model = as_model(winner, job, base, examples.target_name)
+    tuned = None if winner.way == "scratch" or winner.outcome is None else base
+    return finish(job, rows, winner, found, model, tuned)
 
 
 def understand(data: str, chosen: Settings, console: Console) -> tuple[Examples, type[Task]]:
@@ -160,10 +128,8 @@ def as_task_rows(
     if not task.every_position:
         return rows, None
     reader = kind.reader(rows.train, ends_of(task), chosen, known)
-    parts = {
-        name: task.task_rows(part, {kind.name: reader})
-        for name, part in (("train", rows.train), ("val", rows.val), ("test", rows.test))
-    }
+    splits = {"train": rows.train, "val": rows.val, "test": rows.test}
+    parts = {name: task.task_rows(part, {kind.name: reader}) for name, part in splits.items()}
     console.say(kind.describe(parts, reader))
     return replace(rows, **parts, clean_test=None), reader
 
@@ -182,19 +148,19 @@ def choose_fresh(job: Job) -> tuple[Choice, Forecast | None]:
     s, kind = job.settings, kinds.of(job.train)
     if job.task.follows_law and s.model == "auto" and s.budget:
         return choose_by_law(job, job.reader, job.deadline - time.monotonic())
-    return kind.choose(job.train, ends_of(job.task), s, job.reader), None
+    ends = ends_of(job.task)
+    choice = kind.choose(job.train, ends, s, job.reader)
+    for other in kinds.several(job.train):
+        if other.name not in choice.processors:
+            choice.processors[other.name] = other.processor_for(job.train, ends, s)
+    return choice, None
 
 
-def show_ladder(job: Job, rungs: list[Rung]) -> None:
+def show_ladder(job: Job) -> None:
     job.console.head("ladder")
-    job.console.table(
-        ["rung", job.task.score, "95% interval", "time", "peak MB", ""],
-        [
-            [r.name, f"{r.score:.4f}", f"{r.low:.4f} to {r.high:.4f}", duration(r.seconds),
-             f"{r.peak_mb:.0f}", "kept" if r.chosen else r.note]
-            for r in rungs
-        ],
-    )  # fmt: skip
+    rows = [[r.name, f"{r.score:.4f}", f"{r.low:.4f} to {r.high:.4f}", duration(r.seconds),
+             f"{r.peak_mb:.0f}", "kept" if r.chosen else r.note] for r in job.rungs]  # fmt: skip
+    job.console.table(["rung", job.task.score, "95% interval", "time", "peak MB", ""], rows)
 
 
 # ---- the run's folder ------------------------------------------------------------------------
@@ -215,10 +181,8 @@ def open_run(data: Any, resume: Any, options: dict[str, Any]) -> tuple[pathlib.P
         raise OptionError("data was expected: `layerwise fit FOLDER_OR_FILE`")
     chosen = settings(**options)
     folder = new_folder(chosen.output, pathlib.Path(data))
-    write_json(
-        folder / "run.json",
-        {"data": str(pathlib.Path(data).resolve()), "settings": chosen.to_dict()},
-    )
+    kept = {"data": str(pathlib.Path(data).resolve()), "settings": chosen.to_dict()}
+    write_json(folder / "run.json", kept)
     write_json(folder / "environment.json", runtime.environment())
     return folder, str(data), chosen
 
@@ -237,7 +201,7 @@ def new_folder(output: str, data: pathlib.Path) -> pathlib.Path:
         (folder / ".writable").write_text("")
         (folder / ".writable").unlink()
     except OSError as e:
-        raise storage_error(e, folder, CURE) from e
+        raise storage_error(e, folder, checkpoint.CURE) from e
     return folder
 
 
@@ -246,26 +210,16 @@ def new_folder(output: str, data: pathlib.Path) -> pathlib.Path:
 
 def open_chosen(data: str, chosen: Settings) -> Examples:
     """The data, read as the settings say where they overrule what is recognised."""
-    kind, target_kind = (None if v == "auto" else v for v in (chosen.kind, chosen.target_kind))
-    return open_data(
-        data,
-        target=chosen.target or None,
-        kind=kind,
-        target_kind=target_kind,  # type: ignore[arg-type]
-        split_column=chosen.split_column or None,
-    )
+    kind = None if chosen.kind == "auto" else chosen.kind
+    target_kind: Any = None if chosen.target_kind == "auto" else chosen.target_kind
+    target, split_column = chosen.target or None, chosen.split_column or None
+    return open_data(data, target, kind, target_kind=target_kind, split_column=split_column)
 
 
 def prepare_rows(
-    examples: Examples,
-    learned: type[Task],
-    chosen: Settings,
-    console: Console,
-    base: Model | None,
-    machine: runtime.Runtime,
-    most: int = ENOUGH,
+    examples: Examples, chosen: Settings, console: Console, judge: Judge | None = None
 ) -> Rows:
-    """Audit and split; rows that cannot be used are set aside, and said."""
+    """Audit and split; rows that cannot be used are set aside, and said. judge: see `judge_of`."""
     parts = split(examples, chosen.seed, val_share(len(examples), chosen.val), chosen.test)
     examples.findings += [f for f in parts.findings if f.kind != "leak"]  # the audit tells of those
     for finding in examples.findings:
@@ -275,9 +229,7 @@ def prepare_rows(
         found = audit(examples, parts)
         parts = {name: rows[found.keep[rows]] for name, rows in parts.items()}
         clean = np.isin(parts["test"], found.clean_test)
-        train = parts["train"]
-        task = learned.of(examples, options_of(chosen)) if base else None
-        features = judge_labels(examples, found, train, base, task, machine, chosen.seed, most)
+        features = judge_labels(examples, found, parts["train"], chosen.seed, judge)
         for finding in found.findings:
             say_finding(finding, console)
     for name in ("train", "val", "test"):
@@ -289,23 +241,21 @@ def prepare_rows(
     sizes = ", ".join(f"{len(rows):,} {name}" for name, rows in parts.items())
     console.say(f"rows: {sizes}")
     train, val, test = (examples.subset(parts[n]) for n in ("train", "val", "test"))
-    return Rows(train, val, test, found, clean, features)
+    return Rows(examples, train, val, test, found, clean, features)
+
+
+def judge_of(base: Model, task: Task, machine: Runtime, seed: int, most: int = ENOUGH) -> Judge:
+    """The features by which labels are judged: those of at most so many rows on the base."""
+    return lambda rows: some_features(base, rows, task, machine, seed, most)
 
 
 def judge_labels(
-    examples: Examples,
-    found: AuditReport,
-    rows: np.ndarray,
-    base: Model | None,
-    task: Task | None,
-    machine: runtime.Runtime,
-    seed: int,
-    most: int = ENOUGH,
+    examples: Examples, found: AuditReport, rows: np.ndarray, seed: int, judge: Judge | None
 ) -> Features | None:
-    """Add the finding of labels among `rows` that look wrong; the base's features of these rows."""
+    """Add the finding of labels among `rows` that look wrong; the features they were judged by."""
     features = None
-    if base is not None and task is not None and most and examples.target_kind == "class":
-        features = some_features(base, examples.subset(rows), task, machine, seed, most)
+    if judge is not None and examples.target_kind == "class":
+        features = judge(examples.subset(rows))
         rows = rows[features.rows]
     values = None if features is None else features.values
     suspects = audit_labels(examples, found, rows, values, seed)
@@ -366,12 +316,12 @@ def note_plan(plan: Plan, way: str, console: Console) -> None:
     plan.require_fit()
 
 
-def as_model(winner: Contender, job: Job, base: Model | None, data: str, target: str = "") -> Model:
+def as_model(winner: Contender, job: Job, base: Model | None, target: str = "") -> Model:
     """The winner as it will travel."""
     winner.network = network = winner.network.to("cpu").eval()
     choice = winner.choice
-    card: dict[str, Any] = {"trained_on": str(data), "why": winner.choice.why, "way": winner.way}
-    card["split"] = {place_of(data): [job.settings.seed, job.settings.val, job.settings.test]}
+    card: dict[str, Any] = {"trained_on": job.data, "why": winner.choice.why, "way": winner.way}
+    card["split"] = {place_of(job.data): [job.settings.seed, job.settings.val, job.settings.test]}
     card["dtype"] = "fp32" if job.machine.dtype == torch.float32 else "auto"
     if target:
         card["target"] = target

@@ -25,27 +25,14 @@ from layerwise.adapt.groups import parameter_groups
 from layerwise.console import duration
 from layerwise.data.examples import Examples
 from layerwise.data.loader import Batches
-from layerwise.fitting.contenders import Job
+from layerwise.fitting.job import Job
 from layerwise.fitting.recipes import recipe_for
 from layerwise.kinds.contract import Choice
-from layerwise.kinds.text.language import (
-    WIDTHS,
-    corpus_of,
-    decoder_of,
-    name_of,
-    unigram_bits,
-)
+from layerwise.kinds.text.language import WIDTHS, corpus_of, decoder_of, name_of, unigram_bits
 from layerwise.kinds.text.processor import TextProcessor
 from layerwise.models.network import Network
-from layerwise.planning.scaling import (
-    FLOPS,
-    LEAST_RUNS,
-    REPEATS_WORTH,
-    Forecast,
-    Point,
-    fit_law,
-    forecast,
-)
+from layerwise.planning import scaling
+from layerwise.planning.scaling import FLOPS, LEAST_RUNS, Forecast, Point
 from layerwise.runtime import Runtime
 from layerwise.storage import read_json, write_json
 from layerwise.tasks.feed import Feed
@@ -66,7 +53,7 @@ STABLE = 0.8  # of a run before its decay: `schedule.lr_factor`, "wsd"
 OVERHEAD = 1.6  # of the steps alone: the decays that are gone twice, and the validations
 LEAST_STEPS, TRIED_STEPS = 20, 3
 HOFFMANN = (406.4, 410.7, 0.34, 0.28)  # A, B, alpha, beta: arXiv:2203.15556, table A3
-MOST_EPOCHS = 1 + REPEATS_WORTH
+MOST_EPOCHS = 1 + scaling.REPEATS_WORTH
 PARAMS_PER_TOKEN = 8  # of the corpus; larger networks learn it by heart before they end
 STEADY = 0.9  # of the time goes into steps, the rest into validation
 
@@ -132,12 +119,12 @@ def outlook_of(job: Job, reader: TextProcessor, seconds: float) -> Forecast | No
     points = [Point(r["params"], r["tokens"], r["loss"]) for r in runs if r["loss"] < flat]
     if len(points) < LEAST_RUNS or len({p.params for p in points}) < 2:
         return None
-    law = fit_law(points, unique, job.settings.seed)
+    law = scaling.fit_law(points, unique, job.settings.seed)
     sampled = float(np.sqrt(np.mean([run["sampling"] ** 2 for run in runs])))
     law = replace(law, noise=math.hypot(law.noise, sampled))
     left = STEADY * (found["seconds"] - own)
     sizes = candidates(reader, pace_of(runs), left, unique)
-    return forecast(law, points, sizes, job.task.score)
+    return scaling.forecast(law, points, sizes, job.task.score)
 
 
 def seconds_of(seconds: float) -> float:
@@ -220,9 +207,8 @@ def run_proxy(
         proxy.go(LoopConfig(round(STABLE * end), recipe.lr, "constant", warmup))
         said = proxy.decayed(LoopConfig(end, recipe.lr, "wsd", warmup), held)
         loss = float(job.task.metric(*job.task.scored(said, held.examples)))
-        job.console.progress(
-            f"  proxy of {config.dim}, {end} of {steps} steps: {loss:.3f}", every=0
-        )
+        done = f"{end} of {steps} steps: {loss:.3f}"
+        job.console.progress(f"  proxy of {config.dim}, {done}", every=0)
         out.append({"width": width, "params": n, "tokens": end * rows * T, "loss": loss,
                     "sampling": sampling_error(said, len(job.val))})  # fmt: skip
     pace = proxy.seconds / (proxy.state.step * rows * T)
@@ -262,9 +248,8 @@ class Proxy:
         times = []
         for step in range(1, TRIED_STEPS + 1):
             started = time.perf_counter()
-            state = self.walk(
-                network, optimizer, LoopConfig(step, self.recipe.lr, "constant"), state
-            )
+            config = LoopConfig(step, self.recipe.lr, "constant")
+            state = self.walk(network, optimizer, config, state)
             times.append(time.perf_counter() - started)
         return min(times)
 

@@ -10,7 +10,6 @@ Legend: B rows, b c h w images and maps, U units.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,38 +17,31 @@ from torch import Tensor, nn
 
 from layerwise.data.examples import Batch
 from layerwise.errors import DataError
+from layerwise.inspection.taps import eager, outputs_seen
 from layerwise.models.network import Network
-from layerwise.runtime import evaluating, generator
+from layerwise.runtime import generator
+
+NOISE, COPIES = 0.15, 16  # its standard deviation, as a share of each row's own range
 
 # ---- saliency ------------------------------------------------------------------------------------
 
 
-def smooth_grad(
-    network: nn.Module,
-    inputs: Tensor,
-    targets: Tensor,
-    noise: float = 0.15,
-    samples: int = 16,
-    seed: int = 0,
-) -> Tensor:
-    """The squared gradient of the target's score, averaged over noisy copies: (B, ...).
-
-    noise: its standard deviation as a share of each row's own range.
-    """
+def smooth_grad(network: nn.Module, inputs: Tensor, targets: Tensor, seed: int = 0) -> Tensor:
+    """The squared gradient of the target's score, averaged over noisy copies: (B, ...)."""
     draw = generator(seed)
     span = inputs.flatten(1).amax(1) - inputs.flatten(1).amin(1)  # (B,)
-    scale = (noise * span).view(-1, *[1] * (inputs.ndim - 1))
+    scale = (NOISE * span).view(-1, *[1] * (inputs.ndim - 1))
     total = torch.zeros_like(inputs)
-    for _ in range(samples):
+    for _ in range(COPIES):
         extra = torch.randn(inputs.shape, generator=draw).to(inputs) * scale
         total += gradient(network, inputs + extra, targets) ** 2
-    return total / samples
+    return total / COPIES
 
 
 def gradient(network: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
     """d score[target] / d input, row by row, in evaluation mode: the shape of the inputs."""
     x = inputs.detach().clone().requires_grad_(True)
-    with evaluating(network, gradients=True), torch.compiler.set_stance("force_eager"):
+    with eager(network, gradients=True):
         scores = network(x).float().gather(1, targets[:, None])  # (B, 1)
         (found,) = torch.autograd.grad(scores.sum(), x)
     return found
@@ -86,28 +78,19 @@ def top_examples(
     the map. Returns {layer: units}, the most selective first; the head is left out: its units are
     the classes. Errors: DataError without any batch.
     """
-    layers: dict[str, nn.Module] = network.layers()  # type: ignore[operator]
-    found = {name: Strongest(rows_per_unit) for name in list(layers)[:-1]}
-    rows = np.empty(0, int)  # of the batch that is being looked at
-
-    def look(name: str) -> Any:
-        return lambda _, args, out: found[name].add(out.float(), rows)
-
-    hooks = [layers[name].register_forward_hook(look(name)) for name in found]
-    device = next(network.parameters()).device
-    try:
-        with evaluating(network), torch.compiler.set_stance("force_eager"):
-            for batch in batches:
-                rows = batch.rows
-                network(**batch.to(str(device)).select(network.READS))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    layers = dict(list(network.layers().items())[:-1])
+    found = {name: Strongest(rows_per_unit) for name in layers}
+    rows = np.empty(0, int)  # of the batch that runs
+    device = str(next(network.parameters()).device)
+    with outputs_seen(network, layers, lambda name, out: found[name].add(out.float(), rows)):
+        for batch in batches:
+            rows = batch.rows
+            network(**batch.to(device).select(network.READS))
     return {name: s.units(name, units_per_layer) for name, s in found.items()}
 
 
 class Strongest:
-    """Keeps, for every unit of a layer, the rows with its largest answers."""
+    """Keeps, for every unit of a layer, the rows to which it answers most."""
 
     def __init__(self, keep: int):
         self.keep, self.n = keep, 0
@@ -133,15 +116,13 @@ class Strongest:
 
     def units(self, layer: str, count: int) -> list[Unit]:
         if not self.n:
-            raise DataError("no rows to look for what excites a unit; at least one batch is needed")
+            raise DataError("no rows to find what excites a unit; give at least one batch")
         mean = self.sum / self.n
         deviation = np.sqrt(np.maximum(self.squares / self.n - mean**2, 0))
-        alive = deviation > 1e-6
-        selective = np.where(
-            alive, (self.best["values"].mean(0) - mean) / np.maximum(deviation, 1e-6), -1
-        )
-        chosen = [int(u) for u in np.argsort(-selective, kind="stable")[:count] if alive[u]]
-        return [self.unit(layer, u, float(selective[u])) for u in chosen]
+        alive, strongest = deviation > 1e-6, self.best["values"].mean(0)
+        selective = np.where(alive, (strongest - mean) / np.maximum(deviation, 1e-6), -1)
+        order = np.argsort(-selective, kind="stable")[:count].tolist()
+        return [self.unit(layer, u, float(selective[u])) for u in order if alive[u]]
 
     def unit(self, layer: str, u: int, selectivity: float) -> Unit:
         columns = {k: v[:, u].tolist() for k, v in self.best.items()}

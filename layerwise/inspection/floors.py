@@ -4,7 +4,8 @@ Differences between layers are tested on the same rows and count only beyond two
 The head is left out of what layers add or lose: it only names what the layer below it knows.
 """
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -19,7 +20,7 @@ ALIKE = 0.95  # CKA from which two layers hold the same picture
 
 @dataclass(frozen=True)
 class LayerDepth:
-    """One floor of the house."""
+    """What one layer knows."""
 
     name: str
     probe: float  # score of the linear probe on held-out rows: accuracy, or R² for numbers
@@ -43,7 +44,7 @@ class LayerDepth:
 
 @dataclass(frozen=True)
 class DepthReport:
-    """The floors from the inputs to the head, and how alike they are."""
+    """The layers from the inputs to the head, and how alike they are."""
 
     layers: list[LayerDepth]
     cka: list[list[float]]  # (L, L)
@@ -59,20 +60,16 @@ class DepthReport:
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Head and rows for the console."""
+        used = [f"{f.effective_rank:.0f} of {f.width}" for f in self.layers]
         rows = [
-            [
-                f.name,
-                shown(self, f),
-                number(self, f.control),
-                f"{f.effective_rank:.0f} of {f.width}",
-            ]
-            for f in self.layers
+            [f.name, shown(self, f), number(self, f.control), u]
+            for f, u in zip(self.layers, used, strict=True)
         ]
         return ["layer", f"probe {self.score_name}", "labels shuffled", "directions used"], rows
 
     def sentences(self) -> list[str]:
         """What the numbers say, most important first."""
-        parts: tuple[Callable[[DepthReport], list[str]], ...] = (
+        parts = (
             where_known,
             idle_floors,
             losses,
@@ -116,7 +113,7 @@ def idle_floors(report: DepthReport) -> list[str]:
     """Stretches of layers that add nothing: none of them adds or loses beyond two standard errors,
     and the gain of the whole stretch is surely below NOTHING."""
     out = []
-    for run in runs(report.layers[1:-1], lambda f: not f.adds and not f.loses):
+    for run in idle_runs(report.layers[1:-1]):
         below, top = report.layers.index(run[0]) - 1, report.layers.index(run[-1])
         before, after = report.layers[below].probe, report.layers[top].probe
         if after - before + 2 * report.errors[below][top] > NOTHING:
@@ -163,14 +160,12 @@ def readings(report: DepthReport) -> list[str]:
         top = int(np.argmax(values[1:])) + 1
         if values[top] < READABLE:
             continue
-        text = f"{name.capitalize()} can be read best in {report.layers[top].name}"
-        text += f" (R² {values[top]:.2f})"
+        best = f"{report.layers[top].name} (R² {values[top]:.2f})"
         bar = LOST * values[top]
         gone = next((i for i in range(top, len(values)) if max(values[i:]) < bar), None)
-        if gone is not None:
-            text += f"; mostly gone from {report.layers[gone].name} on"
-            text += f" (R² {values[gone]:.2f})"
-        out.append(text + ".")
+        rest = "" if gone is None else f"; mostly gone from {report.layers[gone].name} on"
+        rest += "" if gone is None else f" (R² {values[gone]:.2f})"
+        out.append(f"{name.capitalize()} can be read best in {best}{rest}.")
     return out
 
 
@@ -180,8 +175,8 @@ def room(report: DepthReport) -> list[str]:
     if not inner:
         return []
     tight = min(inner, key=lambda f: f.effective_rank / f.width)
-    used = f"about {tight.effective_rank:.0f} of {tight.width} directions"
-    return [f"{tight.name} uses its room least: {used}."]
+    used = f"{tight.effective_rank:.0f} of {tight.width} directions"
+    return [f"{tight.name} uses its room least: about {used}."]
 
 
 def gradients(report: DepthReport) -> list[str]:
@@ -203,17 +198,10 @@ def control(report: DepthReport) -> list[str]:
     ]
 
 
-def runs(
-    floors: Sequence[LayerDepth], wanted: Callable[[LayerDepth], bool]
-) -> list[list[LayerDepth]]:
-    """Maximal stretches of neighbours that are `wanted`."""
-    out: list[list[LayerDepth]] = [[]]
-    for floor in floors:
-        if wanted(floor):
-            out[-1].append(floor)
-        elif out[-1]:
-            out.append([])
-    return [run for run in out if run]
+def idle_runs(floors: Sequence[LayerDepth]) -> list[list[LayerDepth]]:
+    """The longest stretches of neighbours that neither add nor lose anything."""
+    stretches = itertools.groupby(floors, lambda f: f.adds or f.loses)
+    return [list(stretch) for busy, stretch in stretches if not busy]
 
 
 def number(report: DepthReport, value: float) -> str:

@@ -1,23 +1,24 @@
-"""What the head would say at every depth of a language model, and which tokens are hard.
+"""What the head would predict at every depth of a language model, and which tokens are hard.
 
 The logit lens (nostalgebraist 2020; Belrose et al., arXiv:2303.08112, section 2): the last norm and
-the head are put on what each block hands on. The scores never are held whole.
+the head are applied to the output of each block. The scores are never held as a whole.
 
 Shapes: B rows, T positions, D width, V vocabulary, N positions that carry loss.
 """
 
+import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from layerwise.data.examples import Batch
+from layerwise.inspection.taps import eager, outputs_seen, tap
 from layerwise.layers.loss import chunks
 from layerwise.models.network import Network, head_kind
-from layerwise.runtime import evaluating
 
 STRIP = 160  # tokens of the example text
 
@@ -46,38 +47,21 @@ def judged(
     return np.concatenate(bits), np.concatenate(right)
 
 
-@contextmanager
-def outputs_seen(network: Network) -> Iterator[dict[str, Tensor]]:
-    """Inside, what goes into the first block, as "embeddings", and what each block hands on."""
-    seen: dict[str, Tensor] = {}
-    stack = network.layers()
-    blocks = {name: layer for name, layer in stack.items() if name.startswith("blocks.")}
-    first = next(iter(blocks.values()))
-    undo = [first.register_forward_pre_hook(lambda _, args: seen.update(embeddings=args[0]))]
-    for name, layer in blocks.items():
-        keep = lambda _, args, out, name=name: seen.update({name: out})  # noqa: E731
-        undo.append(layer.register_forward_hook(keep))
-    try:
-        yield seen
-    finally:
-        for hook in undo:
-            hook.remove()
-
-
 def logit_lens(network: Network, batches: Sequence[Batch]) -> list[dict[str, float | str]]:
     """[{name, right, bits}] from the embeddings to the last block: the share of tokens the head
     would name rightly there, and its mean loss in bits.
 
     batches: with "targets" (B, T), negative where no loss is carried. The last one is the network.
     """
-    norm = network.layers().get("norm", nn.Identity())
-    score = read_out(network)
+    stack, score = network.layers(), read_out(network)
+    norm = stack.get("norm", nn.Identity())
+    blocks = {name: layer for name, layer in stack.items() if name.startswith("blocks.")}
+    seen: dict[str, Tensor] = {}  # "embeddings", the input of the first block, and their outputs
     found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
-    with (
-        evaluating(network),
-        torch.compiler.set_stance("force_eager"),
-        outputs_seen(network) as seen,
-    ):
+    embedded = lambda args, options: seen.update(embeddings=args[0])  # noqa: E731
+    with contextlib.ExitStack() as undo:
+        undo.callback(tap(next(iter(blocks.values())), embedded, before=True))
+        undo.enter_context(outputs_seen(network, blocks, lambda n, out: seen.update({n: out})))
         for batch in batches:
             network.features(**batch.select(network.READS))
             for name, x in seen.items():
@@ -92,7 +76,7 @@ def logit_lens(network: Network, batches: Sequence[Batch]) -> list[dict[str, flo
 
 def token_bits(network: Network, batch: Batch) -> np.ndarray:
     """(B, T) the loss of every position in bits, NaN where none is carried."""
-    with evaluating(network), torch.compiler.set_stance("force_eager"):
+    with eager(network):
         x = network.features(**batch.select(network.READS))
         bits, _ = judged(read_out(network), x, batch["targets"])
     out = np.full(batch["targets"].shape, np.nan)
@@ -100,16 +84,23 @@ def token_bits(network: Network, batch: Batch) -> np.ndarray:
     return out
 
 
-def strip(batch: Batch, bits: np.ndarray, stream: Callable[[], object]) -> list[tuple[str, float]]:
-    """The first row as [(text, bits)]: each token that was to be found, with its loss.
+class TextStream(Protocol):
+    """Makes text of tokens as they come; one whose characters are not whole yet has none."""
 
-    Where loss is carried the token is the target's, else the input's, with NaN. stream: makes a
-    decoder with `push(token) -> text`; a token whose characters are not whole yet has no text.
+    def push(self, token: int) -> str: ...
+
+
+def strip(
+    batch: Batch, bits: np.ndarray, stream: Callable[[], TextStream]
+) -> list[tuple[str, float]]:
+    """The first row as [(text, bits)]: each token that was to be predicted, with its loss.
+
+    Where a position carries loss the token is the target, else the input, with NaN.
     """
     targets, inputs = batch["targets"][0], batch["tokens"][0]
     tokens = torch.where(targets >= 0, targets, inputs).tolist()[:STRIP]
     decoder = stream()
-    return [(decoder.push(t), float(b)) for t, b in zip(tokens, bits[0], strict=False)]  # type: ignore[attr-defined]
+    return [(decoder.push(t), float(b)) for t, b in zip(tokens, bits[0], strict=False)]
 
 
 def guessing(batches: Sequence[Batch]) -> dict[str, float]:

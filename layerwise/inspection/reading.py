@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from layerwise.data.examples import Batch
@@ -20,11 +19,11 @@ from layerwise.inspection.changed import changed_layers, changed_sentences
 from layerwise.inspection.depth import depth_report
 from layerwise.inspection.floors import DepthReport
 from layerwise.inspection.heads import MEASURES, SHARP, heads_seen, measures
-from layerwise.inspection.lens import guessing, logit_lens, strip, token_bits
+from layerwise.inspection.lens import TextStream, guessing, logit_lens, strip, token_bits
+from layerwise.inspection.taps import eager
 from layerwise.models.network import Network
-from layerwise.runtime import evaluating
 
-LOOKED_AT = 16  # rows for the heads: all their weights are held at once
+HEAD_ROWS = 16  # rows for the heads: all their weights are held at once
 MOSTLY = 0.5  # of a head's weight
 ADDS = 0.02  # bits below which a block adds nothing that the head can read
 HOW = {"first": "the first token", "itself": "the token itself", "previous": "the token before"}
@@ -51,8 +50,7 @@ class Reading:
 
     def sentences(self) -> list[str]:
         found = [] if self.depth is None else self.depth.sentences()
-        parts = (lens_sentences, token_sentences, head_sentences)
-        found += [s for part in parts for s in part(self)]
+        found += lens_sentences(self) + token_sentences(self) + head_sentences(self)
         return found + changed_sentences(self.changed)
 
     def table(self) -> tuple[list[str], list[list[str]]]:
@@ -69,17 +67,18 @@ def reading(
     names_tokens: bool,
     labels: Sequence[str] = (),
     probes: bool = False,
-    stream: Callable[[], Any] | None = None,
+    stream: Callable[[], TextStream] | None = None,
     base: Network | None = None,
     seed: int = 0,
     gradients: dict[str, float] | None = None,
 ) -> Reading:
-    """Look into a trained text network.
+    """Inspect a trained text network.
 
-    batches: as its task makes them, best of rows it was not trained on. names_tokens: whether it
-    learned what each token is; probes: whether it learned labels that probes can look for. stream:
-    makes a decoder of tokens, for the example. base: the network it was fine-tuned from. The rest
-    as for `depth_report`. Errors: DataError when there are too few rows to score a probe on.
+    batches: as its task makes them, preferably of rows it was not trained on. names_tokens:
+    whether it learned what each token is; probes: whether it learned labels that probes can
+    predict. stream: makes a decoder of tokens, for the example. base: the network it was
+    fine-tuned from. The rest as for `depth_report`.
+    Errors: DataError when there are too few rows to score a probe on.
     """
     device = str(next(network.parameters()).device)
     batches = [batch.to(device) for batch in batches]
@@ -88,10 +87,8 @@ def reading(
     if names_tokens and "targets" in batches[0].tensors:
         bits = [token_bits(network, batch) for batch in batches]
         found["lens"], found["guess"] = logit_lens(network, batches), guessing(batches)
-        found["hard"], found["n_tokens"] = (
-            hard_share(bits),
-            int(sum(np.isfinite(b).sum() for b in bits)),
-        )
+        found["hard"] = hard_share(bits)
+        found["n_tokens"] = int(sum(np.isfinite(b).sum() for b in bits))
         found["tokens"] = strip(batches[some], bits[some], stream) if stream else []
     elif probes:
         found["depth"] = depth_report(network, batches, labels, seed, gradients)
@@ -102,14 +99,14 @@ def reading(
 
 def head_table(network: Network, batch: Batch) -> dict[str, list[dict[str, float]]]:
     """{layer: one dict of MEASURES per head}, over the first rows of a batch."""
-    some = batch.first(LOOKED_AT)
+    some = batch.first(HEAD_ROWS)
     keep = some.tensors.get("mask")
     found: dict[str, dict[str, np.ndarray]] = {}
 
     def see(name: str, module: nn.Module, q, k, v, mask, causal, options) -> None:
         found[name.rpartition(".")[0]], _ = measures(q, k, mask, causal, options, keep)
 
-    with evaluating(network), torch.compiler.set_stance("force_eager"), heads_seen(network, see):
+    with eager(network), heads_seen(network, see):
         network.features(**some.select(network.READS))
     table = {n: np.stack([where[m] for m in MEASURES], 1) for n, where in found.items()}  # (H, 5)
     return {

@@ -3,14 +3,18 @@
 Shapes: n sampled positions, U units (channels).
 """
 
+import contextlib
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from layerwise.runtime import evaluating
 
 SAMPLED_ROWS, SAMPLED_PLACES = 64, 16  # of a batch, of an image or sequence
 SAMPLED_WEIGHTS = 1 << 12  # of one parameter
@@ -21,8 +25,7 @@ Stats = dict[str, Any]
 def points(name: str, layer: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The weight layers inside a layer; the layer itself when it is compiled or has none."""
     inner = [] if is_compiled(layer) else [(k, m) for k, m in layer.named_modules() if is_weight(m)]
-    for key, module in inner or [("", layer)]:
-        yield f"{name}.{key}", module
+    yield from ((f"{name}.{key}", module) for key, module in inner or [("", layer)])
 
 
 def is_weight(module: nn.Module) -> bool:
@@ -34,61 +37,47 @@ def is_compiled(module: nn.Module) -> bool:
     return getattr(module, "_compiled_call_impl", None) is not None
 
 
-def tap(
-    module: nn.Module,
-    arrive: Callable[[Tensor], None] | None,
-    leave: Callable[[Tensor], None] | None,
-) -> Callable[[], Any]:
-    """Show the module's first input and its output to the functions; returns what undoes it.
+def tap(module: nn.Module, see: Callable[..., None], before: bool = False) -> Callable[[], None]:
+    """`see(args, options, output)` after every call of the module, or `see(args, options)` before
+    it; returns what undoes it.
 
     A compiled module ignores hooks added later, so its call is wrapped instead.
     """
-    if is_compiled(module):
-        return tap_compiled(module, arrive, leave)
-    if arrive is not None:
-        return module.register_forward_pre_hook(
-            lambda _, args: arrive(args[0].detach()) if is_tensor(args[:1]) else None
-        ).remove
-    assert leave is not None
-    return module.register_forward_hook(
-        lambda _, args, out: leave(out.detach()) if is_tensor((out,)) else None
-    ).remove
-
-
-def tap_compiled(module: nn.Module, arrive: Any, leave: Any) -> Callable[[], Any]:
-    inner: Any = module._compiled_call_impl
-
-    def call(*args: Any, **options: Any) -> Any:
-        if arrive is not None and is_tensor(args[:1]):
-            arrive(args[0].detach())
-        out = inner(*args, **options)
-        if leave is not None and is_tensor((out,)):
-            leave(out.detach())
-        return out
-
-    module._compiled_call_impl = call
-    return lambda: setattr(module, "_compiled_call_impl", inner)
-
-
-def tap_call(module: nn.Module, see: Callable[[tuple, dict], None]) -> Callable[[], Any]:
-    """Show the arguments of every call to `see(args, options)` after it; returns what undoes it."""
     if not is_compiled(module):
-        return module.register_forward_hook(
-            lambda _, args, options, out: see(args, options), with_kwargs=True
-        ).remove
+        register = module.register_forward_pre_hook if before else module.register_forward_hook
+        return register(lambda _, *call: see(*call), with_kwargs=True).remove
     inner: Any = module._compiled_call_impl
 
-    def call(*args: Any, **options: Any) -> Any:
+    def call(*args: object, **options: object) -> object:
+        if before:
+            see(args, options)
         out = inner(*args, **options)
-        see(args, options)
+        if not before:
+            see(args, options, out)
         return out
 
     module._compiled_call_impl = call
     return lambda: setattr(module, "_compiled_call_impl", inner)
 
 
-def is_tensor(args: tuple[Any, ...]) -> bool:
-    return bool(args) and isinstance(args[0], Tensor)
+@contextmanager
+def eager(network: nn.Module, gradients: bool = False) -> Iterator[None]:
+    """Inside, the network is evaluated, layer by layer even where it was compiled."""
+    with evaluating(network, gradients), torch.compiler.set_stance("force_eager"):
+        yield
+
+
+@contextmanager
+def outputs_seen(
+    network: nn.Module, layers: Mapping[str, nn.Module], see: Callable[[str, Tensor], None]
+) -> Iterator[None]:
+    """Inside, the network is evaluated, and `see(name, output)` hears what each layer outputs."""
+    with contextlib.ExitStack() as stack:
+        for name, layer in layers.items():
+            show = lambda args, options, out, name=name: see(name, out)  # noqa: E731
+            stack.callback(tap(layer, show))
+        stack.enter_context(eager(network))
+        yield
 
 
 def unit_axis(point: nn.Module, x: Tensor) -> int:
@@ -136,13 +125,6 @@ class Sampled:
         """(P,) sum of the squares of each tensor's sample."""
         return self.sums(self.values * self.values)
 
-    def mean_squares(self) -> np.ndarray:
-        return self.squares() / np.maximum(self.sizes, 1)
-
-    def zeros(self) -> np.ndarray:
-        """(P,) number of exact zeros in each tensor's sample."""
-        return self.sums(self.values == 0)
-
     def sums(self, values: np.ndarray) -> np.ndarray:
         """(P,) sums over each tensor's own entries."""
         if not len(self.sizes):
@@ -168,7 +150,7 @@ def size(values: np.ndarray) -> Stats:
 
 def silent_units(x: Tensor, values: np.ndarray, axis: int) -> np.ndarray:
     """(U,) which units are zero for the whole batch; the sample says where to look closely."""
-    silent: np.ndarray = np.logical_not(values.any(axis=0))  # (U,)
+    silent = np.logical_not(values.any(axis=0))  # (U,)
     rows = np.flatnonzero(silent)
     if len(rows):
         chosen = x.movedim(axis, 0)[torch.from_numpy(rows).to(x.device)]

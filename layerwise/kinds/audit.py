@@ -15,10 +15,10 @@ import numpy as np
 from layerwise import kinds
 from layerwise.data.examples import Examples, Finding, Severity
 from layerwise.data.groups import first_alike
-from layerwise.data.label_errors import out_of_fold, stratified_groups, suspect_labels
 from layerwise.data.naming import about
 from layerwise.errors import DataError
 from layerwise.kinds.contract import Looks
+from layerwise.kinds.label_errors import out_of_fold, stratified_groups, suspect_labels
 
 IMBALANCE = 10  # largest class over smallest, from which on it is said
 FOLDS = 5  # for predictions of rows that were not learned from
@@ -40,7 +40,7 @@ class AuditReport:
     looks: Looks
 
     def lines(self) -> list[str]:
-        """The findings as sentences for a terminal, the gravest first."""
+        """The findings as sentences for a terminal, the most severe first."""
         order = {"error": 0, "warning": 1, "note": 2}
         found = sorted(self.findings, key=lambda f: order[f.severity])
         return [f"{f.severity}: {f.message}" + f" -> {f.cure}" * bool(f.cure) for f in found]
@@ -55,12 +55,11 @@ def audit(examples: Examples, splits: Mapping[str, np.ndarray] | None = None) ->
     if not len(examples):
         raise DataError(f"'{examples.source}' has no rows; was the right folder or file given?")
     part, looks = parts_of(examples, splits), look_at(examples)
-    require_some(looks.keep, looks.findings, examples.source)
-    findings = [
-        *looks.findings,
-        *audit_copies(examples, looks.exact, looks.groups, part),
-        *balance(examples, looks.keep, part),
-    ]
+    if not looks.keep.any():
+        reasons = "; ".join(f.message for f in looks.findings if f.severity == "error")
+        raise DataError(f"'{examples.source}': nothing is left to work with. {reasons}")
+    findings = looks.findings + audit_copies(examples, looks, part)
+    findings += balance(examples, looks.keep, part)
     return AuditReport(findings, looks.keep, clean_rows(looks.groups, part), looks)
 
 
@@ -70,10 +69,8 @@ def look_at(examples: Examples) -> Looks:
     if len(looks) == 1:
         return looks[0]
     keep = np.logical_and.reduce([found.keep for found in looks])
-    exact, groups = (
-        first_alike(zip(*(getattr(found, what).tolist() for found in looks), strict=True))
-        for what in ("exact", "groups")
-    )
+    exact = first_alike(zip(*(found.exact.tolist() for found in looks), strict=True))
+    groups = first_alike(zip(*(found.groups.tolist() for found in looks), strict=True))
     return Looks(keep, exact, groups, [f for found in looks for f in found.findings])
 
 
@@ -91,8 +88,8 @@ def audit_labels(
     Copies stay in one fold. None when nothing is suspected, or where there are not two classes of
     at least FOLDS rows to tell apart.
     """
-    known = report.looks.features
-    if examples.target_kind != "class" or (features is None and known is None):
+    own = report.looks.features
+    if examples.target_kind != "class" or (features is None and own is None):
         return None
     targets = np.asarray(examples.targets)
     rows = np.flatnonzero(report.keep) if rows is None else rows
@@ -101,16 +98,12 @@ def audit_labels(
     sizes = np.bincount(targets[rows], minlength=len(examples.labels))
     enough = (sizes >= FOLDS)[targets[rows]] & report.keep[rows]
     rows = rows[enough]
-    if len(np.unique(targets[rows])) < 2:
-        return None
-    if features is not None:
-        features = features[enough]
-    elif known is not None:
-        features = known(rows, seed)
     classes, y = np.unique(targets[rows], return_inverse=True)
+    if len(classes) < 2:
+        return None
+    known = features[enough] if features is not None else own(rows, seed) if own else rows
     fold = stratified_groups(y, report.looks.groups[rows], FOLDS, seed)
-    assert features is not None
-    probabilities = out_of_fold(features, y, fold, seed)
+    probabilities = out_of_fold(known, y, fold, seed)
     names = [str(examples.names[i]) for i in rows.tolist()]
     return suspect_labels(probabilities, y, names, [examples.labels[c] for c in classes])
 
@@ -125,13 +118,6 @@ def parts_of(examples: Examples, splits: Mapping[str, np.ndarray] | None) -> np.
     return part
 
 
-def require_some(keep: np.ndarray, findings: list[Finding], source: str) -> None:
-    """Errors: DataError when every row was set aside, with what was wrong."""
-    if not keep.any():
-        reasons = "; ".join(f.message for f in findings if f.severity == "error")
-        raise DataError(f"'{source}': nothing is left to work with. {reasons}")
-
-
 # ---- copies ----------------------------------------------------------------------------------
 
 
@@ -141,10 +127,9 @@ def clean_rows(groups: np.ndarray, part: np.ndarray) -> np.ndarray:
     return np.flatnonzero((part == "test") & ~tainted)
 
 
-def audit_copies(
-    examples: Examples, exact: np.ndarray, groups: np.ndarray, part: np.ndarray
-) -> list[Finding]:
+def audit_copies(examples: Examples, looks: Looks, part: np.ndarray) -> list[Finding]:
     """Copies within a split, across splits, and with different labels."""
+    exact, groups = looks.exact, looks.groups
     rows = np.flatnonzero(np.bincount(groups, minlength=len(groups))[groups] > 1)
     rows = rows[np.argsort(groups[rows], kind="stable")]  # group after group
     sets = np.split(rows, np.flatnonzero(np.diff(groups[rows])) + 1) if len(rows) else []
@@ -152,14 +137,12 @@ def audit_copies(
     severity = kind.copies
     cure = "keep one of each" if severity == "warning" else "look whether they are separate cases"
     found: list[Finding] = []
-    for what_kind, same, what in (
-        ("duplicate", True, "have exactly the same content as another"),
-        ("near_duplicate", False, kind.alike),
-    ):
-        chosen = [s for s in sets if (len(np.unique(exact[s])) == 1) == same]
-        names = [str(examples.names[i]) for s in chosen for i in s.tolist()]
+    alike = {"duplicate": "have exactly the same content as another", "near_duplicate": kind.alike}
+    for name, what in alike.items():
+        chosen = [s for s in sets if (len(np.unique(exact[s])) == 1) == (name == "duplicate")]
+        rows = [str(examples.names[i]) for s in chosen for i in s.tolist()]
         what = f"of {len(examples):,} rows {what}, in {len(chosen):,} groups"
-        found += about(what_kind, severity, names, what, cure)
+        found += about(name, severity, rows, what, cure)
     return found + leaks(examples, groups, part) + conflicts(examples, sets, severity)
 
 
@@ -193,9 +176,8 @@ def conflicts(examples: Examples, sets: list[np.ndarray], severity: Severity) ->
 def label_of(examples: Examples, row: int) -> str:
     assert examples.targets is not None
     y = examples.targets[row]
-    if np.ndim(y) == 0:
-        return examples.labels[int(y)]
-    return ", ".join(examples.labels[c] for c in np.flatnonzero(y))
+    chosen = np.flatnonzero(y) if np.ndim(y) else [int(y)]
+    return ", ".join(examples.labels[c] for c in chosen)
 
 
 # ---- classes ---------------------------------------------------------------------------------
@@ -214,10 +196,8 @@ def balance(examples: Examples, keep: np.ndarray, part: np.ndarray) -> list[Find
     most, least = counts.argmax(), np.where(occurs, counts, counts.max() + 1).argmin()
     rare = labels[occurs & (IMBALANCE * counts <= counts[most])].tolist()
     ratio = f"{counts[most] / counts[least]:.0f} to 1"
-    uneven = (
-        f"classes are rare beside '{labels[most]}' ({counts[most]:,} train rows, "
-        f"{counts[least]:,} of '{labels[least]}': {ratio}), see balanced accuracy"
-    )
+    uneven = f"classes are rare beside '{labels[most]}' ({counts[most]:,} train rows, "
+    uneven += f"{counts[least]:,} of '{labels[least]}': {ratio}), see balanced accuracy"
     few = labels[occurs & (counts < FEW)].tolist()
     tested = class_counts(examples, keep & (part == "test"))
     never = labels[occurs & (tested == 0)].tolist() if tested.any() else []

@@ -13,16 +13,19 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from layerwise.data.examples import Examples, Finding, Severity
 from layerwise.data.groups import first_alike
-from layerwise.data.listing import Listing
+from layerwise.data.listing import Place
 from layerwise.data.records import Reading
-from layerwise.data.sources import Source
+from layerwise.data.sources import Source, Tensors
 from layerwise.data.splits import content_hashes
+from layerwise.errors import OptionError
 from layerwise.runtime import Runtime
 from layerwise.settings import Settings
+from layerwise.storage import write_json
+
+CONFIG = "preprocessor_config.json"  # of a saved model
 
 
 class Processor(Protocol):
@@ -43,14 +46,6 @@ class PlainFeatures(Protocol):
     def of_field(self, values: Sequence[Any]) -> Any:
         """Of the values of one field: (n, V) of length 1."""
         ...
-
-
-@dataclass(frozen=True)
-class Place:
-    """What the user named: a file, or a folder with all that is below it."""
-
-    path: Path
-    listing: Listing | None = None  # of a folder
 
 
 class Recognised(NamedTuple):
@@ -142,7 +137,7 @@ class Kind(Protocol):
     bases: ClassVar[tuple[str, ...]] = ()  # published bases on the hub, the preferred one first
     suggested: ClassVar[str] = ""  # the base to name where none is in reach; "": there are none
     alike: ClassVar[str] = "have nearly the same content as another"  # of near copies
-    copies: ClassVar[Severity] = "warning"  # how grave it is that two rows are equal
+    copies: ClassVar[Severity] = "warning"  # of the finding that two rows are equal
     insists: ClassVar[bool] = False  # whether its models read data so, whatever they look like
     has_vectors: ClassVar[bool] = True  # whether `embed` takes them
 
@@ -200,9 +195,7 @@ class Kind(Protocol):
         """The tokens of a row that are not read."""
         return ()
 
-    def example(
-        self, family: str, variant: str, config: Any, size: int, rows: int
-    ) -> dict[str, Tensor]:
+    def example(self, family: str, variant: str, config: Any, size: int, rows: int) -> Tensors:
         """Tensors of the shapes that a network takes, for a plan. size: 0 for its natural one."""
         ...
 
@@ -223,12 +216,16 @@ class Kind(Protocol):
         Errors: a network for something else."""
         ...
 
+    def processor_for(self, train: Examples, ends: Ends, settings: Settings) -> Any:
+        """The processor of these rows where they have another kind first, which chooses."""
+        raise OptionError(f"{self.noun} beside other kinds are learned from a base only: name one")
+
     def start(self, way: str, train: Examples, choice: Choice) -> Start:
         """The recipe to start from. way: "scratch", "full" or "lora"."""
         ...
 
     def study(self, train: Examples, settings: Settings) -> tuple[Any, list[str]]:
-        """What augmentation has to know of training rows, found once; and what is said of it."""
+        """What augmentation has to know about the training rows, found once; notes for the user."""
         return None, []
 
     def augmentation(self, processor: Any, settings: Settings, studied: Any) -> Any:
@@ -250,7 +247,8 @@ class Kind(Protocol):
     # ---- saving --------------------------------------------------------------------------------
     def save(self, processor: Any, folder: Path) -> dict[str, Any]:
         """Write what other tools read into the folder; what belongs in layerwise.json."""
-        ...
+        write_json(folder / CONFIG, processor.to_dict())
+        return {}
 
     def load(self, folder: Path, saved: Mapping[str, Any], config: Any) -> Any:
         """The processor that `save` wrote. config: of the network."""

@@ -12,11 +12,10 @@ from pathlib import Path
 from layerwise import kinds
 from layerwise.data.examples import Examples, TargetKind
 from layerwise.data.learnable import check_learnable
-from layerwise.data.listing import Listing, ignored, walk
+from layerwise.data.listing import Listing, Place, ignored, walk
 from layerwise.data.naming import shown, some
 from layerwise.data.records import Reading
 from layerwise.errors import DataError, nearest, unknown
-from layerwise.kinds.contract import Place
 
 TARGET_KINDS = ("class", "classes", "number")
 ARCHIVES = (".zip", ".7z", ".rar", ".tar", ".gz", ".tgz")
@@ -36,7 +35,7 @@ def open_data(
     target: the column to learn, where there are columns. kind: a name of `kinds.KINDS`, to overrule
     what is recognised. target_kind: "class", "classes" or "number", likewise. split_column: the
     column that says train, val or test. learn=False: to predict or evaluate; then labels may be
-    absent and what cannot be learned from is no error.
+    absent, and data that cannot be learned from is not an error.
 
     Returns Examples; `.understood` says in a line what was found, `.findings` what is odd and what
     was not used. Errors: DataError, one sentence with the file and row, and what to do.
@@ -55,11 +54,11 @@ def open_data(
         name = shown(e.filename or where)
         if isinstance(e, FileNotFoundError):
             raise DataError(f"'{name}' does not exist{_instead(Path(e.filename or where))}") from e
-        loop = "a loop of symbolic links; name the real file"
-        why = loop if e.errno == errno.ELOOP else e.strerror or e
-        raise DataError(
-            f"'{name}' cannot be read ({why}); check its permissions, its links and the disk"
-        ) from e
+        why = e.strerror or e
+        if e.errno == errno.ELOOP:
+            why = "a loop of symbolic links; name the real file"
+        said = f"'{name}' cannot be read ({why}); check its permissions, its links and the disk"
+        raise DataError(said) from e
     opened.source = shown(where)
     if learn:
         check_learnable(opened, kinds.of(opened).noun)
@@ -72,33 +71,32 @@ def _open(place: Place, reading: Reading) -> Examples:
     Errors: nothing is there, or nothing that any kind knows.
     """
     name, listing = shown(place.path), place.listing
-    accepted = ", ".join(kind.accepts for kind in kinds.every())
+    asked = [kinds.kind(reading.kind)] if reading.kind else kinds.every()
+    accepted = ", ".join(kind.accepts for kind in asked)
     if listing is None and place.path.stat().st_size == 0:
         raise DataError(f"'{name}' is empty (0 bytes); copy or download it again")
     if listing is not None and not listing.files:
         raise DataError(f"'{name}' is empty{_inside(listing)}; expected {accepted}")
-    asked = [kinds.kind(reading.kind)] if reading.kind else kinds.every()
     claims = [claim for kind in asked if (claim := kind.recognise(place, reading))]
     for claim in sorted(claims, key=lambda claim: -claim.sure):
         opened = claim.open()
         if opened is not None:
             return opened
-    if listing is None:
-        unpack = place.path.suffix.lower() in ARCHIVES
-        raise DataError(
-            f"'{name}' is not of a kind that is read here; expected {accepted}"
-            + ". Unpack the archive first" * unpack
-        )
-    raise DataError(
-        f"'{name}' holds {len(listing.files):,} files but nothing that is read here "
-        f"(such as {some(map(shown, listing.files))}); expected {accepted}"
-    )
+    if reading.kind:
+        said = f"'{name}' cannot be read as {asked[0].noun}, which --kind asks for"
+    elif listing is None:
+        said = f"'{name}' is not of a kind that is read here"
+    else:
+        said = f"'{name}' holds {len(listing.files):,} files but nothing that is read here "
+        said += f"(such as {some(map(shown, listing.files))})"
+    packed = listing is None and place.path.suffix.lower() in ARCHIVES
+    raise DataError(f"{said}; expected {accepted}" + ". Unpack the archive first" * packed)
 
 
 def _instead(path: Path) -> str:
     """What may be meant by a path that does not exist."""
     if path.is_symlink():
-        return f": it is a symbolic link to '{shown(os.readlink(path))}'; mend the link"
+        return f": it is a symbolic link to '{shown(os.readlink(path))}'; fix the link"
     there = path.parent
     while not there.is_dir() and there != there.parent:
         path, there = there, there.parent

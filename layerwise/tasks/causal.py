@@ -7,8 +7,8 @@ Shapes: B windows, T positions, D width, V vocabulary, n windows to score.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Self, cast
 
 import numpy as np
@@ -17,13 +17,12 @@ from torch import Tensor
 
 from layerwise.data.examples import Batch, Examples
 from layerwise.errors import DataError
-from layerwise.kinds.contract import PlainFeatures
 from layerwise.kinds.text.corpus import NO_LOSS
 from layerwise.kinds.text.language import in_stretches, unigram_bits, windows_of
 from layerwise.layers.loss import n_with_loss, token_loss, token_losses
 from layerwise.models.network import Decoder, Network
-from layerwise.tasks.scores.metrics import scalar
-from layerwise.tasks.task import Baseline, Marked, Options, Prediction, Processors, Task
+from layerwise.tasks.scores.metrics import Arrays, scalar
+from layerwise.tasks.task import Baseline, Marked, Options, Plain, Prediction, Processors, Task
 
 
 @dataclass(frozen=True)
@@ -37,9 +36,6 @@ class LossPrediction(Prediction):
     right: float = 0.0
     name: str = ""
 
-    def of_row(self, name: str, row: dict[str, Any], top: int, level: float | None) -> Self:
-        return replace(self, name=name)
-
     def row(self) -> dict[str, Any]:
         return {"name": self.name, "loss": self.loss, "tokens": self.tokens}
 
@@ -47,9 +43,10 @@ class LossPrediction(Prediction):
         return f"{self.name}  loss {self.loss:.3f} over {self.tokens} tokens"
 
 
-def bits_per_byte(
-    outputs: np.ndarray, targets: Any = None, weights: np.ndarray | None = None
-) -> Any:
+Predictions = Sequence[LossPrediction]
+
+
+def bits_per_byte(outputs: np.ndarray, targets: Any = None, weights: Any = None) -> Any:
     """outputs: (n, 2) summed loss in nats, bytes of text.
 
     weights: (..., n), how often each row counts; the result has their leading shape.
@@ -135,25 +132,18 @@ class Causal(Task):
         rows = torch.stack([each.sum(1), carried, batch["n_bytes"]], 1).float().tolist()
         return [LossPrediction(loss, int(tokens), n_bytes) for loss, tokens, n_bytes in rows]
 
-    def scored(
-        self, predictions: Sequence[LossPrediction], examples: Examples | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def scored(self, predictions: Predictions, examples: Examples) -> Arrays:
         return np.array([(p.loss, p.units) for p in predictions]), np.zeros(len(predictions))
 
-    def metrics(
-        self, predictions: Sequence[LossPrediction], examples: Examples | None = None
-    ) -> dict[str, float]:
+    def metrics(self, predictions: Predictions, examples: Examples) -> dict[str, float]:
         loss, tokens = np.array([(p.loss, p.tokens) for p in predictions]).sum(0)
-        mean = float(loss / max(tokens, 1))
-        return {
-            "bits_per_byte": bits_per_byte(self.scored(predictions)[0]),
-            "loss": mean,
-            "perplexity": math.exp(min(mean, 700.0)),
-        }
+        mean, bits = (
+            float(loss / max(tokens, 1)),
+            bits_per_byte(*self.scored(predictions, examples)),
+        )
+        return {"bits_per_byte": bits, "loss": mean, "perplexity": math.exp(min(mean, 700.0))}
 
-    def baseline(
-        self, train: Examples, test: Examples, plain: Callable[[], PlainFeatures | None]
-    ) -> Baseline:
+    def baseline(self, train: Examples, test: Examples, plain: Plain) -> Baseline:
         return Baseline("tokens by their frequency alone", unigram_bits(train, test))
 
     def next(self, model: str, data: str) -> list[tuple[str, str]]:

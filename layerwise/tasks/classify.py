@@ -4,7 +4,7 @@ The same for every kind of rows: what is special about these lies in their proce
 Shapes: B rows, n rows, C classes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -15,18 +15,12 @@ from torch import Tensor
 
 from layerwise.data.examples import Batch, Examples
 from layerwise.data.sources import Tensors
-from layerwise.kinds.contract import PlainFeatures
 from layerwise.models.network import Network
 from layerwise.tasks import probes
 from layerwise.tasks.labels import Labels, in_order, outputs_of
+from layerwise.tasks.scores import calibration as calibrating
 from layerwise.tasks.scores import metrics
-from layerwise.tasks.scores.calibration import (
-    conformal_quantile,
-    ece,
-    fit_temperature,
-    reliability,
-)
-from layerwise.tasks.task import Baseline, Calibration, Mistake, Options, Prediction
+from layerwise.tasks.task import Arrays, Baseline, Calibration, Mistake, Options, Plain, Prediction
 
 ALPHA = 0.1  # of the conformal sets that a report measures
 
@@ -82,8 +76,8 @@ class ClassPrediction(Prediction):
     def row(self) -> dict[str, Any]:
         out = {"name": self.name, "label": self.label, "probability": self.probability}
         out |= {"top": self.top} if self.n_top else {}
-        sets = {"set": self.set, "unsure": self.unsure}
-        return out | {k: v for k, v in sets.items() if v not in (None, [])}
+        said = {"set": self.set, "unsure": self.unsure}
+        return out | {k: v for k, v in said.items() if v not in (None, [])}
 
     def show(self) -> str:
         others = ", ".join(f"{name} {share:.3f}" for name, share in self.top[1:])
@@ -91,6 +85,9 @@ class ClassPrediction(Prediction):
         kept = f"  set: {', '.join(self.set) or '(none)'}" if self.set is not None else ""
         others = f"  ({others})" if others else ""
         return f"{self.name}  {said} {self.probability:.3f}{others}{kept}"
+
+
+Predictions = Sequence[ClassPrediction]
 
 
 class Classify(Labels):
@@ -117,12 +114,8 @@ class Classify(Labels):
 
     def loss(self, network: Network, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The summed cross-entropy over the rows; targets (B,) classes or (B, C) shares."""
-        total = F.cross_entropy(
-            outputs_of(network, batch),
-            batch["targets"],
-            reduction="sum",
-            label_smoothing=self.label_smoothing,
-        )
+        outputs, share = outputs_of(network, batch), self.label_smoothing
+        total = F.cross_entropy(outputs, batch["targets"], reduction="sum", label_smoothing=share)
         return total, {"cross_entropy": total.detach()}
 
     def example_targets(self, rows: int, main: Tensor) -> Tensors:
@@ -140,47 +133,35 @@ class Classify(Labels):
     def of_outputs(self, outputs: np.ndarray) -> list[ClassPrediction]:
         return [ClassPrediction(row, self.labels) for row in outputs]
 
-    def logits(self, predictions: Sequence[ClassPrediction]) -> np.ndarray:
+    def logits(self, predictions: Predictions) -> np.ndarray:
         """(n, C), in the order of this task's labels."""
         return np.stack([in_order(p.logits, p.labels, self.labels) for p in predictions])
 
-    def scored(
-        self, predictions: Sequence[ClassPrediction], examples: Examples
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def scored(self, predictions: Predictions, examples: Examples) -> Arrays:
         return self.logits(predictions), np.asarray(examples.targets)
 
-    def metrics(
-        self, predictions: Sequence[ClassPrediction], examples: Examples
-    ) -> dict[str, float]:
+    def metrics(self, predictions: Predictions, examples: Examples) -> dict[str, float]:
         outputs, targets = self.scored(predictions, examples)
-        probabilities = metrics.softmax(outputs)
-        return {
-            "accuracy": metrics.accuracy(outputs, targets),
-            "balanced_accuracy": metrics.balanced_accuracy(outputs, targets),
-            "macro_f1": metrics.macro_f1(outputs, targets),
-            "log_loss": metrics.log_loss(probabilities, targets),
-            **({"auc": metrics.auc(outputs, targets)} if len(self.labels) == 2 else {}),
-        }
+        several = metrics.accuracy, metrics.balanced_accuracy, metrics.macro_f1
+        found = {metric.__name__: metric(outputs, targets) for metric in several}
+        found["log_loss"] = metrics.log_loss(metrics.softmax(outputs), targets)
+        return found | ({"auc": metrics.auc(outputs, targets)} if len(self.labels) == 2 else {})
 
-    def calibrate(self, predictions: Sequence[ClassPrediction], examples: Examples) -> Calibration:
+    def calibrate(self, predictions: Predictions, examples: Examples) -> Calibration:
         outputs, targets = self.scored(predictions, examples)
-        temperature = fit_temperature(outputs, targets)
+        temperature = calibrating.fit_temperature(outputs, targets)
         shares = metrics.softmax(outputs / temperature)
         own = 1 - shares[np.arange(len(shares)), targets]
         return Calibration(temperature, tuple(np.sort(own).round(6).tolist()))
 
-    def calibrated(
-        self, predictions: Sequence[ClassPrediction], temperature: float
-    ) -> list[ClassPrediction]:
+    def calibrated(self, predictions: Predictions, temperature: float) -> list[ClassPrediction]:
         return [replace(p, logits=p.logits / temperature) for p in predictions]
 
-    def calibration_error(
-        self, predictions: Sequence[ClassPrediction], examples: Examples
-    ) -> float:
+    def calibration_error(self, predictions: Predictions, examples: Examples) -> float:
         outputs, targets = self.scored(predictions, examples)
-        return ece(metrics.softmax(outputs), targets)
+        return calibrating.ece(metrics.softmax(outputs), targets)
 
-    def mistakes(self, predictions: Sequence[ClassPrediction], examples: Examples) -> list[Mistake]:
+    def mistakes(self, predictions: Predictions, examples: Examples) -> list[Mistake]:
         """The rows that the network is most sure of and wrong about."""
         outputs, targets = self.scored(predictions, examples)
         shares = metrics.softmax(outputs)
@@ -194,44 +175,34 @@ class Classify(Labels):
         ]
 
     def figures(
-        self,
-        predictions: Sequence[ClassPrediction],
-        examples: Examples,
-        calibration: Calibration,
+        self, predictions: Predictions, examples: Examples, calibration: Calibration
     ) -> dict[str, Any]:
         """Confusion; calibration with and without the temperature; conformal sets as they came."""
         outputs, targets = self.scored(predictions, examples)
-        before = metrics.softmax(outputs * calibration.temperature)
-        after = metrics.softmax(outputs)
-        level = conformal_quantile(np.asarray(calibration.conformal), ALPHA)
-        sets = 1 - after <= level
+        before, after = (metrics.softmax(x) for x in (outputs * calibration.temperature, outputs))
+        level = calibrating.conformal_quantile(np.asarray(calibration.conformal), ALPHA)
+        sets, matrix = 1 - after <= level, metrics.confusion(outputs, targets)
+        sizes = sets.sum(1)
         return {
             "calibration": {
                 "temperature": calibration.temperature,
-                "ece_before": ece(before, targets),
-                "ece_after": ece(after, targets),
-                "bins": reliability(after, targets),
+                "ece_before": calibrating.ece(before, targets),
+                "ece_after": calibrating.ece(after, targets),
+                "bins": calibrating.reliability(after, targets),
             },
             "conformal": {
                 "confidence": 1 - ALPHA,
                 "coverage": float(sets[np.arange(len(targets)), targets].mean()),
-                "mean_size": float(sets.sum(1).mean()),
-                "unsure": float((sets.sum(1) != 1).mean()),
+                "mean_size": float(sizes.mean()),
+                "unsure": float((sizes != 1).mean()),
             },
-            "confusion": {
-                "labels": list(self.labels),
-                "matrix": metrics.confusion(outputs, targets).tolist(),
-            },
+            "confusion": {"labels": list(self.labels), "matrix": matrix.tolist()},
         }
 
-    def baseline(
-        self, train: Examples, test: Examples, plain: Callable[[], PlainFeatures | None]
-    ) -> Baseline:
+    def baseline(self, train: Examples, test: Examples, plain: Plain) -> Baseline:
         """A linear model on plain features of the rows, or always the commonest class."""
         if found := plain():
-            model = probes.logistic().fit(found.of(train), train.targets)
-            outputs = model.decision_function(found.of(test))
-            outputs = np.stack([-outputs, outputs], 1) / 2 if outputs.ndim == 1 else outputs
+            outputs = probes.decided(probes.logistic(), found, train, test)
             return Baseline(found.what, predictions=self.of_outputs(outputs))
         common = np.bincount(np.asarray(train.targets)).argmax()
         share = float((np.asarray(test.targets) == common).mean())

@@ -16,8 +16,8 @@ batch, the memory that of one part, for a third more time.
 Shapes: B rows, K texts of a row, T tokens, D width, n rows to score.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -27,57 +27,36 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from layerwise.data.examples import Batch, Examples
-from layerwise.data.sources import Tensors
 from layerwise.errors import DataError, OptionError
-from layerwise.kinds.contract import PlainFeatures
 from layerwise.kinds.text.matches import matches
 from layerwise.models.network import Network
-from layerwise.tasks.labels import given_targets
 from layerwise.tasks.scores import metrics
-from layerwise.tasks.task import Baseline, Options, Prediction, Task
+from layerwise.tasks.task import Arrays, Baseline, Options, Plain, Prediction, Task
 
 BLOCK = 20_000  # rows among whose texts the right one is looked for
 FIELDS = (("anchor", "positive"), ("text_a", "text_b"))
 
 
 @dataclass(frozen=True)
-class VectorsPrediction(Prediction):
-    """The vectors of a row's K texts, of length 1."""
-
-    vectors: np.ndarray  # (K, D)
-    texts: tuple[int, ...]  # (K,) numbers that only equal texts share, 0 for one that is not there
-    name: str = ""
-
-    def of_row(self, name: str, row: dict[str, Any], top: int, level: float | None) -> Self:
-        return replace(self, name=name)
-
-    @property
-    def value(self) -> float:
-        """The cosine of the first two."""
-        return float(self.vectors[0] @ self.vectors[1])
-
-    def row(self) -> dict[str, Any]:
-        return {"name": self.name, "value": self.value}
-
-    def show(self) -> str:
-        return f"{self.name}  {self.value:.6g}"
-
-
-@dataclass(frozen=True)
 class CosinePrediction(Prediction):
-    """The cosine of a row's two texts."""
+    """The cosine of a row's first two texts."""
 
     value: float
     name: str = ""
 
-    def of_row(self, name: str, row: dict[str, Any], top: int, level: float | None) -> Self:
-        return replace(self, name=name)
-
     def row(self) -> dict[str, Any]:
         return {"name": self.name, "value": self.value}
 
     def show(self) -> str:
         return f"{self.name}  {self.value:.6g}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class VectorsPrediction(CosinePrediction):
+    """The same with the vectors of all K texts, of length 1."""
+
+    vectors: np.ndarray  # (K, D)
+    texts: tuple[int, ...]  # (K,) numbers that only equal texts share, 0 for one that is not there
 
 
 class Embed(Task):
@@ -139,18 +118,9 @@ class Embed(Task):
         """By scores, or by matches."""
         return type(self).of(examples, Options())
 
-    def learned(self, examples: Examples) -> Callable[[np.ndarray], Tensors]:
-        return given_targets(examples)
-
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "learns": self.learns,
-            "low": self.low,
-            "high": self.high,
-            "scale": self.scale,
-            "dims": list(self.dims),
-        }
+        kept = {"learns": self.learns, "low": self.low, "high": self.high, "scale": self.scale}
+        return {"name": self.name, **kept, "dims": list(self.dims)}
 
     # ---- learning ------------------------------------------------------------------------------
     def count(self, batch: Batch) -> int:
@@ -192,9 +162,7 @@ class Embed(Task):
         return torch.cat(parts)
 
     # ---- predictions and their scores ----------------------------------------------------------
-    def predict(
-        self, network: Network, batch: Batch
-    ) -> list[VectorsPrediction] | list[CosinePrediction]:
+    def predict(self, network: Network, batch: Batch) -> Sequence[CosinePrediction]:
         """Errors: DataError for one text per row."""
         if batch["tokens"].shape[1] < 2:
             raise DataError(
@@ -204,12 +172,10 @@ class Embed(Task):
         unit = F.normalize(encoded(network, batch), dim=-1)
         if not self.joint:
             return [CosinePrediction(c) for c in (unit[:, 0] * unit[:, 1]).sum(-1).tolist()]
-        both = zip(unit.cpu().numpy(), batch["texts"].tolist(), strict=True)
-        return [VectorsPrediction(vectors, tuple(texts)) for vectors, texts in both]
+        both = zip(unit.cpu().numpy(), map(tuple, batch["texts"].tolist()), strict=True)
+        return [VectorsPrediction(float(v[0] @ v[1]), vectors=v, texts=texts) for v, texts in both]
 
-    def scored(
-        self, predictions: Sequence[Any], examples: Examples
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def scored(self, predictions: Sequence[Any], examples: Examples) -> Arrays:
         """(n,): the rank of each cosine among all, so that those of two models compare; or the
         rank (from 1) at which each first text finds its own."""
         if self.joint:
@@ -230,9 +196,7 @@ class Embed(Task):
             out["triple_accuracy"] = float((near[:, 0] > near[:, 1]).mean())
         return out
 
-    def baseline(
-        self, train: Examples, test: Examples, plain: Callable[[], PlainFeatures | None]
-    ) -> Baseline:
+    def baseline(self, train: Examples, test: Examples, plain: Plain) -> Baseline:
         """The cosine of plain features, or chance among all texts."""
         if self.joint or not (found := plain()):
             return Baseline("by chance", 1 / len(test))
@@ -279,7 +243,7 @@ def recall_at_1(places: np.ndarray, targets: Any = None, weights: np.ndarray | N
     return metrics.average(places == 1, weights)
 
 
-def unpacked(predictions: Sequence[VectorsPrediction]) -> tuple[np.ndarray, np.ndarray]:
+def unpacked(predictions: Sequence[VectorsPrediction]) -> Arrays:
     """The texts' numbers (n, K) and vectors (n, K, D)."""
     texts = np.array([p.texts for p in predictions], np.int64)
     return texts, np.stack([p.vectors for p in predictions])

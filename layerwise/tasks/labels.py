@@ -3,29 +3,17 @@
 Shapes: B rows, n rows, C labels.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from layerwise.data.examples import Batch, Examples, TargetKind
-from layerwise.data.sources import Tensors
 from layerwise.errors import DataError
 from layerwise.models.network import Network
 from layerwise.tasks.task import Options, Task
-
-DTYPES = {"class": np.int64, "classes": np.float32, "number": np.float32}
-
-
-def given_targets(examples: Examples) -> Callable[[np.ndarray], Tensors]:
-    """The targets that rows came with, as tensors: (B,) classes or numbers, (B, C) labels."""
-    if examples.targets is None:
-        return lambda rows: {}
-    targets = torch.from_numpy(np.array(examples.targets, DTYPES[examples.target_kind]))
-    return lambda rows: {"targets": targets[torch.from_numpy(rows)]}
 
 
 def has_target(examples: Examples, kind: TargetKind) -> int:
@@ -68,9 +56,6 @@ class Labels(Task):
 
     def to_dict(self) -> dict[str, Any]:
         return {"name": self.name, "labels": list(self.labels)}
-
-    def learned(self, examples: Examples) -> Callable[[np.ndarray], Tensors]:
-        return given_targets(examples)
 
     def aligned(self, examples: Examples) -> Examples:
         """Errors: classes that the model does not know."""

@@ -9,7 +9,6 @@ Shapes: B windows, T positions, N positions asked for, D width, V vocabulary, n 
 """
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,12 +22,10 @@ from layerwise.kinds.text.corpus import NO_LOSS
 from layerwise.kinds.text.masked import LEARNED
 from layerwise.layers.loss import chunks, token_loss
 from layerwise.models.network import Network
-from layerwise.tasks.causal import Causal, LossPrediction, bits
+from layerwise.tasks.causal import Causal, LossPrediction, Predictions, bits
 
 
-def bits_per_masked_token(
-    outputs: np.ndarray, targets: Any = None, weights: np.ndarray | None = None
-) -> Any:
+def bits_per_masked_token(outputs: np.ndarray, targets: Any = None, weights: Any = None) -> Any:
     """outputs: (n, 2) summed loss in nats, masked tokens; weights as in `bits_per_byte`."""
     return bits(outputs[:, 0], outputs[:, 1], weights)
 
@@ -61,16 +58,12 @@ class Masked(Causal):
             out.index_add_(0, rows[part], torch.stack([loss, torch.ones_like(loss), right], 1))
         return [LossPrediction(loss, int(n), n, right) for loss, n, right in out.tolist()]
 
-    def metrics(
-        self, predictions: Sequence[LossPrediction], examples: Examples | None = None
-    ) -> dict[str, float]:
+    def metrics(self, predictions: Predictions, examples: Examples) -> dict[str, float]:
         sums = np.array([(p.loss, p.tokens, p.right) for p in predictions]).sum(0)
         loss, _, right = sums / max(sums[1], 1)
-        return {
-            "bits_per_masked_token": bits_per_masked_token(self.scored(predictions)[0]),
-            "masked_accuracy": float(right),
-            "loss": float(loss),
-        }
+        bits = bits_per_masked_token(*self.scored(predictions, examples))
+        found = {"masked_accuracy": float(right), "loss": float(loss)}
+        return {"bits_per_masked_token": bits, **found}
 
     def next(self, model: str, data: str) -> list[tuple[str, str]]:
         command = f"layerwise fit LABELLED_TEXTS --base {model}"

@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from layerwise.data.examples import Examples
+from layerwise.kinds.contract import PlainFeatures
+
 NEIGHBOURS = 5
 ASKED = 1024  # rows whose neighbours are looked for at once: 20,000 known ones take 330 MB
 
@@ -16,6 +19,12 @@ def logistic() -> Any:
     from sklearn.linear_model import LogisticRegression
 
     return LogisticRegression(C=2.0, max_iter=300, tol=1e-3)
+
+
+def decided(model: Any, plain: PlainFeatures, train: Examples, test: Examples) -> np.ndarray:
+    """What a linear model on plain features of the training rows says of test rows: (n, C)."""
+    outputs = model.fit(plain.of(train), train.targets).decision_function(plain.of(test))
+    return np.stack([-outputs, outputs], 1) / 2 if outputs.ndim == 1 else outputs
 
 
 def neighbours(known: np.ndarray, targets: np.ndarray, asked: np.ndarray, n_classes: int):
@@ -54,13 +63,9 @@ def of_classes(z: np.ndarray, targets: np.ndarray, seed: int):
     best = 1e-2
     if smallest >= 3 and len(z) <= 20_000:
         cv = StratifiedKFold(3, shuffle=True, random_state=seed)
-        log_losses = [
-            cross_val_score(
-                LogisticRegression(C=c, max_iter=300), z, targets, cv=cv, scoring="neg_log_loss"
-            ).mean()
-            for c in strengths
-        ]
-        best = strengths[int(np.argmax(log_losses))]
+        models = [LogisticRegression(C=c, max_iter=300) for c in strengths]
+        scores = [cross_val_score(m, z, targets, cv=cv, scoring="neg_log_loss") for m in models]
+        best = strengths[int(np.argmax([each.mean() for each in scores]))]
     fitted = LogisticRegression(C=best, max_iter=500).fit(z, targets)
     if len(fitted.coef_) == 1:  # two classes: one direction, shared between both logits
         half = fitted.coef_ / 2, fitted.intercept_ / 2

@@ -3,7 +3,7 @@
 Shapes: B rows, n rows, one output each.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -14,12 +14,12 @@ from torch import Tensor
 from layerwise.data.examples import Batch, Examples
 from layerwise.data.sources import Tensors
 from layerwise.errors import DataError
-from layerwise.kinds.contract import PlainFeatures
 from layerwise.models.network import Network
 from layerwise.tasks import probes
-from layerwise.tasks.labels import given_targets, has_target, outputs_of, same_question
+from layerwise.tasks.labels import has_target, outputs_of, same_question
 from layerwise.tasks.scores import metrics
-from layerwise.tasks.task import Baseline, Calibration, Mistake, Options, Prediction, Task
+from layerwise.tasks.scores.metrics import Arrays
+from layerwise.tasks.task import Baseline, Calibration, Mistake, Options, Plain, Prediction, Task
 
 WORST, DRAWN = 12, 1500  # rows that are shown; points of the scatter
 
@@ -46,6 +46,9 @@ class NumberPrediction(Prediction):
     def show(self) -> str:
         ends = f"  ({self.interval[0]:.6g} to {self.interval[1]:.6g})" if self.interval else ""
         return f"{self.name}  {self.value:.6g}{ends}"
+
+
+Predictions = Sequence[NumberPrediction]
 
 
 class Regress(Task):
@@ -87,9 +90,6 @@ class Regress(Task):
         same_question(examples, "number")
         return examples
 
-    def learned(self, examples: Examples) -> Callable[[np.ndarray], Tensors]:
-        return given_targets(examples)
-
     def loss(self, network: Network, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         z = (batch["targets"].float() - self.mean) / self.std  # (B,)
         total = (outputs_of(network, batch)[:, 0] - z).square().sum()
@@ -109,46 +109,35 @@ class Regress(Task):
     def of_outputs(self, outputs: np.ndarray) -> list[NumberPrediction]:
         return [NumberPrediction(float(value)) for value in outputs[:, 0]]
 
-    def before_units(self, weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def before_units(self, weight: np.ndarray, bias: np.ndarray) -> Arrays:
         """`predict` multiplies by the spread and adds the mean."""
         return weight / self.std, (bias - self.mean) / self.std
 
-    def scored(
-        self, predictions: Sequence[NumberPrediction], examples: Examples
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def scored(self, predictions: Predictions, examples: Examples) -> Arrays:
         return np.array([p.value for p in predictions]), np.asarray(examples.targets)
 
-    def metrics(
-        self, predictions: Sequence[NumberPrediction], examples: Examples
-    ) -> dict[str, float]:
+    def metrics(self, predictions: Predictions, examples: Examples) -> dict[str, float]:
         values, targets = self.scored(predictions, examples)
         found = {"rmse": metrics.rmse, "mae": metrics.mae, "r2": metrics.r2}
         return {name: metric(values, targets) for name, metric in found.items()}
 
-    def calibrate(self, predictions: Sequence[NumberPrediction], examples: Examples) -> Calibration:
+    def calibrate(self, predictions: Predictions, examples: Examples) -> Calibration:
         values, targets = self.scored(predictions, examples)
         return Calibration(conformal=tuple(np.sort(np.abs(values - targets)).tolist()))
 
-    def mistakes(
-        self, predictions: Sequence[NumberPrediction], examples: Examples
-    ) -> list[Mistake]:
+    def mistakes(self, predictions: Predictions, examples: Examples) -> list[Mistake]:
         """The rows whose number is farthest off."""
         values, targets = self.scored(predictions, examples)
         order = np.argsort(-np.abs(values - targets), kind="stable")[:WORST].tolist()
         return [Mistake(i, f"{targets[i]:g}", f"{values[i]:.4g}") for i in order]
 
     def figures(
-        self,
-        predictions: Sequence[NumberPrediction],
-        examples: Examples,
-        calibration: Calibration,
+        self, predictions: Predictions, examples: Examples, calibration: Calibration
     ) -> dict[str, Any]:
         values, targets = self.scored(predictions, examples)
         return {"scatter": np.stack([targets, values], 1)[:DRAWN].astype(float).tolist()}
 
-    def baseline(
-        self, train: Examples, test: Examples, plain: Callable[[], PlainFeatures | None]
-    ) -> Baseline:
+    def baseline(self, train: Examples, test: Examples, plain: Plain) -> Baseline:
         """A linear model on plain features of the rows, or always the mean."""
         if found := plain():
             from sklearn.linear_model import Ridge

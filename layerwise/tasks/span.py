@@ -24,10 +24,9 @@ from torch import Tensor
 from layerwise.data.examples import Batch, Examples
 from layerwise.data.sources import Tensors
 from layerwise.errors import DataError
-from layerwise.kinds.contract import PlainFeatures
 from layerwise.models.network import Network
 from layerwise.tasks.scores.metrics import average
-from layerwise.tasks.task import Baseline, Mistake, Options, Prediction, Task
+from layerwise.tasks.task import Arrays, Baseline, Mistake, Options, Plain, Prediction, Task
 from layerwise.tasks.words import over_windows
 
 LONGEST = 30  # tokens between the start of an answer and its end
@@ -87,10 +86,11 @@ class SpanPrediction(Prediction):
         return f"{self.name}  {self.answer or '(no answer)'} {self.probability:.3f}"
 
 
+Predictions = Sequence[SpanPrediction]
+
+
 def scores(
-    predictions: Sequence[SpanPrediction],
-    examples: Examples,
-    score: Callable[[str, str], float],
+    predictions: Predictions, examples: Examples, score: Callable[[str, str], float]
 ) -> np.ndarray:
     """The score of each answer against the best of those given: (n,)."""
     found = np.empty(len(predictions))
@@ -183,21 +183,17 @@ class Span(Task):
             for (start, end), share in zip(places, best.exp().float().tolist(), strict=True)
         ]
 
-    def scored(
-        self, predictions: Sequence[SpanPrediction], examples: Examples
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def scored(self, predictions: Predictions, examples: Examples) -> Arrays:
         return scores(predictions, examples, f1), np.zeros(len(predictions))
 
-    def metrics(
-        self, predictions: Sequence[SpanPrediction], examples: Examples
-    ) -> dict[str, float]:
+    def metrics(self, predictions: Predictions, examples: Examples) -> dict[str, float]:
         exact = average(scores(predictions, examples, exact_match), None)
         return {"f1": average(scores(predictions, examples, f1), None), "exact_match": exact}
 
     def lens(self, batch: Batch) -> list[str]:
         return [f"tokens {a} to {b}" if b else "no answer" for a, b in batch["targets"].tolist()]
 
-    def mistakes(self, predictions: Sequence[SpanPrediction], examples: Examples) -> list[Mistake]:
+    def mistakes(self, predictions: Predictions, examples: Examples) -> list[Mistake]:
         """Rows without a word in common with an answer, the surest first; the places marked in what
         stands around them."""
         wrong = np.flatnonzero(scores(predictions, examples, f1) == 0)
@@ -214,9 +210,7 @@ class Span(Task):
             out.append(Mistake(i, truth, answer, p.probability, question))
         return out
 
-    def baseline(
-        self, train: Examples, test: Examples, plain: Callable[[], PlainFeatures | None]
-    ) -> Baseline:
+    def baseline(self, train: Examples, test: Examples, plain: Plain) -> Baseline:
         whole = [SpanPrediction(0, len(context), 1.0) for context in test["context"]]
         return Baseline("always the whole context", predictions=whole)
 

@@ -3,7 +3,7 @@
 Shapes: B rows, n rows, C labels.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -14,12 +14,11 @@ from torch import Tensor
 
 from layerwise.data.examples import Batch, Examples
 from layerwise.data.sources import Tensors
-from layerwise.kinds.contract import PlainFeatures
 from layerwise.models.network import Network
 from layerwise.tasks import probes
 from layerwise.tasks.labels import Labels, in_order, outputs_of
 from layerwise.tasks.scores import metrics
-from layerwise.tasks.task import Baseline, Prediction
+from layerwise.tasks.task import Arrays, Baseline, Plain, Prediction
 
 
 @dataclass(frozen=True)
@@ -50,6 +49,9 @@ class TagsPrediction(Prediction):
 
     def show(self) -> str:
         return f"{self.name}  {', '.join(self.labels) or '(none)'}"
+
+
+Predictions = Sequence[TagsPrediction]
 
 
 class Tag(Labels):
@@ -90,15 +92,11 @@ class Tag(Labels):
     def of_outputs(self, outputs: np.ndarray) -> list[TagsPrediction]:
         return [TagsPrediction(row, self.labels) for row in outputs]
 
-    def scored(
-        self, predictions: Sequence[TagsPrediction], examples: Examples
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def scored(self, predictions: Predictions, examples: Examples) -> Arrays:
         logits = np.stack([in_order(p.logits, p.of, self.labels) for p in predictions])
         return logits, np.asarray(examples.targets)
 
-    def metrics(
-        self, predictions: Sequence[TagsPrediction], examples: Examples
-    ) -> dict[str, float]:
+    def metrics(self, predictions: Predictions, examples: Examples) -> dict[str, float]:
         outputs, targets = self.scored(predictions, examples)  # (n, C) each
         chosen = outputs > 0
         hits = (chosen & (targets > 0)).sum()
@@ -108,15 +106,11 @@ class Tag(Labels):
             "exact_match": float((chosen == (targets > 0)).all(1).mean()),
         }
 
-    def baseline(
-        self, train: Examples, test: Examples, plain: Callable[[], PlainFeatures | None]
-    ) -> Baseline:
+    def baseline(self, train: Examples, test: Examples, plain: Plain) -> Baseline:
         """Linear models on plain features of the rows, or the share of each label."""
         if found := plain():
             from sklearn.multiclass import OneVsRestClassifier
 
-            model = OneVsRestClassifier(probes.logistic()).fit(found.of(train), train.targets)
-            outputs = model.decision_function(found.of(test))
-            outputs = np.stack([-outputs, outputs], 1) / 2 if outputs.ndim == 1 else outputs
+            outputs = probes.decided(OneVsRestClassifier(probes.logistic()), found, train, test)
             return Baseline(found.what, predictions=self.of_outputs(outputs))
         return Baseline("the labels' shares", float(np.asarray(test.targets).mean()))

@@ -7,10 +7,11 @@ Legend: B rows of a batch, n rows, C labels, D features.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from layerwise.data.examples import Batch, Examples, TargetKind
@@ -18,9 +19,10 @@ from layerwise.data.sources import Draw, Tensors
 from layerwise.errors import DataError
 from layerwise.kinds.contract import PlainFeatures, Processor
 from layerwise.models.network import Network
-from layerwise.tasks.scores.metrics import Metric
+from layerwise.tasks.scores.metrics import Arrays, Metric
 
 Processors = Mapping[str, Processor]  # by the kind that they read
+Plain = Callable[[], PlainFeatures | None]  # features of rows without a network, where asked for
 Marked = list[tuple[Any, bool]]  # a token (its number or text), and whether it carries loss
 
 
@@ -35,9 +37,12 @@ class Options:
 class Prediction(Protocol):
     """What a network says of one row: a typed dataclass of the task's own."""
 
+    name: str
+
     def of_row(self, name: str, row: dict[str, Any], top: int, level: float | None) -> Self:
         """The same with what it is said of. top: likeliest labels that are listed; level: of the
         conformal set or interval."""
+        return replace(self, name=name)  # type: ignore[type-var]  # all are dataclasses
         ...
 
     def row(self) -> dict[str, Any]:
@@ -78,7 +83,8 @@ class Baseline:
     predictions: Sequence[Any] | None = None
 
 
-Probe = Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]]
+DTYPES = {"class": np.int64, "classes": np.float32, "number": np.float32}
+Probe = Callable[[np.ndarray, np.ndarray, int], Arrays]
 
 
 class Task(Protocol):
@@ -140,8 +146,12 @@ class Task(Protocol):
 
     # ---- tensors -------------------------------------------------------------------------------
     def learned(self, examples: Examples) -> Callable[[np.ndarray], Tensors]:
-        """A function from rows to the tensors that are learned, by name, as "targets"."""
-        return lambda rows: {}
+        """A function from rows to the tensors that are learned, by name: usually the targets that
+        rows came with, (B,) classes or numbers, (B, C) labels."""
+        if examples.targets is None:
+            return lambda rows: {}
+        targets = torch.from_numpy(np.array(examples.targets, DTYPES[examples.target_kind]))
+        return lambda rows: {"targets": targets[torch.from_numpy(rows)]}
 
     def draw(self, batch: Batch, draw: Draw | None) -> Batch:
         """What is random in each row: masks, noise, timesteps. For a step as a whole, before it is
@@ -183,11 +193,11 @@ class Task(Protocol):
         """Predictions of raw outputs (n, C), as of a linear probe; of tasks with a `probe`."""
         assert False, f"{self.name} has no probe"  # noqa: B011, PT015
 
-    def before_units(self, weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def before_units(self, weight: np.ndarray, bias: np.ndarray) -> Arrays:
         """A linear layer onto outputs, as one onto what a network gives: (C, D) and (C,) each."""
         return weight, bias
 
-    def scored(self, predictions: Sequence[Any], examples: Examples) -> tuple[Any, np.ndarray]:
+    def scored(self, predictions: Sequence[Any], examples: Examples) -> Arrays:
         """(outputs, targets) for `metric`, n of each."""
         ...
 
@@ -212,9 +222,7 @@ class Task(Protocol):
     def calibration_error(self, predictions: Sequence[Any], examples: Examples) -> float | None:
         return None
 
-    def baseline(
-        self, train: Examples, test: Examples, plain: Callable[[], PlainFeatures | None]
-    ) -> Baseline:
+    def baseline(self, train: Examples, test: Examples, plain: Plain) -> Baseline:
         """The strongest answer that needs no network. plain: features of rows without one."""
         ...
 

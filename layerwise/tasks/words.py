@@ -22,7 +22,6 @@ from torch import Tensor
 from layerwise.data.examples import Batch, Examples
 from layerwise.data.sources import Tensors
 from layerwise.errors import DataError
-from layerwise.kinds.contract import PlainFeatures
 from layerwise.kinds.text.corpus import NO_LOSS
 from layerwise.kinds.text.tagged import words_of
 from layerwise.layers.loss import n_with_loss
@@ -30,7 +29,7 @@ from layerwise.models.network import Network
 from layerwise.tasks import probes
 from layerwise.tasks.labels import Labels, require_known
 from layerwise.tasks.scores.metrics import divide, scalar
-from layerwise.tasks.task import Baseline, Calibration, Mistake, Prediction
+from layerwise.tasks.task import Arrays, Baseline, Calibration, Mistake, Plain, Prediction
 
 MARKED = re.compile(r"O|[BIESLUM]-.+")
 SAME = {"L": "E", "U": "S", "M": "I"}  # marks of other schemes
@@ -127,6 +126,9 @@ class WordsPrediction(Prediction):
         )
 
 
+Predictions = Sequence[WordsPrediction]
+
+
 class Words(Labels):
     """Learn the tag of each word."""
 
@@ -160,11 +162,12 @@ class Words(Labels):
         return examples
 
     def learned(self, examples: Examples) -> Callable[[np.ndarray], Tensors]:
-        """ "targets" (B, W): the tag of each word, -1 behind a sentence's last."""
+        """ "targets" (B, W): the tag of each word; -1 after its last and for a tag that is
+        not known, as rows to predict may have."""
         if not examples.has("tags"):
             return lambda rows: {}
         place = {tag: i for i, tag in enumerate(self.labels)}
-        tags = [torch.tensor([place[tag] for tag in row]) for row in examples["tags"]]
+        tags = [torch.tensor([place.get(tag, -1) for tag in row]) for row in examples["tags"]]
         longest = max(map(len, tags), default=0)
 
         def targets(rows: np.ndarray) -> Tensors:
@@ -218,40 +221,34 @@ class Words(Labels):
     def true(self, examples: Examples) -> list[list[str]]:
         return [list(tags) for tags in examples["tags"]]
 
-    def scored(
-        self, predictions: Sequence[WordsPrediction], examples: Examples
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def scored(self, predictions: Predictions, examples: Examples) -> Arrays:
         """(n, 2) for `entity_f1`, or for `accuracy` where tags mark no entities."""
         if not self.marked:
             return self.right(predictions, examples), np.zeros(len(predictions))
         counts = [(len(s & t), len(s) + len(t)) for s, t in self.pairs(predictions, examples)]
         return np.array(counts) * [2, 1], np.zeros(len(predictions))
 
-    def right(self, predictions: Sequence[WordsPrediction], examples: Examples) -> np.ndarray:
+    def right(self, predictions: Predictions, examples: Examples) -> np.ndarray:
         """Words that are right, and words: (n, 2)."""
         both = zip(predictions, self.true(examples), strict=True)
         rows = [(sum(map(str.__eq__, p.tags, true)), len(true)) for p, true in both]
         return np.array(rows)
 
     def pairs(
-        self, predictions: Sequence[WordsPrediction], examples: Examples
+        self, predictions: Predictions, examples: Examples
     ) -> list[tuple[set[Entity], set[Entity]]]:
         """The entities of each sentence: what was said, and what is true."""
         both = zip(predictions, self.true(examples), strict=True)
         return [(set(entities(p.tags[: len(t)])), set(entities(t))) for p, t in both]
 
-    def metrics(
-        self, predictions: Sequence[WordsPrediction], examples: Examples
-    ) -> dict[str, float]:
+    def metrics(self, predictions: Predictions, examples: Examples) -> dict[str, float]:
         found = {"accuracy": accuracy(self.right(predictions, examples))}
         if not self.marked:
             return found
         whole = self.by_kind(predictions, examples)["all"]
         return {f"entity_{k}": whole[k] for k in ("f1", "precision", "recall")} | found
 
-    def by_kind(
-        self, predictions: Sequence[WordsPrediction], examples: Examples
-    ) -> dict[str, dict[str, float]]:
+    def by_kind(self, predictions: Predictions, examples: Examples) -> dict[str, dict[str, float]]:
         """Precision, recall and F1 of each kind of entity, and how many there are; "all" last."""
         pairs = self.pairs(predictions, examples)
         names = sorted({e[0] for pair in pairs for side in pair for e in side})
@@ -269,14 +266,11 @@ class Words(Labels):
         return out
 
     def figures(
-        self,
-        predictions: Sequence[WordsPrediction],
-        examples: Examples,
-        calibration: Calibration,
+        self, predictions: Predictions, examples: Examples, calibration: Calibration
     ) -> dict[str, Any]:
         return {"kinds": self.by_kind(predictions, examples)} if self.marked else {}
 
-    def mistakes(self, predictions: Sequence[WordsPrediction], examples: Examples) -> list[Mistake]:
+    def mistakes(self, predictions: Predictions, examples: Examples) -> list[Mistake]:
         """Sentences tagged wrongly, the most mistakes first, entities marked in the sentence."""
         read = entities if self.marked else single
         out, rows = [], examples.rows()
@@ -289,9 +283,7 @@ class Words(Labels):
                 out.append((missed, Mistake(i, truth, said, sure, "")))
         return [mistake for _, mistake in sorted(out, key=lambda x: -x[0])]
 
-    def baseline(
-        self, train: Examples, test: Examples, plain: Callable[[], PlainFeatures | None]
-    ) -> Baseline:
+    def baseline(self, train: Examples, test: Examples, plain: Plain) -> Baseline:
         """Each word as it is tagged most often in training."""
         seen: dict[str, Counter[str]] = {}
         usual = Counter(tag for tags in train["tags"] for tag in tags).most_common(1)[0][0]

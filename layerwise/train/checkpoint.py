@@ -8,10 +8,9 @@ name is complete. Retention never drops the best, the last good one, or the newe
 
 import json
 import os
-import pathlib
 import shutil
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -21,10 +20,8 @@ from layerwise import storage
 from layerwise.errors import StorageError, WeightsError, unknown
 
 PREFIX = "step-"
-CURE = (
-    "Free some space, or choose another folder with --output; "
-    "go on with `layerwise fit --resume RUN`"
-)
+GO_ON = "go on with `layerwise fit --resume RUN`"
+CURE = f"Free some space, or choose another folder with --output; {GO_ON}"
 
 
 @dataclass
@@ -41,9 +38,7 @@ class State:
     finished: bool = False
 
 
-def save_checkpoint(
-    folder: pathlib.Path, state: State, tensors: dict[str, dict[str, Tensor]]
-) -> pathlib.Path:
+def save_checkpoint(folder: Path, state: State, tensors: dict[str, dict[str, Tensor]]) -> Path:
     """Write `folder/step-XXXXXXXX`; `tensors` maps "model", "optimizer", "ema" to named tensors.
 
     Errors: StorageError when the disk is full or the folder cannot be written; what was saved
@@ -72,23 +67,22 @@ def save_checkpoint(
     return final
 
 
-def storage_error(e: Exception, path: pathlib.Path) -> StorageError:
+def storage_error(e: Exception, path: Path) -> StorageError:
     """The sentence for what a run cannot write: full disk, no permission, or another such error."""
     return storage.storage_error(e, path, CURE)
 
 
-def complete(folder: pathlib.Path) -> list[pathlib.Path]:
+def complete(folder: Path) -> list[Path]:
     """The complete checkpoints, oldest first."""
     return sorted(p for p in folder.glob(f"{PREFIX}*") if p.is_dir()) if folder.exists() else []
 
 
-def load_checkpoint(path: pathlib.Path) -> tuple[State, dict[str, dict[str, Tensor]]]:
+def load_checkpoint(path: Path) -> tuple[State, dict[str, dict[str, Tensor]]]:
     """State and tensors of one checkpoint. Errors: a damaged file, an unknown key in its state."""
     values = json.loads((path / "state.json").read_text())
     known = {f.name for f in fields(State)}
-    for key in values:
-        if key not in known:
-            raise unknown("key in state.json", key, known)
+    for key in values.keys() - known:
+        raise unknown("key in state.json", key, known)
     tensors = {}
     for file in sorted(path.glob("*.safetensors")):
         try:
@@ -100,7 +94,7 @@ def load_checkpoint(path: pathlib.Path) -> tuple[State, dict[str, dict[str, Tens
     return State(**values), tensors
 
 
-def clean(folder: pathlib.Path, keep: int, best_step: int) -> None:
+def clean(folder: Path, keep: int, best_step: int) -> None:
     """Remove half-written folders of dead runs and all but the newest `keep` and the best."""
     for partial in folder.glob(".writing-*"):
         shutil.rmtree(partial, ignore_errors=True)
@@ -111,7 +105,7 @@ def clean(folder: pathlib.Path, keep: int, best_step: int) -> None:
         shutil.rmtree(doomed, ignore_errors=True)
 
 
-def latest(folder: pathlib.Path) -> Any:
+def latest(folder: Path) -> Path | None:
     """The newest complete checkpoint, or None."""
     found = complete(folder)
     return found[-1] if found else None

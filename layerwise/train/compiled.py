@@ -8,7 +8,6 @@ dropout it seldom does on the CPU, where compiled layers draw their numbers one 
 
 import copy
 import shutil
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -22,9 +21,13 @@ from torch.utils._pytree import tree_map_only
 from layerwise.data.examples import Batch
 from layerwise.models.network import Network
 from layerwise.runtime import Runtime
+from layerwise.tasks.task import Task
 
 WORTH_TRYING = 600.0  # seconds of training below which compiling alone would eat the gain
 REPEATS = 3
+
+
+Batches = Callable[[], list[Batch]]
 
 
 @dataclass(frozen=True)
@@ -36,12 +39,7 @@ class Verdict:
 
 
 def whether_to_compile(
-    network: Network,
-    task: Any,
-    some: Callable[[], list[Batch]],
-    machine: Runtime,
-    mode: str,
-    seconds: float,
+    network: Network, task: Task, some: Batches, machine: Runtime, mode: str, seconds: float
 ) -> Verdict:
     """What `mode` says, or a measurement.
 
@@ -53,9 +51,8 @@ def whether_to_compile(
     if machine.device == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
         return Verdict(False, "not compiled: it needs a C++ compiler, and there is none")
     if mode == "auto" and seconds < WORTH_TRYING:
-        return Verdict(
-            False, f"not compiled: {seconds:.0f} s of training are too few for it to pay"
-        )
+        few = f"{seconds:.0f} s of training are too few for it to pay"
+        return Verdict(False, f"not compiled: {few}")
     if mode == "on":
         return Verdict(True, "compiled layer by layer: as asked")
     try:
@@ -65,11 +62,9 @@ def whether_to_compile(
         return Verdict(False, f"not compiled: {type(error).__name__} in trying it: {what}")
     saved, cost = seconds * (1 - 1 / gain), cost * len(network.layers())
     if saved < 1.5 * cost:
-        return Verdict(
-            False,
-            f"not compiled: {name} ran {gain:.2f} times as fast, which would save "
-            f"{max(0.0, saved):.0f} s; compiling takes about {cost:.0f} s",
-        )
+        little = f"would save {max(0.0, saved):.0f} s; compiling takes about {cost:.0f} s"
+        why = f"not compiled: {name} ran {gain:.2f} times as fast, which {little}"
+        return Verdict(False, why)
     return Verdict(True, f"compiled layer by layer: {name} runs {gain:.2f} times as fast")
 
 
@@ -94,7 +89,7 @@ def commonest(stack: dict[str, nn.Module]) -> str:
 
 
 def measure(
-    network: Network, task: Any, batches: list[Batch], machine: Runtime
+    network: Network, task: Task, batches: list[Batch], machine: Runtime
 ) -> tuple[float, float, str]:
     """How many times as fast one layer runs compiled, what compiling it took, and its name.
 
@@ -121,7 +116,7 @@ def time_passes(layer: Any, inputs: Any, machine: Runtime, repeats: int = REPEAT
 
     inputs: what the layer is called with, first what the layer below gave: it passes gradients on.
     """
-    best = sys.float_info.max
+    best = float("inf")
     inputs = tree_map_only(Tensor, lambda x: x.detach().clone(), inputs)
     inputs[0].requires_grad_(inputs[0].is_floating_point())
     for _ in range(repeats):

@@ -1,15 +1,17 @@
 """Stops a run at the first number that is not finite, and names the rows it came from."""
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from torch import nn
 
 from layerwise.data.examples import Batch
+from layerwise.models.network import Network
 from layerwise.runtime import evaluating
+from layerwise.tasks.task import Task
+
+Find = Callable[[], np.ndarray]
 
 
 class NotFinite(ArithmeticError):
@@ -22,7 +24,7 @@ class NotFinite(ArithmeticError):
         super().__init__(f"{what} is not finite at step {step}; rows: {shown}{more}")
 
 
-def check(loss: float, grad_norm: float, step: int, find: Any, names: Sequence[str]) -> None:
+def check(loss: float, grad_norm: float, step: int, find: Find, names: Sequence[str]) -> None:
     """Raise `NotFinite` unless both numbers are finite; `find()` names the rows, only then."""
     if math.isfinite(loss) and math.isfinite(grad_norm):
         return
@@ -30,15 +32,12 @@ def check(loss: float, grad_norm: float, step: int, find: Any, names: Sequence[s
     raise NotFinite(what, step, find(), names)
 
 
-def culprits(network: nn.Module, task: Any, micros: Sequence[Batch]) -> np.ndarray:
+def culprits(network: Network, task: Task, micros: Sequence[Batch]) -> np.ndarray:
     """The rows whose own inputs or loss are not finite; all rows of the step when none is alone."""
     bad: list[int] = []
     with evaluating(network):
         for batch in micros:
-            for i in range(len(batch)):
-                one = Batch(
-                    {k: v[i : i + 1] for k, v in batch.tensors.items()}, batch.rows[i : i + 1]
-                )
+            for one in batch.split(len(batch)):
                 finite = all(bool(torch.isfinite(v.float()).all()) for v in one.tensors.values())
                 if not finite or not bool(torch.isfinite(task.loss(network, one)[0])):
                     bad.append(int(one.rows[0]))

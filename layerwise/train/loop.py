@@ -182,13 +182,10 @@ def recover(error: guardian.NotFinite, state: State, hooks: Hooks) -> State:
     Errors: TrainingStopped, which names the step and the rows.
     """
     if state.recoveries or hooks.restore is None:
-        again = "again, after going back once with a tenth of the learning rate" * bool(
-            state.recoveries
-        )
-        raise TrainingStopped(
-            f"{error} {again}. The last good checkpoint is kept. Look at these rows "
-            "(`layerwise audit DATA`), or lower --lr"
-        ) from error
+        again = " again, after going back once with a tenth of the learning rate"
+        what = f"{error}{again * bool(state.recoveries)}. The last good checkpoint is kept"
+        cure = "Look at these rows (`layerwise audit DATA`), or lower --lr"
+        raise TrainingStopped(f"{what}. {cure}") from error
     scale, recoveries = state.lr_scale, state.recoveries
     state = hooks.restore(state)
     state.lr_scale, state.recoveries = scale * 0.1, recoveries + 1

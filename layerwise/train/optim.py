@@ -4,16 +4,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from layerwise.errors import WeightsError, unknown
 from layerwise.optim.eager import SGD, AdamW
 
 BETAS = (0.9, 0.95)
+Groups = list[dict[str, Any]]
 
 
-def build_optimizer(
-    name: str, groups: list[dict[str, Any]], lr: float, momentum: float = 0.9
-) -> torch.optim.Optimizer:
+def build_optimizer(name: str, groups: Groups, lr: float, momentum: float = 0.9) -> Optimizer:
     """An optimiser over parameter groups that carry "params", "weight_decay" and "lr_scale".
 
     name: "adamw" (fused), "sgd" (Nesterov), or "muon" (matrices and flattened filters; AdamW for
@@ -31,18 +31,18 @@ def build_optimizer(
     raise unknown("optimizer", name, ("adamw", "sgd", "muon"))
 
 
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+def set_lr(optimizer: Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
 
 
-def parameter_names(network: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+def parameter_names(network: nn.Module, optimizer: Optimizer) -> list[str]:
     """The names of the optimised parameters in the optimiser's own order."""
     names = {id(p): n for n, p in network.named_parameters()}
     return [names[id(p)] for g in optimizer.param_groups for p in g["params"]]
 
 
-def optimizer_tensors(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def optimizer_tensors(network: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
     """All state as tensors named "parameter:key"; numbers become tensors of one element."""
     out = {}
     state = optimizer.state_dict()["state"]
@@ -54,7 +54,7 @@ def optimizer_tensors(network: nn.Module, optimizer: torch.optim.Optimizer) -> d
 
 
 def load_optimizer_tensors(
-    network: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
+    network: nn.Module, optimizer: Optimizer, tensors: dict[str, Tensor]
 ) -> None:
     """The reverse of `optimizer_tensors`. Errors: state of a parameter that is not optimised."""
     names = parameter_names(network, optimizer)

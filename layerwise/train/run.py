@@ -115,17 +115,8 @@ class Training:
                 checkpoint_layers(layers)
             else:
                 self.compile()
-            state = train(
-                self.network,
-                self.task,
-                feed,
-                self.optimizer,
-                self.recipe,
-                state,
-                self.machine,
-                self.hooks(log),
-                self.average,
-            )
+            around = state, self.machine, self.hooks(log), self.average
+            state = train(self.network, self.task, feed, self.optimizer, self.recipe, *around)
         finally:
             feed.close()
             log.close()
@@ -134,30 +125,22 @@ class Training:
                 layer.__dict__.pop("forward", None)  # what checkpointing put there
                 layer._compiled_call_impl = None
         self.take_best(state)
-        return Outcome(
-            state,
-            self.watch.history if self.watch else [],
-            feed.stall_seconds / max(1e-9, time.perf_counter() - started),
-            float(np.median(np.diff(self.times))) if len(self.times) > 1 else 0.0,
-            self.compiled,
-        )
+        history = self.watch.history if self.watch else []
+        stalled = feed.stall_seconds / max(1e-9, time.perf_counter() - started)
+        step = float(np.median(np.diff(self.times))) if len(self.times) > 1 else 0.0
+        return Outcome(state, history, stalled, step, self.compiled)
 
     def compile(self) -> None:
         """Compile the layers where it pays; `self.compiled` says why or why not.
 
         A resumed training does as it did before: compiled layers round in another way.
         """
-        kept, mode, seconds = (
-            self.folder / "compiled.json",
-            self.recipe.compile,
-            self.planned_seconds,
-        )
+        kept, how = self.folder / "compiled.json", (self.recipe.compile, self.planned_seconds)
         if kept.exists():
             verdict = Verdict(**json.loads(kept.read_text()))
         else:
-            verdict = whether_to_compile(
-                self.network, self.task, self.samples, self.machine, mode, seconds
-            )
+            trial = self.network, self.task, self.samples, self.machine
+            verdict = whether_to_compile(*trial, *how)
             with storage.replacing(kept, checkpoint.CURE) as path:
                 path.write_text(json.dumps(asdict(verdict)))
         if verdict.compiled:
@@ -175,10 +158,8 @@ class Training:
     # ---- checkpoints ---------------------------------------------------------------------------
 
     def save(self, state: State) -> None:
-        tensors = {
-            "model": self.network.state_dict(),
-            "optimizer": optimizer_tensors(self.network, self.optimizer),
-        }
+        learned = optimizer_tensors(self.network, self.optimizer)
+        tensors = {"model": self.network.state_dict(), "optimizer": learned}
         if self.average:
             tensors["ema"] = self.average.network.state_dict()
         if self.watch:
@@ -241,16 +222,9 @@ class Training:
             self.current = step + 1
             self.freezing.before(step)
 
-        return Hooks(
-            log=on_log,
-            evaluate=on_evaluate if self.validation else None,
-            save=self.save,
-            restore=self.restore,
-            before_step=before,
-            watch=self.watch,
-            names=self.names,
-            higher_is_better=self.task.higher_is_better,
-        )
+        evaluate = on_evaluate if self.validation else None
+        best = {"names": self.names, "higher_is_better": self.task.higher_is_better}
+        return Hooks(on_log, evaluate, self.save, self.restore, before, self.watch, **best)
 
 
 def fresh(builder: Callable[[], Network], seed: int) -> Network:

@@ -18,7 +18,7 @@ import pathlib
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,7 +32,7 @@ from layerwise.adapt.freeze import parameters_by_layer
 from layerwise.data.examples import Batch
 from layerwise.kinds.text.corpus import NO_LOSS
 from layerwise.models.network import Network
-from layerwise.planning.step import accumulate, checkpoint_layers, layers_of
+from layerwise.planning.step import accumulate, checkpoint_layers
 from layerwise.runtime import Runtime
 from layerwise.tasks.task import Task
 
@@ -83,9 +83,8 @@ class Trial:
     def cast(self, batch: Batch) -> Batch:
         """The batch as this arithmetic takes it, on the trial's device."""
         dtype = torch.float64 if self.exact else torch.float32
-        tensors = {
-            k: t.to(dtype) if t.dtype.is_floating_point else t for k, t in batch.tensors.items()
-        }
+        cast = lambda t: t.to(dtype) if t.is_floating_point() else t  # noqa: E731
+        tensors = {name: cast(t) for name, t in batch.tensors.items()}
         return Batch(tensors, batch.rows).to(self.machine.device)
 
     def gradients(self, micros: Sequence[Batch]) -> Gradients:
@@ -127,9 +126,8 @@ def differences(a: Gradients, b: Gradients) -> dict[str, float]:
 def shuffled(batch: Batch, seed: int) -> Batch:
     """The same rows in another order."""
     order = torch.randperm(len(batch), generator=runtime.generator(seed))
-    return Batch(
-        {k: t[order.to(t.device)] for k, t in batch.tensors.items()}, batch.rows[order.numpy()]
-    )
+    tensors = {name: t[order.to(t.device)] for name, t in batch.tensors.items()}
+    return Batch(tensors, batch.rows[order.numpy()])
 
 
 # ---- the ways ----------------------------------------------------------------------------------
@@ -142,7 +140,7 @@ def in_parts(trial: Trial) -> tuple[Gradients, Gradients]:
 
 
 def recomputed(trial: Trial) -> tuple[Gradients, Gradients]:
-    layers = layers_of(trial.network)
+    layers = trial.network.layers()
     try:
         checkpoint_layers(layers)
         return trial.gradients([trial.batch]), trial.base
@@ -152,7 +150,7 @@ def recomputed(trial: Trial) -> tuple[Gradients, Gradients]:
 
 
 def compiled(trial: Trial) -> tuple[Gradients, Gradients]:
-    layers = layers_of(trial.network)
+    layers = trial.network.layers()
     try:
         for layer in layers.values():
             layer.compile()
@@ -216,9 +214,8 @@ def one_rank(
     runtime.start("cpu", threads=1)
     if sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2
-    )
+    meeting = f"file://{folder}/meeting"
+    distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
     count = torch.tensor(float(sum(task.count(micro) for micro in shares[rank])))
     distributed.all_reduce(count)
     total = accumulate(network, task, shares[rank], float(count), machine.autocast)
@@ -231,13 +228,19 @@ def one_rank(
 
 
 # ---- all of them -------------------------------------------------------------------------------
+Way = Callable[[Trial], tuple[Gradients, Gradients]]
+Alone = Sequence[Batch]
+Skip = Mapping[str, str]
+NONE: Skip = {}
+
+
 def compare(
     network: Network,
     task: Task,
     batch: Batch,
     machine: Runtime,
-    alone: Sequence[Batch] = (),
-    skip: dict[str, str] | None = None,
+    alone: Alone = (),
+    skip: Skip = NONE,
 ) -> list[Pair]:
     """Every pair of ways on this network (left as it is) and batch.
 
@@ -251,7 +254,7 @@ def compare(
     def unpadded(trial: Trial) -> tuple[Gradients, Gradients]:
         return trial.gradients([trial.cast(row) for row in alone]), trial.base
 
-    ways: dict[str, Callable[[Trial], tuple[Gradients, Gradients]]] = {
+    ways: dict[str, Way] = {
         "rows in another order": reordered,
         "accumulated or one batch": in_parts,
         "packed or padded": unpadded if alone else packed,
@@ -259,7 +262,7 @@ def compare(
         "compiled or eager": compiled,
         "two ranks or one": on_two_ranks,
     }
-    reasons = reasons_to_skip(batch, bool(alone)) | (skip or {})
+    reasons = {**reasons_to_skip(batch, bool(alone)), **skip}
     pairs = [
         Pair(name, "skipped", reasons[name]) if name in reasons else judge(name, way, truth, own)
         for name, way in ways.items()
@@ -280,13 +283,12 @@ def reasons_to_skip(batch: Batch, alone: bool) -> dict[str, str]:
     return out
 
 
-def judge(name: str, way: Callable[..., Any], truth: Trial, own: Trial) -> Pair:
+def judge(name: str, way: Way, truth: Trial, own: Trial) -> Pair:
     """One pair in both arithmetics, layer by layer."""
     exact, found = (differences(*way(trial)) for trial in (truth, own))
     worst = max(found, key=lambda layer: found[layer] / own.explained[layer])
-    pair = Pair(
-        name, "same", "", worst, found[worst], own.explained[worst], max(exact.values()), found
-    )
+    seen = found[worst], own.explained[worst], max(exact.values()), found
+    pair = Pair(name, "same", "", worst, *seen)
     for trial, seen, arithmetic in ((truth, exact, "float64"), (own, found, "training")):
         beyond = [layer for layer in seen if not seen[layer] <= trial.explained[layer]]
         if beyond:

@@ -9,7 +9,7 @@ from layerwise.console import Console
 from layerwise.data.examples import Examples
 from layerwise.data.splits import split
 from layerwise.errors import DataError, OptionError
-from layerwise.fitting.run import find_base, judge_labels, open_chosen, options_of
+from layerwise.fitting.run import find_base, judge_labels, judge_of, open_chosen, options_of
 from layerwise.kinds.audit import AuditReport
 from layerwise.kinds.audit import audit as look_through
 from layerwise.settings import settings
@@ -30,10 +30,10 @@ def audit(
     report = look_through(examples, parts)
     if examples.target_kind == "class":
         learned = class_for(examples)
-        judge = find_base(chosen, examples, learned, Console(quiet=True))
+        base_found = find_base(chosen, examples, learned, Console(quiet=True))
         task = learned.of(examples, options_of(chosen))
-        rows = np.flatnonzero(report.keep)
-        judge_labels(examples, report, rows, judge, task, runtime.start(), seed)
+        judge = base_found and judge_of(base_found, task, runtime.start(), seed)
+        judge_labels(examples, report, np.flatnonzero(report.keep), seed, judge)
     return examples, report
 
 

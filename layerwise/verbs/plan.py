@@ -12,7 +12,7 @@ from layerwise.console import Console
 from layerwise.data.examples import Batch
 from layerwise.data.splits import split
 from layerwise.errors import DataError, OptionError
-from layerwise.fitting.contenders import Job
+from layerwise.fitting.job import Job
 from layerwise.fitting.ladder import start
 from layerwise.fitting.run import TRAINING_SHARE, as_task_rows, prepare_rows, understand
 from layerwise.fitting.scaling import choose_by_law
@@ -104,7 +104,7 @@ def plan_corpus(model: str, data: str, budget: str) -> Any:
     if not learned.follows_law:
         raise DataError(f"{data}: a plain text was expected; {examples.understood}")
     task = learned.of(examples, Options())
-    rows = prepare_rows(examples, learned, chosen, quiet, None, machine)
+    rows = prepare_rows(examples, chosen, quiet)
     rows, reader = as_task_rows(rows, task, None, chosen, quiet)
     left = TRAINING_SHARE * seconds(budget)
     with tempfile.TemporaryDirectory() as folder:

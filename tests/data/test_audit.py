@@ -6,9 +6,9 @@ import zlib
 
 import numpy as np
 import pytest
+from made_examples import images
 from PIL import Image
 
-from layerwise.data.examples import Examples
 from layerwise.errors import DataError
 from layerwise.kinds.audit import audit, audit_labels
 from layerwise.kinds.image import audit as audit_images
@@ -30,12 +30,8 @@ def encoded(form="PNG", seed=0, **options):
 
 
 def examples_of(inputs, targets=None, given=None, labels=("a", "b")):
-    n = len(inputs)
     names = [getattr(x, "name", f"row {i}") for i, x in enumerate(inputs)]
-    kind = "none" if targets is None else "class"
-    targets = None if targets is None else np.asarray(targets)
-    given = np.array(given if given is not None else [""] * n)
-    return Examples("image", inputs, targets, kind, labels, names, given, "", source="test data")
+    return images(inputs, targets, None, labels, names, given, "test data")
 
 
 def found(report, kind):
@@ -198,7 +194,7 @@ def test_copies_are_found_across_splits_and_with_other_labels(tmp_path):
     assert found(report, "label_conflict").names == ("train_1.png (a)", "test_1.jpg (b)")
     assert report.clean_test.tolist() == [6]
     assert report.keep.all()
-    assert report.groups.tolist() == [0, 0, 2, 3, 0, 2, 6, 3]
+    assert report.looks.groups.tolist() == [0, 0, 2, 3, 0, 2, 6, 3]
 
 
 def test_splits_given_to_the_audit_come_before_those_of_the_data():
@@ -211,10 +207,8 @@ def test_splits_given_to_the_audit_come_before_those_of_the_data():
 
 def test_targets_of_several_labels_conflict_too():
     pixels = np.stack([picture(0), picture(0)])
-    several = Examples(
-        "image", pixels, np.array([[1, 0], [1, 1]], np.uint8), "classes", ("cat", "dog"),
-        ["x", "y"], np.array(["", ""]), "",
-    )  # fmt: skip
+    targets = np.array([[1, 0], [1, 1]], np.uint8)
+    several = images(pixels, targets, "classes", ("cat", "dog"), ["x", "y"])
     assert found(audit(several), "label_conflict").names == ("x (cat)", "y (cat, dog)")
 
 

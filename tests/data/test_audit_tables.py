@@ -4,21 +4,17 @@ import gzip
 
 import numpy as np
 import pytest
+from made_examples import table
 
-from layerwise.data.examples import Examples
 from layerwise.kinds.audit import audit
 from layerwise.kinds.opening import open_data
 from layerwise.kinds.table.audit import rank_correlation
-from layerwise.kinds.table.processor import Table
 
 
 def table_examples(columns, targets, kind="class", given=None, labels=("no", "yes")):
-    n = len(targets)
-    return Examples(
-        "table", Table.of(columns), np.asarray(targets), kind, labels if kind == "class" else (),
-        [f"data.csv row {i + 2}" for i in range(n)],
-        np.array(given if given is not None else [""] * n), "", source="data.csv",
-    )  # fmt: skip
+    names = [f"data.csv row {i + 2}" for i in range(len(targets))]
+    labels = labels if kind == "class" else ()
+    return table(columns, targets, kind, labels, names, given, "data.csv")
 
 
 def found(report, kind):

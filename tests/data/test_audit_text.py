@@ -195,7 +195,7 @@ def test_real_text(shared_data):
     tagged = open_data(shared_data / "ner-wnut17")
     assert "duplicate" in {f.kind for f in audit(tagged).findings}
     maths = open_data(shared_data / "math-gsm8k")
-    asked = [row["prompt"] for row in maths.inputs]
+    asked = list(maths["prompt"])
     train, test = maths.given == "train", np.flatnonzero(maths.given == "test")
     held = [asked[i] for i in test]
     leaked = overlap([asked[i] for i in np.flatnonzero(train)], held, [str(i) for i in test])

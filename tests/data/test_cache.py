@@ -7,9 +7,9 @@ import shutil
 
 import numpy as np
 import pytest
+from made_examples import images
 from PIL import Image
 
-from layerwise.data.examples import Examples
 from layerwise.errors import DataError, StorageError
 from layerwise.kinds.image import cache as cache_module
 from layerwise.kinds.image.cache import PixelCache
@@ -21,9 +21,7 @@ SIZES = [(40, 60), (60, 40), (30, 30), (26, 90), (50, 50)]
 
 
 def make_examples(inputs, names=None):
-    names = names or [f"row {i}" for i in range(len(inputs))]
-    given, targets = np.full(len(inputs), ""), np.arange(len(inputs)) % 2
-    return Examples("image", inputs, targets, "class", ("a", "b"), names, given, "")
+    return images(inputs, np.arange(len(inputs)) % 2, names=names)
 
 
 @pytest.fixture
@@ -42,7 +40,7 @@ def photos(tmp_path):
 def test_evaluation_pixels_are_the_processors(photos, tmp_path, threads):
     cache = PixelCache(photos, PROCESSOR, tmp_path / "c", threads=threads)
     rows = np.array([3, 0, 3])
-    expected = np.stack([PROCESSOR.pixels(photos.inputs[i]) for i in rows])
+    expected = np.stack([PROCESSOR.pixels(photos["image"][i]) for i in rows])
     assert np.array_equal(cache.gather(rows), expected)
     assert cache.uniform
     assert cache.bytes == 5 * 24 * 24 * 3 == cache.path.stat().st_size
@@ -50,11 +48,11 @@ def test_evaluation_pixels_are_the_processors(photos, tmp_path, threads):
 
 def test_whole_images_keep_their_aspect_and_are_never_enlarged(photos, tmp_path):
     cache = PixelCache(photos, PROCESSOR, tmp_path, short_side=32)
-    images = cache.gather(np.arange(5))
+    gathered = cache.gather(np.arange(5))
     assert not cache.uniform
-    shapes = [tuple(i.shape[:2]) for i in images]
+    shapes = [tuple(i.shape[:2]) for i in gathered]
     assert shapes == [(32, 48), (48, 32), (30, 30), (26, 90), (32, 32)]
-    assert np.array_equal(images[3], np.asarray(Image.open(photos.inputs[3])))
+    assert np.array_equal(gathered[3], np.asarray(Image.open(photos["image"][3])))
 
 
 def test_a_second_run_decodes_nothing(photos, tmp_path, monkeypatch):
@@ -84,7 +82,7 @@ def test_mean_and_std_share_a_store_but_geometry_does_not(photos, tmp_path):
 
 def test_a_changed_file_is_decoded_again(photos, tmp_path):
     PixelCache(photos, PROCESSOR, tmp_path / "c")
-    path, times = photos.inputs[2], os.stat(photos.inputs[2])
+    path, times = photos["image"][2], os.stat(photos["image"][2])
     pixels = 255 - np.asarray(Image.open(path))
     Image.fromarray(pixels).save(path)
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # as some copying tools do
@@ -94,7 +92,7 @@ def test_a_changed_file_is_decoded_again(photos, tmp_path):
 
 
 def test_bytes_arrays_and_repeated_rows(tmp_path, photos):
-    raw = [p.read_bytes() for p in photos.inputs] * 2
+    raw = [p.read_bytes() for p in photos["image"]] * 2
     cache = PixelCache(make_examples(raw), PROCESSOR, tmp_path)
     assert cache.bytes == 5 * 24 * 24 * 3  # equal rows are stored once
     assert np.array_equal(cache.gather(np.array([1]))[0], cache.gather(np.array([6]))[0])
@@ -105,13 +103,13 @@ def test_bytes_arrays_and_repeated_rows(tmp_path, photos):
 
 @pytest.mark.parametrize("shape", [(6, 24, 24, 3), (6, 24, 24, 1), (6, 24, 24)])
 def test_arrays_of_the_right_size_need_no_file(tmp_path, shape):
-    images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    images.flags.writeable = False  # as arrays over a file's bytes are
+    pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    pixels.flags.writeable = False  # as arrays over a file's bytes are
     processor = ImageProcessor((24, 24), 24)
-    cache = PixelCache(make_examples(images), processor, tmp_path / "never")
+    cache = PixelCache(make_examples(pixels), processor, tmp_path / "never")
     assert cache.path is None
     assert not (tmp_path / "never").exists()
-    expected = np.stack([processor.pixels(images[i]) for i in (5, 0)])
+    expected = np.stack([processor.pixels(pixels[i]) for i in (5, 0)])
     assert np.array_equal(cache.gather(np.array([5, 0])), expected)
 
 
@@ -131,11 +129,11 @@ def test_a_store_that_is_damaged_is_built_again(photos, tmp_path):
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_an_unreadable_row_is_named_and_leaves_nothing(photos, tmp_path, threads):
-    photos.inputs[3].write_bytes(b"words")
+    photos["image"][3].write_bytes(b"words")
     with pytest.raises(DataError, match=r"3\.png.*not an image"):
         PixelCache(photos, PROCESSOR, tmp_path / "c", threads=threads)
     assert list((tmp_path / "c").iterdir()) == []
-    photos.inputs[3].unlink()
+    photos["image"][3].unlink()
     with pytest.raises(DataError, match=r"3\.png.*cannot be opened"):
         PixelCache(photos, PROCESSOR, tmp_path / "c")
 

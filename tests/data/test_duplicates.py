@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageFilter
 
+from layerwise.data.groups import groups_of
 from layerwise.kinds.image.audit import with_thumbnail
-from layerwise.kinds.image.duplicates import groups_of, near_duplicates
+from layerwise.kinds.image.duplicates import near_duplicates
 
 
 def photographs(n, seed=0):

@@ -24,11 +24,11 @@ def processor() -> EachProcessor:
 def test_each_text_is_as_by_itself(processor: EachProcessor):
     rows = [{"text_a": WORDS[0], "text_b": WORDS[3]}, {"text_a": WORDS[2], "text_b": WORDS[1]}]
     batch = processor(rows)
-    assert batch["inputs"].shape == batch["mask"].shape == (2, 2, 6)
+    assert batch["tokens"].shape == batch["mask"].shape == (2, 2, 6)
     for b, row in enumerate(rows):
         for k, text in enumerate(row.values()):
             alone = processor.tokenizer.encode_batch([text], max_length=6)[0]
-            assert batch["inputs"][b, k][batch["mask"][b, k]].tolist() == alone
+            assert batch["tokens"][b, k][batch["mask"][b, k]].tolist() == alone
     encoded = processor.encode(rows)
     assert [processor.length(row) for row in encoded] == [6, 6]
 
@@ -47,8 +47,8 @@ def test_equal_texts_share_their_number_and_absent_ones_have_none(processor: Eac
 
 
 def test_bare_texts_tuples_and_other_fields(processor: EachProcessor):
-    assert processor(["it rains", "birds fly"])["inputs"].shape[:2] == (2, 1)
-    assert processor([("it rains", "birds fly")])["inputs"].shape[:2] == (1, 2)
+    assert processor(["it rains", "birds fly"])["tokens"].shape[:2] == (2, 1)
+    assert processor([("it rains", "birds fly")])["tokens"].shape[:2] == (1, 2)
     with pytest.raises(DataError, match="not rows of prompt, completion"):
         processor.encode([{"prompt": "a", "completion": "b"}])
     with pytest.raises(DataError, match="rows of 1 and of 2 texts"):
@@ -78,8 +78,8 @@ def test_nli_becomes_triples(tmp_path: Path):
         (B, "the dogs are brothers", "neutral"),
     ]
     found = matches(nli(tmp_path, rows))
-    assert found.form == "triples"
-    assert [tuple(row.values()) for row in found.inputs] == [
+    assert list(found.fields) == ["anchor", "positive", "negative"]
+    assert [tuple(row.values()) for row in found.rows()] == [
         (A, "somebody makes music", "nobody makes a sound"),
         (A, "a person has a guitar", "nobody makes a sound"),
         (B, "there are animals outside", ""),
@@ -92,7 +92,7 @@ def test_nli_becomes_triples(tmp_path: Path):
 def test_without_a_contradiction_they_stay_pairs(tmp_path: Path):
     rows = [(A, "somebody makes music", "entailment"), (B, "the dogs are brothers", "neutral")] * 2
     found = matches(nli(tmp_path, rows))
-    assert found.form == "pairs"
+    assert list(found.fields) == ["text_a", "text_b"]
     assert len(found) == 2
 
 

@@ -10,9 +10,9 @@ import tarfile
 
 import numpy as np
 import pytest
-from layerwise.kinds.image.pickles import read_pickle
 
 from layerwise.data.examples import Examples
+from layerwise.data.pickles import read_pickle
 from layerwise.errors import DataError
 from layerwise.kinds.opening import open_data
 
@@ -47,7 +47,7 @@ def test_mnist_as_published(tmp_path, ending):
         (tmp_path / f"{part}-images-idx3-ubyte{ending}").write_bytes(pack(idx(x[rows])))
         (tmp_path / f"{part}-labels-idx1-ubyte{ending}").write_bytes(pack(idx(y[rows])))
     opened = open_data(tmp_path)
-    assert np.array_equal(opened.inputs, x)
+    assert np.array_equal(opened["image"], x)
     assert opened.given.tolist() == ["train"] * 6 + ["test"] * 3
     assert opened.targets.tolist() == y.tolist()
     assert opened.labels == ("0", "1", "2")
@@ -104,7 +104,7 @@ def test_npz_with_splits_and_class_names(tmp_path, names):
     assert opened.labels == ("ape", "cow", "zebra")
     assert [opened.labels[t] for t in opened.targets[:3]] == ["zebra", "ape", "cow"]
     assert opened.given.tolist() == ["train"] * 7 + ["test"] * 3
-    assert np.array_equal(opened.inputs, x)
+    assert np.array_equal(opened["image"], x)
     assert open_data(tmp_path).labels == opened.labels  # the folder, too
 
 
@@ -127,9 +127,9 @@ def test_npz_pixels_of_any_layout_and_type(tmp_path, make, shape):
     x[0, 0, 0] = 0
     x[0, 0, 1] = 255
     opened = open_data(npz(tmp_path / "a.npz", x=make(x), y=np.arange(8) % 2))
-    assert opened.inputs.dtype == np.uint8
-    assert opened.inputs.shape == shape
-    assert np.array_equal(opened.inputs, x if len(shape) == 4 else x[..., 0])
+    assert opened["image"].dtype == np.uint8
+    assert opened["image"].shape == shape
+    assert np.array_equal(opened["image"], x if len(shape) == 4 else x[..., 0])
 
 
 def test_npz_targets_of_every_kind(tmp_path):
@@ -148,11 +148,11 @@ def test_npz_of_rows_is_a_table(tmp_path):
     x = RANDOM.normal(size=(30, 4))
     x[3, 2], x[4, 1] = np.inf, np.nan
     opened = open_data(npz(tmp_path / "a.npz", X=x, y=np.arange(30) % 2))
-    assert (opened.kind, opened.inputs.columns) == ("table", ("x0", "x1", "x2", "x3"))
-    assert opened.inputs[3]["x2"] is None
+    assert (opened.kind, opened["table"].columns) == ("table", ("x0", "x1", "x2", "x3"))
+    assert opened["table"][3]["x2"] is None
     assert [f.names for f in opened.findings if f.kind == "infinite"] == [("row[3]",)]
     flat = open_data(npz(tmp_path / "b.npz", X=pixels(8, 16), y=np.arange(8) % 2), kind="image")
-    assert flat.inputs.shape == (8, 4, 4)
+    assert flat["image"].shape == (8, 4, 4)
 
 
 def test_npz_of_different_lengths(tmp_path):
@@ -244,7 +244,7 @@ def six():
 
 def check_cifar(opened: Examples, six):
     x, y = six
-    assert np.array_equal(opened.inputs, x)
+    assert np.array_equal(opened["image"], x)
     assert [opened.labels[t] for t in opened.targets] == [("plane", "car")[i] for i in y]
     assert opened.given.tolist() == ["train"] * 4 + ["test"] * 2
     assert "CIFAR-10" in opened.understood
@@ -303,7 +303,7 @@ def test_one_cifar_batch(tmp_path, six):
     python_cifar(tmp_path, *six)
     opened = open_data(tmp_path / "data_batch_1", learn=False)
     assert (len(opened), opened.labels, opened.given.tolist()) == (2, ("car", "plane"), ["", ""])
-    assert np.array_equal(opened.inputs, six[0][:2])
+    assert np.array_equal(opened["image"], six[0][:2])
 
 
 def test_truncated_cifar(tmp_path, six):
@@ -401,7 +401,7 @@ def test_plain_data_comes_back():
 def test_mnist_of_the_data_folder(shared_data):
     opened = open_data(shared_data / "mnist")
     assert (len(opened), len(opened.labels)) == (70_000, 10)
-    assert opened.inputs.shape == (70_000, 28, 28)
+    assert opened["image"].shape == (70_000, 28, 28)
     assert np.bincount(opened.targets[opened.given == "test"]).tolist() == [
         980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009,
     ]  # fmt: skip

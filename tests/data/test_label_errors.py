@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from layerwise.data import label_errors
 from layerwise.errors import DataError
+from layerwise.kinds import label_errors
+from layerwise.kinds.image.duplicates import COSINES, pixel_features
 
 
 def blobs(n=600, d=20, c=4, gap=2.0, seed=0):
@@ -105,8 +106,8 @@ def test_features_of_pixels_tell_digits_apart():
 
     x, y = (part[:900] for part in load_digits(return_X_y=True))
     grey = np.repeat(np.repeat(x.reshape(-1, 8, 8), 4, 1), 4, 2) * 15
-    features = label_errors.pixel_features(grey.astype(np.uint8), np.zeros((len(x), 4, 4, 3)))
-    assert features.shape == (len(x), label_errors.COSINES)
+    features = pixel_features(grey.astype(np.uint8), np.zeros((len(x), 4, 4, 3)))
+    assert features.shape == (len(x), COSINES)
     p = label_errors.out_of_fold(features, y)
     assert (p.argmax(1) == y).mean() > 0.95
 

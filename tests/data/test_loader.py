@@ -6,15 +6,20 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from layerwise.data.sources import TOKENS, Texts, images_at_once
+from made_examples import images
 from PIL import Image
 
 from layerwise.data import loader
 from layerwise.data.examples import Batch, Examples
 from layerwise.data.loader import Batches, Prefetch, in_order
 from layerwise.errors import DataError, OptionError, StorageError
-from layerwise.kinds.image.augment import Augment
+from layerwise.kinds.image.augment import Augment, augment_named
 from layerwise.kinds.image.processor import ImageProcessor
+from layerwise.kinds.image.source import Images, images_at_once
+from layerwise.kinds.text.source import TOKENS, Texts
+from layerwise.tasks import task_for
+from layerwise.tasks.classify import Classify
+from layerwise.tasks.feed import Feed
 
 PROCESSOR = ImageProcessor((16, 16), 16)
 LARGE = ImageProcessor((80, 80), 92)  # more than a thumbnail: presets cut and resize
@@ -22,15 +27,21 @@ LARGE = ImageProcessor((80, 80), 92)  # more than a thumbnail: presets cut and r
 
 def digits(n=23, kind="class"):
     rng = np.random.default_rng(1)
-    images = rng.integers(0, 256, (n, 16, 16, 3), np.uint8)
+    pixels = rng.integers(0, 256, (n, 16, 16, 3), np.uint8)
     targets = {
         "class": rng.integers(0, 4, n),
         "classes": rng.integers(0, 2, (n, 4)).astype(np.uint8),
         "number": rng.normal(size=n),
         "none": None,
     }[kind]
-    names, given = [f"row {i}" for i in range(n)], np.full(n, "")
-    return Examples("image", images, targets, kind, tuple("abcd"), names, given, "")
+    return images(pixels, targets, kind, "abcd")
+
+
+def feed(examples, processor=PROCESSOR, augment=None, **options):
+    """Rows for a loader. augment: a name, too."""
+    task = Classify(("a", "b")) if examples.targets is None else task_for(examples)
+    augment = augment_named(augment) if isinstance(augment, str) else augment
+    return Feed(task, examples, {examples.kind: processor}, augment, **options)
 
 
 @pytest.fixture
@@ -41,8 +52,7 @@ def photos(tmp_path):
         paths.append(tmp_path / f"{i}.jpg")
         size = rng.integers(90, 150, 2)
         Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(paths[-1])
-    names, given = [p.name for p in paths], np.full(10, "")
-    return Examples("image", paths, np.arange(10) % 2, "class", ("a", "b"), names, given, "")
+    return images(paths, np.arange(10) % 2, names=[p.name for p in paths])
 
 
 def same(a: Batch, b: Batch) -> bool:
@@ -56,16 +66,15 @@ def same(a: Batch, b: Batch) -> bool:
 # ---- what a batch is -----------------------------------------------------------------------------
 
 
-def test_inputs_are_normalised_and_channels_last():
-    batch = Batches(digits(), PROCESSOR, None, 8)[0]
-    assert batch["inputs"].shape == (8, 3, 16, 16)
-    assert batch["inputs"].is_contiguous(memory_format=torch.channels_last)
-    expected = PROCESSOR([digits().inputs[i] for i in batch.rows])
-    assert torch.equal(batch["inputs"], expected)
+def test_images_are_normalised_and_channels_last():
+    batch = Batches(feed(digits()), 8)[0]
+    assert batch["image"].shape == (8, 3, 16, 16)
+    assert batch["image"].is_contiguous(memory_format=torch.channels_last)
+    expected = PROCESSOR([digits()["image"][i] for i in batch.rows])
+    assert torch.equal(batch["image"], expected)
     assert torch.equal(batch["targets"], torch.from_numpy(digits().targets[batch.rows]))
-    assert Batches(digits(), PROCESSOR, None, 8, dtype=torch.bfloat16)[0]["inputs"].dtype == (
-        torch.bfloat16
-    )
+    half = Batches(feed(digits(), dtype=torch.bfloat16), 8)[0]
+    assert half["image"].dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize(
@@ -77,18 +86,19 @@ def test_inputs_are_normalised_and_channels_last():
     ],
 )
 def test_targets_of_each_kind(kind, shape, dtype):
-    targets = Batches(digits(kind=kind), PROCESSOR, None, 8)[0]["targets"]
+    targets = Batches(feed(digits(kind=kind)), 8)[0]["targets"]
     assert targets.shape == shape
     assert targets.dtype == dtype
 
 
 def test_images_without_targets_have_none():
-    assert "targets" not in Batches(digits(kind="none"), PROCESSOR, None, 8)[0].tensors
-    assert all("targets" not in b.tensors for b in in_order(digits(kind="none"), PROCESSOR, 8))
+    bare = feed(digits(kind="none"))
+    assert "targets" not in Batches(bare, 8)[0].tensors
+    assert all("targets" not in b.tensors for b in in_order(bare, 8))
 
 
 def test_an_epoch_has_each_row_once_and_drops_the_last_part():
-    batches = Batches(digits(23), PROCESSOR, None, 5)
+    batches = Batches(feed(digits(23)), 5)
     assert batches.steps_per_epoch == 4
     for epoch in range(3):
         rows = np.concatenate([batches.rows(epoch * 4 + i) for i in range(4)])
@@ -101,13 +111,13 @@ def test_an_epoch_has_each_row_once_and_drops_the_last_part():
 
 
 def test_fewer_rows_than_a_batch():
-    batches = Batches(digits(3), PROCESSOR, None, 64)
+    batches = Batches(feed(digits(3)), 64)
     assert batches.steps_per_epoch == 1
     assert sorted(batches[7].rows) == [0, 1, 2]
 
 
 def test_mixed_targets_are_shares():
-    targets = Batches(digits(), PROCESSOR, Augment(mixup=1.0), 8)[0]["targets"]
+    targets = Batches(feed(digits(), augment=Augment(mixup=1.0)), 8)[0]["targets"]
     assert targets.shape == (8, 4)
     torch.testing.assert_close(targets.sum(1), torch.ones(8))
 
@@ -117,7 +127,7 @@ def test_mixed_targets_are_shares():
 
 @pytest.mark.parametrize("augment", ["none", "light", "flip_crop", "full"])
 def test_a_step_is_the_same_after_resuming_there(augment):
-    make = lambda seed=3: Batches(digits(), PROCESSOR, augment, 5, seed)  # noqa: E731
+    make = lambda seed=3: Batches(feed(digits(), augment=augment), 5, seed)  # noqa: E731
     run = make()
     straight = [run[s] for s in range(12)]
     resumed = make()
@@ -129,23 +139,24 @@ def test_a_step_is_the_same_after_resuming_there(augment):
 
 @pytest.mark.parametrize("augment", ["light", "full"])
 def test_photographs_are_the_same_for_any_threads_and_cache(photos, tmp_path, augment):
-    reference = Batches(photos, LARGE, augment, 4, cache_dir=tmp_path / "a")
+    make = lambda **options: Batches(feed(photos, LARGE, augment, **options), 4)  # noqa: E731
+    reference = make(cache_dir=tmp_path / "a")
     for threads, folder in ((3, "b"), (2, "a")):
-        other = Batches(photos, LARGE, augment, 4, cache_dir=tmp_path / folder, threads=threads)
+        other = make(cache_dir=tmp_path / folder, threads=threads)
         with Prefetch(other) as ahead:
             assert all(same(ahead[s], reference[s]) for s in range(5))
     before = torch.get_num_threads()
     torch.set_num_threads(2)
-    assert all(same(Batches(photos, LARGE, augment, 4)[s], reference[s]) for s in (0, 3))
+    assert all(same(make()[s], reference[s]) for s in (0, 3))
     torch.set_num_threads(before)
 
 
 def test_alternating_flip_through_the_loader():
-    batches = Batches(digits(8), PROCESSOR, Augment(flip="alternate"), 8)
+    batches = Batches(feed(digits(8), augment=Augment(flip="alternate")), 8)
     seen = []
     for epoch in range(3):
         batch = batches[epoch]
-        seen.append(batch["inputs"][torch.from_numpy(np.argsort(batch.rows))])
+        seen.append(batch["image"][torch.from_numpy(np.argsort(batch.rows))])
     assert torch.equal(seen[0], seen[2])
     assert torch.equal(seen[0], seen[1].flip(3))
 
@@ -154,7 +165,7 @@ def test_the_loader_leaves_the_global_generators_alone():
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    _ = Batches(digits(), PROCESSOR, "full", 8)[2]
+    _ = Batches(feed(digits(), augment="full"), 8)[2]
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -245,19 +256,18 @@ def test_prefetching_leaves_the_trainers_threads_alone():
 @pytest.mark.parametrize("cached", [True, False])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_in_order_gives_every_row_once_exactly(photos, cached, threads):
-    batches = list(in_order(photos, LARGE, 4, threads=threads, cached=cached))
+    batches = list(in_order(feed(photos, LARGE, threads=threads, cached=cached), 4))
     assert [len(b) for b in batches] == [4, 4, 2]
     assert np.concatenate([b.rows for b in batches]).tolist() == list(range(10))
-    inputs = torch.cat([b["inputs"] for b in batches])
-    assert torch.equal(inputs, LARGE(photos.inputs))
+    assert torch.equal(torch.cat([b["image"] for b in batches]), LARGE(photos["image"]))
     assert torch.cat([b["targets"] for b in batches]).tolist() == photos.targets.tolist()
 
 
 class Words:
     """A processor whose texts are token numbers already."""
 
-    def encode(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
-        return inputs
+    def encode(self, rows: list[dict[str, np.ndarray]]) -> list[np.ndarray]:
+        return [row["text"] for row in rows]
 
     def length(self, row: np.ndarray) -> int:
         return len(row)
@@ -268,7 +278,7 @@ class Words:
 def test_texts_looked_at_together_have_few_tokens(longest: int, times: int):
     rng = np.random.default_rng(0)
     rows = [np.zeros(n, int) for n in rng.integers(1, longest, 300)]
-    bare = Examples("text", rows, None, "none", (), [""] * 300, np.full(300, ""), "")
+    bare = Examples({"text": rows}, {"text": "text"}, [""] * 300, np.full(300, ""))
     source = Texts(bare, Words())
     parts = source.parts(times=times)
     assert sorted(np.concatenate(parts).tolist()) == list(range(300))
@@ -285,31 +295,31 @@ def test_images_looked_at_together_have_few_pixels():
 
 
 def test_in_order_may_be_left_early():
-    for batch in in_order(digits(), PROCESSOR, 5):
+    for batch in in_order(feed(digits()), 5):
         assert len(batch) == 5
         break
 
 
 def test_no_rows():
-    none = digits().subset(np.array([], int))
-    assert list(in_order(none, PROCESSOR, 4)) == []
+    none = feed(digits().subset(np.array([], int)))
+    assert list(in_order(none, 4)) == []
     with pytest.raises(DataError, match="no rows"):
-        Batches(none, PROCESSOR)
+        Batches(none)
     for batch_size in (0, -1):
         with pytest.raises(OptionError, match="at least 1"):
-            Batches(digits(), PROCESSOR, batch_size=batch_size)
+            Batches(feed(digits()), batch_size)
     with pytest.raises(OptionError, match="at least 1"):
-        list(in_order(digits(), PROCESSOR, -1))
+        list(in_order(feed(digits()), -1))
 
 
 def test_errors_reach_the_caller(photos, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="LAYERWISE_CACHE"):
-        Batches(photos, LARGE, cache_dir=tmp_path / "file" / "below")
-    photos.inputs[6].write_bytes(b"")
+        feed(photos, LARGE, cache_dir=tmp_path / "file" / "below")
+    photos["image"][6].write_bytes(b"")
     for cached in (True, False):
         with pytest.raises(DataError, match=r"6\.jpg"):
-            list(in_order(photos, LARGE, 4, cached=cached))
+            list(in_order(feed(photos, LARGE, cached=cached), 4))
 
 
 # ---- tables --------------------------------------------------------------------------------------
@@ -325,34 +335,35 @@ class Columns(list):
 def test_tables_become_one_tensor_once():
     rows = Columns([float(i), float(-i)] for i in range(10))
     names, given = [f"t.csv row {i}" for i in range(10)], np.full(10, "")
-    examples = Examples("table", rows, np.arange(10.0), "number", (), names, given, "")
+    examples = Examples(
+        {"table": rows}, {"table": "table"}, names, given, "", np.arange(10.0), "number"
+    )
     calls = []
 
     def processor(inputs):
         calls.append(len(inputs))
         return torch.tensor(list(inputs)).reshape(-1, 2)
 
-    batches = Batches(examples, processor, None, 4, seed=1)
+    batches = Batches(feed(examples, processor), 4, seed=1)
     for step in range(5):
         batch = batches[step]
-        assert batch["inputs"][:, 0].tolist() == batch.rows.tolist()
+        assert batch["table"][:, 0].tolist() == batch.rows.tolist()
         assert batch["targets"].tolist() == batch.rows.tolist()
     assert calls == [10]
-    ordered = torch.cat([b["inputs"] for b in in_order(examples, processor, 3)])
+    ordered = torch.cat([b["table"] for b in in_order(feed(examples, processor), 3)])
     assert ordered[:, 0].tolist() == list(range(10))
 
 
 @pytest.mark.data
 def test_real_photographs_end_to_end(shared_data, tmp_path):
     paths = sorted((shared_data / "hymenoptera/train").glob("*/*.jpg"))[::12]
-    names = [p.name for p in paths]
-    targets, given = (
-        np.array([p.parent.name == "bees" for p in paths]).astype(int),
-        np.full(len(paths), ""),
-    )
-    examples = Examples("image", paths, targets, "class", ("ants", "bees"), names, given, "")
-    batches = Batches(examples, ImageProcessor(), "light", 8, cache_dir=tmp_path)
+    targets = np.array([p.parent.name == "bees" for p in paths]).astype(int)
+    examples = images(paths, targets, labels=("ants", "bees"), names=[p.name for p in paths])
+    made = feed(examples, ImageProcessor(), "light", cache_dir=tmp_path)
+    batches = Batches(made, 8)
     with Prefetch(batches) as ahead:
         assert same(ahead[1], batches[1])
-    assert batches.source.cache is not None
-    assert 0 < batches.source.cache.bytes < len(paths) * 260 * 600 * 3
+    (source,) = made.sources
+    assert isinstance(source, Images)
+    assert source.cache is not None
+    assert 0 < source.cache.bytes < len(paths) * 260 * 600 * 3

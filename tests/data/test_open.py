@@ -63,7 +63,7 @@ def test_class_folders(tmp_path):
     assert (opened.kind, opened.target_kind, len(opened)) == ("image", "class", 8)
     assert opened.understood == "8 images in 4 class folders"
     assert opened.labels[opened.targets[0]] == opened.names[0].split("/")[0]
-    assert all(isinstance(path, Path) and path.exists() for path in opened.inputs)
+    assert all(isinstance(path, Path) and path.exists() for path in opened["image"])
     assert opened.given.tolist() == [""] * 8
 
 
@@ -121,7 +121,7 @@ def test_what_systems_leave_behind_is_ignored_and_other_files_are_listed(tmp_pat
     write(tmp_path / "README.md", "x")
     opened = open_data(tmp_path)
     assert len(opened) == 6
-    [finding] = [f for f in opened.findings if f.kind == "not_an_image"]
+    [finding] = [f for f in opened.findings if f.kind == "unused"]
     assert set(finding.names) == {"cat/notes.txt", "README.md"}
 
 
@@ -295,9 +295,9 @@ def test_parquet_of_the_hub(tmp_path):
     assert animals == ["wolf", "ape", "wolf", "ape", "wolf", "ape", "ape"]
     assert "8 images held in 3 Parquet files, 2 classes" in opened.understood
     assert "no label" in found(opened, "unlabelled")
-    assert opened.inputs[0].startswith(b"\x89PNG")
+    assert opened["image"][0].startswith(b"\x89PNG")
     part = opened.subset(np.array([2, 0]))
-    assert part.inputs[1] == opened.inputs[0]
+    assert part["image"][1] == opened["image"][0]
 
 
 def test_parquet_without_names_and_plain_bytes(tmp_path):
@@ -336,7 +336,7 @@ def test_empty_folder(tmp_path):
 
 def test_empty_file_and_unknown_kind(tmp_path):
     refused(write(tmp_path / "a.csv", ""), "a.csv' is empty", "again")
-    refused(write(tmp_path / "a.docx", "x"), "a.docx' is of no kind", "expected class folders")
+    refused(write(tmp_path / "a.docx", "x"), "a.docx' is not of a kind", "expected class folders")
     refused(write(tmp_path / "a.zip", "x"), "Unpack the archive")
     with pytest.raises(OptionError, match="did you mean 'image'"):
         open_data(tmp_path, kind="images")
@@ -380,7 +380,7 @@ def test_metadata_names_files_that_do_not_exist(tmp_path):
     photos(tmp_path, 2)
     rows = "".join(f"img/p{i}.png,{'ab'[i % 2]}\n" for i in range(6))
     write(tmp_path / "metadata.csv", "file_name,label\n" + rows)
-    refused(tmp_path, "6 files, of which 6 do not exist", "metadata.csv row 2: img/p0.png", "mend")
+    refused(tmp_path, "6 files, of which 6 do not exist", "metadata.csv row 2: img/p0.png", "fix")
 
 
 def test_metadata_split_of_another_word(tmp_path):
@@ -395,9 +395,9 @@ def test_jsonl_row_that_does_not_parse(tmp_path):
     write(
         tmp_path / "metadata.jsonl", '{"file_name": "p0.png", "label": "a"}\n\n{"file_name": p1}\n'
     )
-    refused(tmp_path, "metadata.jsonl line 3 is no JSON object", "each line should be")
+    refused(tmp_path, "metadata.jsonl line 3 is not a JSON object", "each line should be")
     write(tmp_path / "metadata.jsonl", '["p0.png", "a"]\n')
-    refused(tmp_path, "metadata.jsonl line 1 is no JSON object")
+    refused(tmp_path, "metadata.jsonl line 1 is not a JSON object")
 
 
 def test_class_folders_and_loose_files_mixed(tmp_path):

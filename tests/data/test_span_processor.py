@@ -47,8 +47,8 @@ def test_in_a_long_context_the_target_stands_where_it_may_start(wordpiece: Token
     tensors = SpanProcessor(wordpiece, 48, token_types=True)(
         [row(LONG, answer, f"What does line {number} tell of?"), row(CONTEXT, "1888")]
     )
-    assert tensors["inputs"].ndim == 3
-    assert tensors["inputs"].shape[-1] == 48
+    assert tensors["tokens"].ndim == 3
+    assert tensors["tokens"].shape[-1] == 48
     assert said(tensors, 0, LONG) == answer
     assert said(tensors, 1, CONTEXT) == "1888"
     first = tensors["targets"][0, 0]
@@ -79,7 +79,7 @@ def test_windows_are_those_of_transformers(wordpiece: Tokenizer):
         return_overflowing_tokens=True, return_offsets_mapping=True, padding=True,
     )  # fmt: skip
     got = SpanProcessor(wordpiece, 64)([row(LONG, "Line 3")])
-    assert got["inputs"][0].tolist() == want["input_ids"]
+    assert got["tokens"][0].tolist() == want["input_ids"]
     for k, ids in enumerate(want["input_ids"]):
         inside = [s == 1 for s in want.sequence_ids(k)]
         assert got["ends"][0, k].tolist() == inside

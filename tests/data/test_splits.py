@@ -6,12 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made_examples import images as images_of
+from made_examples import table as table_of
 
 from layerwise.data.examples import Examples
 from layerwise.data.splits import content_hashes, split
+from layerwise.data.table import Table
 from layerwise.errors import OptionError
 from layerwise.kinds.opening import open_data
-from layerwise.kinds.table.processor import Table
 
 
 def images(targets, kind="class", given=None, same=None) -> Examples:
@@ -21,9 +23,7 @@ def images(targets, kind="class", given=None, same=None) -> Examples:
     same = np.arange(n) if same is None else np.asarray(same)
     pixels = np.zeros((n, 3, 3), np.uint8)
     pixels[:, 0, 0], pixels[:, 0, 1] = same % 256, same // 256
-    labels = tuple("abcdefghij")
-    given = np.full(n, "", "U5") if given is None else np.array(given, "U5")
-    return Examples("image", pixels, targets, kind, labels, [f"r{i}" for i in range(n)], given, "")
+    return images_of(pixels, targets, kind, "abcdefghij", given=given)
 
 
 def check_partition(parts, n: int):
@@ -142,8 +142,7 @@ def test_shares_that_leave_nothing_are_refused():
 
 
 def hashes_of(inputs) -> list[bytes]:
-    n = len(inputs)
-    return content_hashes(Examples("image", inputs, None, "none", (), [""] * n, np.full(n, ""), ""))
+    return content_hashes((table_of if isinstance(inputs, Table) else images_of)(inputs))
 
 
 def test_files_are_hashed_by_their_bytes_not_their_names(tmp_path):
@@ -180,7 +179,7 @@ def test_rows_are_hashed_by_their_cells():
 def test_sixty_thousand_small_pictures_take_few_calls_each():
     pixels = np.random.default_rng(0).integers(0, 256, (60_000, 32, 32, 3), np.uint8)
     examples = images(np.arange(60_000) % 10)
-    examples.inputs = pixels
+    examples.fields["image"] = pixels
     calls = Counter()
     sys.setprofile(lambda frame, event, what: calls.update([event]))
     try:

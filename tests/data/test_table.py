@@ -9,12 +9,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from made_examples import table as table_examples
 from pyarrow import parquet
 
 from layerwise.data.examples import Examples
+from layerwise.data.table import Table
 from layerwise.errors import DataError
 from layerwise.kinds.opening import open_data
-from layerwise.kinds.table.processor import Table, TableProcessor
+from layerwise.kinds.table.processor import TableProcessor
 
 
 def write(path, text: str):
@@ -38,7 +40,7 @@ def found(examples: Examples, kind: str) -> str:
 
 
 def column(examples: Examples, name: str) -> list:
-    return examples.inputs.column(name).to_pylist()
+    return examples["table"].column(name).to_pylist()
 
 
 # -- reading --------------------------------------------------------------------------------------
@@ -105,8 +107,8 @@ def test_cells_are_numbers_dates_text_or_missing(tmp_path):
     assert column(opened, "e")[3] == datetime.datetime(2021, 6, 5)
     missing = {name: column(opened, name).index(None) for name in "ndce"}
     assert missing == {"n": 1, "d": 2, "c": 1, "e": 2}
-    assert opened.inputs[1]["b"] == "false"
-    assert opened.inputs[-1] == opened.inputs.take([3])[0]
+    assert opened["table"][1]["b"] == "false"
+    assert opened["table"][-1] == opened["table"].take([3])[0]
 
 
 def test_words_among_numbers_and_ambiguous_dates_are_said(tmp_path):
@@ -126,12 +128,12 @@ def test_columns_without_use_are_dropped_with_a_note(tmp_path):
         30, lambda i: f"{i},{900 - 7 * i},person {i},,1,{i % 7}.5,{i % 2}"
     )
     opened = open_data(write(tmp_path / "a.csv", text))
-    assert opened.inputs.columns == ("x",)
+    assert opened["table"].columns == ("x",)
     said = found(opened, "dropped_column")
     for name in ("column_1", "user_id", "name", "empty", "same"):
         assert f"column '{name}' was dropped" in said
     few = open_data(write(tmp_path / "a.csv", "name,x,y\nann,1.5,0\nbob,2,1\ncy,3,0\n"))
-    assert "name" in few.inputs.columns  # among three rows, different names prove nothing
+    assert "name" in few["table"].columns  # among three rows, different names prove nothing
 
 
 def test_files_without_a_header(tmp_path):
@@ -148,7 +150,7 @@ def test_files_without_a_header(tmp_path):
     )
     assert (len(named), named.names[0]) == (4, "b.csv row 2")
     counted = "0,1,2,target\n" + rows(5, lambda i: f"{i}.5,{i * i}.5,{7 - i}.5,{i % 2}")
-    assert open_data(write(tmp_path / "c.csv", counted)).inputs.columns == ("0", "1", "2")
+    assert open_data(write(tmp_path / "c.csv", counted))["table"].columns == ("0", "1", "2")
 
 
 def test_columns_aligned_with_blanks(tmp_path):
@@ -167,10 +169,10 @@ def test_quotes_after_a_blank_newlines_in_cells_and_other_encodings(tmp_path):
     assert column(open_data(write(tmp_path / "a.csv", text)), "c") == ["two\nlines", "one", "1"]
     (tmp_path / "w.csv").write_bytes("größe,y\n1.5,ä\n2.5,b\n".encode("cp1252"))
     opened = open_data(tmp_path / "w.csv", target="y", target_kind="class", learn=False)
-    assert (opened.inputs.columns, opened.labels) == (("größe",), ("ä", "b"))
+    assert (opened["table"].columns, opened.labels) == (("größe",), ("ä", "b"))
     assert "not UTF-8" in found(opened, "encoding")
     (tmp_path / "u.csv").write_text("größe\ty\n1.5\ta\n2.5\tb\n", encoding="utf-16")
-    assert open_data(tmp_path / "u.csv", learn=False).inputs.columns == ("größe", "y")
+    assert open_data(tmp_path / "u.csv", learn=False)["table"].columns == ("größe", "y")
 
 
 def test_decimal_commas(tmp_path):
@@ -188,20 +190,20 @@ def test_parquet_and_json_lines(tmp_path):
     }
     parquet.write_table(pa.table(data), tmp_path / "a.parquet")
     opened = open_data(tmp_path / "a.parquet")
-    assert (opened.target_kind, opened.inputs.columns) == ("number", ("n", "c", "d"))
+    assert (opened.target_kind, opened["table"].columns) == ("number", ("n", "c", "d"))
     assert opened.targets.tolist() == [0.5, 1.5, 2.5]  # NaN target: set aside
     assert "a.parquet row 2" in found(opened, "unlabelled")
     assert "column 'list' was dropped" in found(opened, "dropped_column")
     lines = [json.dumps({"x": i + 0.5, "c": "ab"[i % 2], "y": i % 2}) for i in range(6)]
     opened = open_data(write(tmp_path / "a.jsonl", "\n".join(lines)))
-    assert (opened.inputs.columns, opened.labels) == (("x", "c"), ("0", "1"))
+    assert (opened["table"].columns, opened.labels) == (("x", "c"), ("0", "1"))
 
 
 def test_a_split_column(tmp_path):
     text = "x,y,split\n" + rows(8, lambda i: f"{i}.5,{i % 2},{'test' if i > 5 else 'train'}")
     opened = open_data(write(tmp_path / "a.csv", text))
     assert (opened.given == "test").sum() == 2
-    assert opened.inputs.columns == ("x",)
+    assert opened["table"].columns == ("x",)
     text = text.replace("split", "part")
     opened = open_data(write(tmp_path / "a.csv", text), target="y", split_column="part")
     assert (opened.given == "test").sum() == 2
@@ -234,7 +236,7 @@ def test_a_train_and_a_test_file(tmp_path, names):
 
 def test_a_header_in_one_of_two_files(tmp_path):
     opened = open_data(pair(tmp_path / "d", "n,c,y\n" + BODY, BODY))
-    assert (opened.inputs.columns, len(opened)) == (("n", "c"), 24)
+    assert (opened["table"].columns, len(opened)) == (("n", "c"), 24)
 
 
 def test_a_test_file_without_target_is_left_out(tmp_path):
@@ -248,11 +250,11 @@ def test_a_test_file_without_target_is_left_out(tmp_path):
 def test_to_predict_every_column_is_kept_and_no_target_is_guessed(tmp_path):
     path = write(tmp_path / "a.csv", "x,label,same\n1.5,,7\n")
     opened = open_data(path, learn=False)
-    assert (opened.inputs.columns, opened.target_kind) == (("x", "label", "same"), "none")
+    assert (opened["table"].columns, opened.target_kind) == (("x", "label", "same"), "none")
     assert open_data(path, target="y", learn=False).target_kind == "none"
     path = write(tmp_path / "a.csv", "x,label,same\n1.5,a,7\n")
     scored = open_data(path, target="label", learn=False)  # one class, one row: enough to score
-    assert (scored.inputs.columns, scored.labels) == (("x", "same"), ("a",))
+    assert (scored["table"].columns, scored.labels) == (("x", "same"), ("a",))
 
 
 # -- bad input ------------------------------------------------------------------------------------
@@ -301,7 +303,7 @@ def test_duplicated_column_names(tmp_path):
 def test_ragged_row(tmp_path):
     text = "a,b,y\n" + rows(9, lambda i: f"{i},{i},{i % 2}" + (",9" if i == 4 else ""))
     path = write(tmp_path / "a.csv", text)
-    refused(path, "a.csv row 6 has 4 cells where 3 were expected", "'4,4,0,9'", "commas", "mend")
+    refused(path, "a.csv row 6 has 4 cells where 3 were expected", "'4,4,0,9'", "commas", "fix")
 
 
 def test_no_rows_and_one_column(tmp_path):
@@ -328,14 +330,6 @@ def test_tables_that_do_not_belong_together(tmp_path):
 
 
 # -- the processor --------------------------------------------------------------------------------
-
-
-def table_examples(columns: dict) -> Examples:
-    table = Table.of(columns)
-    n = len(table)
-    return Examples(
-        "table", table, None, "none", (), [f"row {i}" for i in range(n)], np.full(n, ""), ""
-    )
 
 
 def test_numbers_are_centred_on_the_median_and_scaled_robustly():
@@ -436,9 +430,9 @@ def test_serving_rows_of_other_types_gives_the_same_features(tmp_path):
         {"n": i % 9 + 0.5, "flag": bool(i % 3), "level": i % 4, "more": "ignored"}
         for i in range(40)
     ]
-    assert torch.equal(processor(served), processor(opened.inputs))
+    assert torch.equal(processor(served), processor(opened["table"]))
     quoted = [{k: str(v) for k, v in row.items()} for row in served]
-    assert torch.equal(processor(quoted), processor(opened.inputs))
+    assert torch.equal(processor(quoted), processor(opened["table"]))
 
 
 def test_one_row_may_come_as_a_dict():
@@ -461,13 +455,13 @@ def test_real_tables(shared_data):
         shared_data / "tabular/california_housing.csv.gz", target="median_house_value"
     )
     assert (len(houses), houses.target_kind) == (20_640, "number")
-    assert houses.inputs.column("total_bedrooms").null_count == 207
+    assert houses["table"].column("total_bedrooms").null_count == 207
     processor = TableProcessor.fit(houses)
     assert processor.features[-5:] == tuple(
         f"ocean_proximity = {level}"
         for level in ("<1H OCEAN", "INLAND", "NEAR BAY", "NEAR OCEAN", "other")
     )
-    assert bool(torch.isfinite(processor(houses.inputs)).all())
+    assert bool(torch.isfinite(processor(houses["table"])).all())
     iris = open_data(shared_data / "tabular/iris.csv.gz")
     assert iris.labels == ("setosa", "versicolor", "virginica")
     with pytest.raises(DataError, match="5 tables that do not belong together"):
@@ -483,4 +477,4 @@ def test_adult(shared_data, tmp_path):
     counts = [(opened.given == part).sum() for part in ("train", "test")]
     assert counts == [32_561, 16_281]
     assert opened.labels == ("<=50K", ">50K")
-    assert opened.inputs.column("occupation").null_count == 1843 + 966
+    assert opened["table"].column("occupation").null_count == 1843 + 966

@@ -19,6 +19,8 @@ from layerwise.kinds.opening import open_data
 from layerwise.kinds.text.documents import texts_of
 from layerwise.kinds.text.matches import matches
 from layerwise.kinds.text.processor import TextProcessor
+from layerwise.tasks.span import Span
+from layerwise.tasks.words import Words
 from layerwise.tokens.training import train_wordpiece
 
 PROSE = [
@@ -61,9 +63,29 @@ def found(examples: Examples, kind: str) -> str:
     return " ".join(f.message for f in examples.findings if f.kind == kind)
 
 
+FORMS = {
+    ("text",): "plain",
+    ("tokens", "tags"): "tagged",
+    ("text_a", "text_b"): "pairs",
+    ("text_a", "text_b", "score"): "scored_pairs",
+    ("anchor", "positive", "negative"): "triples",
+    ("context", "question", "answers"): "spans",
+    ("messages",): "messages",
+    ("prompt", "completion"): "prompt_completion",
+    ("prompt", "chosen", "rejected"): "preference",
+}
+
+
+def form_of(examples: Examples) -> str:
+    """The form of text that these fields are."""
+    fields = tuple(name for name in examples.fields if name not in ("tools", "label"))
+    labelled = fields == ("text",) and examples.targets is not None
+    return "labelled" if labelled else FORMS[fields]
+
+
 def opened_as(path: Path, form: str, **options) -> Examples:
     opened = open_data(path, **options)
-    assert (opened.kind, opened.form) == ("text", form), opened.understood
+    assert (opened.kind, form_of(opened)) == ("text", form), opened.understood
     return opened
 
 
@@ -72,7 +94,7 @@ def test_one_text_file(tmp_path):
     text = "\n".join(PROSE) + "\n"
     opened = opened_as(write(tmp_path / "a.txt", text), "plain")
     assert opened.understood == f"plain text: 1 document of {len(text)} characters"
-    assert opened.inputs[0] == {"text": text}
+    assert opened.rows()[0] == {"text": text}
     assert (opened.names, opened.target_kind) == (["a.txt"], "none")
 
 
@@ -82,7 +104,7 @@ def test_compressed(tmp_path, pack):
     packed = bytes(pa.compress(text, "zstd")) if pack == "zst" else pack(text)
     name = {gzip.compress: "a.txt.gz", lzma.compress: "a.txt.xz"}.get(pack, "a.txt.zst")
     path = write(tmp_path / name, packed)
-    assert opened_as(path, "plain").inputs[0]["text"] == text.decode()
+    assert opened_as(path, "plain").rows()[0]["text"] == text.decode()
     write(path, packed[: len(packed) // 2])
     refused(path, f"'{name}' is a damaged", "ends early", "copy it again")
 
@@ -90,13 +112,13 @@ def test_compressed(tmp_path, pack):
 def test_marks_line_ends_and_utf16(tmp_path):
     for encoding in ("utf-8-sig", "utf-16"):
         path = write(tmp_path / "a.txt", "été\r\nça va\n".encode(encoding))
-        assert opened_as(path, "plain").inputs[0]["text"] == "été\nça va\n"
+        assert opened_as(path, "plain").rows()[0]["text"] == "été\nça va\n"
 
 
 def test_documents_of_one_file(tmp_path):
     path = write(tmp_path / "a.txt", "<|endoftext|>".join(PROSE[:3]) + "<|endoftext|>\n")
     opened = opened_as(path, "plain")
-    assert [row["text"] for row in opened.inputs] == PROSE[:3]
+    assert [row["text"] for row in opened.rows()] == PROSE[:3]
     assert opened.names[2] == "a.txt document 3"
 
 
@@ -161,7 +183,7 @@ def test_text_and_label_in_every_file(tmp_path, form):
         write(path, "\n".join(head + [f"{r['label']}\t{r['text']}" for r in LABELLED]))
     opened = opened_as(path, "labelled")
     assert opened.labels == ("bad", "good")
-    assert opened.inputs[0] == {"text": LABELLED[0]["text"]}
+    assert opened.rows()[0] == {"text": LABELLED[0]["text"]}
     assert opened.targets.tolist() == [1, 0] * 12
 
 
@@ -181,7 +203,7 @@ def test_labels_of_every_kind(tmp_path):
     assert opened_as(as_lines(path, rows), "labelled").target_kind == "number"
     rows = many(lambda i, text: {"title": f"On day {i} of it", "text": text, "topic": "ab"[i % 2]})
     opened = opened_as(as_lines(path, rows), "labelled")
-    assert opened.inputs[1]["text"].startswith("On day 1 of it\n\nA quiet day")
+    assert opened.rows()[1]["text"].startswith("On day 1 of it\n\nA quiet day")
     rows = many(lambda i, text: {"text": text, "kind": "ab"[i % 2], "side": "xy"[i % 2]})
     assert opened_as(as_lines(path, rows), "labelled", target="kind").labels == ("a", "b")
     refused(path, "'a.jsonl' has no column 'sides'", "did you mean 'side'", target="sides")
@@ -201,7 +223,7 @@ def test_pairs_scores_and_triples(tmp_path):
     rows = [f"{t}\tIndeed {t}" for i, t in many(lambda i, text: (i, text))]
     assert (
         opened_as(write(path, "\n".join(rows)), "pairs")
-        .inputs[1]["text_b"]
+        .rows()[1]["text_b"]
         .startswith("Indeed A quiet")
     )
     scored = [f"{i % 5}.{i % 3}\t{row}" for i, row in enumerate(rows)]
@@ -218,17 +240,17 @@ def test_pairs_scores_and_triples(tmp_path):
     assert "6 of 24 rows have no target" in found(opened, "unlabelled")
     triples = [f"{row}\tNothing of this kind was ever heard of {i}." for i, row in enumerate(rows)]
     opened = opened_as(write(path, "\n".join(triples)), "triples")
-    assert set(opened.inputs[0]) == {"anchor", "positive", "negative"}
+    assert set(opened.rows()[0]) == {"anchor", "positive", "negative"}
 
 
 def test_quotes_that_are_none(tmp_path):
     rows = [f'"Well {i}," he said, and left the room again\t{i % 2}' for i in range(24)]
     opened = opened_as(write(tmp_path / "a.tsv", "\n".join(rows)), "labelled")
     assert len(opened) == 24
-    assert opened.inputs[3]["text"].startswith('"Well 3,"')
+    assert opened.rows()[3]["text"].startswith('"Well 3,"')
     quoted = [f'"She said ""no"" to the offer\nof day {i}"\t{"ab"[i % 2]}' for i in range(24)]
     opened = opened_as(write(tmp_path / "a.tsv", "text\tlabel\n" + "\n".join(quoted)), "labelled")
-    assert opened.inputs[0]["text"] == 'She said "no" to the offer\nof day 0'
+    assert opened.rows()[0]["text"] == 'She said "no" to the offer\nof day 0'
 
 
 def test_tables_stay_tables(tmp_path):
@@ -248,15 +270,16 @@ CONLL = "-DOCSTART- O\n\nAnna B-PER\nsleeps O\n. O\n\nIn O\nRome B-LOC\n\n"
 
 def test_words_and_tags(tmp_path):
     opened = opened_as(write(tmp_path / "a.txt", CONLL), "tagged")
-    assert opened.inputs[1] == {"tokens": ["In", "Rome"], "tags": ["O", "B-LOC"]}
+    assert opened.rows()[1] == {"tokens": ["In", "Rome"], "tags": ["O", "B-LOC"]}
     assert opened.labels == ("B-LOC", "B-PER", "O")
-    assert opened.target_kind == "tags"
-    assert np.asarray(opened.targets).tolist() == [[1, 2, 2], [2, 0, -1]]
+    assert Words.fits(opened) == 2
+    targets = Words(opened.labels).learned(opened)(np.arange(2))["targets"]
+    assert targets.tolist() == [[1, 2, 2], [2, 0, -1]]
     assert opened.names == ["a.txt line 3", "a.txt line 7"]
     universal = "# text\n" + "\n".join(f"{i}\t{w}\t_\t{t}\t_\t_\t0\t_\t_\t_" for i, w, t in
                                        [(1, "Go", "VERB"), (2, "now", "ADV")]) + "\n\n"  # fmt: skip
     opened = opened_as(write(tmp_path / "a.conllu", universal * 3), "tagged")
-    assert opened.inputs[0] == {"tokens": ["Go", "now"], "tags": ["VERB", "ADV"]}
+    assert opened.rows()[0] == {"tokens": ["Go", "now"], "tags": ["VERB", "ADV"]}
     rows = [{"id": i, "tokens": ["a", f"w{i}", "c"], "ner_tags": [0, 1, 0]} for i in range(9)]
     assert opened_as(as_lines(tmp_path / "a.jsonl", rows), "tagged").labels == ("0", "1")
 
@@ -280,12 +303,11 @@ def squad(start: int, text: str = "1888") -> dict:
 
 def test_spans(tmp_path):
     opened = opened_as(write(tmp_path / "a.json", json.dumps(squad(23))), "spans")
-    assert opened.inputs[0]["answers"] == [{"text": "1888", "start": 23}]
-    assert opened.inputs[1]["answers"] == []
+    assert opened.rows()[0]["answers"] == [{"text": "1888", "start": 23}]
+    assert opened.rows()[1]["answers"] == []
     assert opened.understood.startswith("2 questions with answers in their contexts (1 contexts)")
-    assert opened.target_kind == "answers"
-    assert opened.targets is not None
-    assert opened.subset(np.array([0])).targets[0] is opened.inputs[0]  # type: ignore[index]
+    assert Span.fits(opened) == 2
+    assert opened.subset(np.array([0]))["answers"][0] is opened["answers"][0]
     rows = [
         {"context": t, "question": f"What is told in line {i}?",
          "answers": {"text": [t[4:9]], "answer_start": [4]}}
@@ -297,12 +319,12 @@ def test_spans(tmp_path):
 def test_an_answer_beside_its_place_is_found_close_by(tmp_path):
     path = tmp_path / "a.json"
     opened = opened_as(write(path, json.dumps(squad(20))), "spans")
-    assert opened.inputs[0]["answers"] == [{"text": "1888", "start": 23}]
+    assert opened.rows()[0]["answers"] == [{"text": "1888", "start": 23}]
     assert "1 of 2 rows have an answer a little beside where they say" in found(opened, "span")
     said = "'1888' is not at character 20 of its context: there stands 'in 1'"
     assert said in found(opened, "span")
     near = squad(14, "t")  # of several the nearest
-    assert opened_as(write(path, json.dumps(near)), "spans").inputs[0]["answers"][0]["start"] == 18
+    assert opened_as(write(path, json.dumps(near)), "spans").rows()[0]["answers"][0]["start"] == 18
 
 
 @pytest.mark.parametrize(
@@ -310,7 +332,7 @@ def test_an_answer_beside_its_place_is_found_close_by(tmp_path):
 )
 def test_an_answer_that_is_not_there_is_set_aside(tmp_path, start, text):
     opened = opened_as(write(tmp_path / "a.json", json.dumps(squad(start, text))), "spans")
-    assert [row["answers"] for row in opened.inputs] == [[]]
+    assert [row["answers"] for row in opened.rows()] == [[]]
     said = f"1 of 2 rows have an answer that is not where they say and are set aside: .*{text}"
     assert re.search(said, found(opened, "span"))
 
@@ -319,8 +341,8 @@ def test_questions_to_be_answered(tmp_path):
     rows = [{"context": t, "question": f"What was number {i}?"} for i, t in
             many(lambda i, text: (i, text))]  # fmt: skip
     opened = opened_as(as_lines(tmp_path / "a.jsonl", rows), "spans")
-    assert opened.targets is None
-    assert opened.inputs[3] == {**rows[3], "answers": []}
+    assert not Span.fits(opened)
+    assert opened.rows()[3] == {**rows[3], "answers": []}
 
 
 def test_questions_on_one_context_stay_together(tmp_path):
@@ -329,7 +351,7 @@ def test_questions_on_one_context_stay_together(tmp_path):
             for t in many(lambda i, text: text, 60) for k in range(5)]  # fmt: skip
     opened = opened_as(as_lines(tmp_path / "a.jsonl", rows), "spans")
     parts = split(opened)
-    contexts = [{opened.inputs[i]["context"] for i in part} for part in parts.values()]
+    contexts = [{opened.rows()[i]["context"] for i in part} for part in parts.values()]
     assert [len(part) for part in parts.values()] == [210, 30, 60]
     assert sum(map(len, contexts)) == 60
 
@@ -339,12 +361,12 @@ def test_messages_of_every_shape(tmp_path):
     path = tmp_path / "a.jsonl"
     talk = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
     opened = opened_as(as_lines(path, [{"messages": talk, "label": True}] * 3), "messages")
-    assert opened.inputs[0] == {"messages": talk, "label": True}
+    assert opened.rows()[0] == {"messages": talk, "label": True}
     call = json.dumps({"name": "f", "arguments": {"x": 1}})
     shared = [{"from": "human", "value": "hi"}, {"from": "function_call", "value": call},
               {"from": "observation", "value": "2"}, {"from": "gpt", "value": "two"}]  # fmt: skip
     row = {"conversations": shared, "system": "Be brief.", "tools": '[{"name": "f"}]'}
-    got = opened_as(as_lines(path, [row] * 3), "messages").inputs[0]
+    got = opened_as(as_lines(path, [row] * 3), "messages").rows()[0]
     assert [m["role"] for m in got["messages"]] == [
         "system",
         "user",
@@ -363,21 +385,21 @@ def test_messages_of_every_shape(tmp_path):
 def test_prompts_and_completions(tmp_path):
     path = tmp_path / "a.jsonl"
     rows = many(lambda i, text: {"prompt": text, "completion": f"Yes {i}."})
-    assert opened_as(as_lines(path, rows), "prompt_completion").inputs[0]["completion"] == "Yes 0."
+    assert opened_as(as_lines(path, rows), "prompt_completion").rows()[0]["completion"] == "Yes 0."
     rows = [
         {"instruction": "Add.", "input": "1 2", "output": "3"},
         {"instruction": "Hi", "output": "Ho"},
     ]
     opened = opened_as(as_lines(path, rows), "prompt_completion")
-    assert [r["prompt"] for r in opened.inputs] == ["Add.\n1 2", "Hi"]
+    assert [r["prompt"] for r in opened.rows()] == ["Add.\n1 2", "Hi"]
     rows = [{"instruction": "And?", "output": "5", "history": [["2?", "3"]], "system": "Count."}]
-    got = opened_as(as_lines(path, rows), "prompt_completion").inputs[0]
+    got = opened_as(as_lines(path, rows), "prompt_completion").rows()[0]
     assert [m["content"] for m in got["prompt"]] == ["Count.", "2?", "3", "And?"]
     rows = many(
         lambda i, text: {"frage": text, "antwort": f"Das weiss niemand so genau, Nummer {i}."}
     )
     assert (
-        opened_as(as_lines(path, rows), "prompt_completion").inputs[0]["prompt"] == rows[0]["frage"]
+        opened_as(as_lines(path, rows), "prompt_completion").rows()[0]["prompt"] == rows[0]["frage"]
     )
 
 
@@ -386,20 +408,72 @@ def test_preferences(tmp_path):
     rows = [
         {"prompt": "Why?", "chosen": "Because it is.", "rejected": f"No {i}."} for i in range(3)
     ]
-    assert opened_as(as_lines(path, rows), "preference").inputs[2] == rows[2]
+    assert opened_as(as_lines(path, rows), "preference").rows()[2] == rows[2]
     before = "\n\nHuman: Why is it so?\n\nAssistant: Is it?\n\nHuman: Yes.\n\nAssistant: "
     rows = [{"chosen": before + f"Then so {i}.", "rejected": before + "Bah."} for i in range(3)]
     rows.append({"chosen": before + "Same.", "rejected": before + "Same."})
     opened = opened_as(as_lines(path, rows), "preference")
-    assert [m["role"] for m in opened.inputs[0]["prompt"]] == ["user", "assistant", "user"]
-    assert opened.inputs[0]["chosen"] == [{"role": "assistant", "content": "Then so 0."}]
+    assert [m["role"] for m in opened.rows()[0]["prompt"]] == ["user", "assistant", "user"]
+    assert opened.rows()[0]["chosen"] == [{"role": "assistant", "content": "Then so 0."}]
     assert "choose between two equal answers" in found(opened, "same_answers")
     talk = [{"from": "human", "value": "hi"}]
     rows = [{"conversations": talk, "chosen": {"from": "gpt", "value": f"ho {i}"},
              "rejected": {"from": "gpt", "value": "no"}} for i in range(3)]  # fmt: skip
-    got = opened_as(as_lines(path, rows), "preference").inputs[1]
+    got = opened_as(as_lines(path, rows), "preference").rows()[1]
     assert got["prompt"] == [{"role": "user", "content": "hi"}]
     assert got["chosen"] == [{"role": "assistant", "content": "ho 1"}]
+
+
+# ---- columns that are not used -------------------------------------------------------------------
+TALK = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+SAID = [{"role": "assistant", "content": "so"}]
+SPAN = {"text": ["river"], "answer_start": [4]}
+AB, YES_NO, OWN, ROW = ("a", "b"), (True, False), "a text of its own", "the number of the row"
+USED = {  # of each form the columns that are used, and others; of a tuple a value for each row
+    "plain": ({"text": OWN}, {"id": ROW}),
+    "labelled": ({"text": OWN, "label": AB}, {"id": ROW, "author": ["x"]}),
+    "several labels": ({"text": OWN, "rude": (0, 1), "toxic": (1, 0)}, {"id": "x"}),
+    "titled": ({"title": OWN, "text": OWN, "label": AB}, {"url": "x"}),
+    "pairs": ({"text_a": OWN, "text_b": OWN, "label": AB}, {"id": ROW}),
+    "scored": ({"text_a": OWN, "text_b": OWN, "score": (0.5, 1.2)}, {"genre": "x"}),
+    "triples": ({"anchor": OWN, "positive": "So.", "negative": "Not so."}, {"id": ROW}),
+    "tagged": ({"tokens": (["a", "b"], ["c"]), "ner_tags": ([0, 1], [0])}, {"pos_tags": [1, 1]}),
+    "spans": ({"context": OWN, "question": "What ran?", "answers": SPAN}, {"title": "x"}),
+    "lists": ({"context": OWN, "question": "What ran?", "answers": ["number"]}, {"start": 80}),
+    "bare": ({"context": OWN, "question": "What?", "answer": "number", "start": 80}, {"id": ROW}),
+    "unanswered": ({"context": OWN, "question": "What ran slowly?"}, {"id": ROW}),
+    "messages": ({"messages": TALK, "tools": "[]", "system": "Be brief."}, {"source": "x"}),
+    "KTO": ({"messages": TALK, "label": YES_NO}, {"id": ROW}),
+    "classes": ({"messages": TALK}, {"label": AB}),
+    "completion": ({"prompt": OWN, "completion": "Yes.", "label": YES_NO}, {"id": ROW}),
+    "tools": ({"prompt": TALK[:1], "completion": TALK[1:], "tools": "[]"}, {"id": ROW}),
+    "Alpaca": ({"instruction": OWN, "input": "1", "output": "3", "history": []}, {"id": ROW}),
+    "preference": ({"prompt": OWN, "chosen": "Yes.", "rejected": "No."}, {"tools": "[]"}),
+    "talks": ({"prompt": OWN, "chosen": SAID, "rejected": "No.", "tools": "[]"}, {"margin": 2}),
+    "asked": ({"instruction": OWN, "input": "1", "chosen": "So.", "rejected": "No."}, {"id": ROW}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", USED)
+def test_columns_that_are_not_used_are_named(tmp_path, form):
+    used, others = USED[form]
+    columns = used | others | {"split": ("train", "train", "test")}
+
+    def row(i: int, text: str) -> dict:
+        chosen = {k: v[i % len(v)] if isinstance(v, tuple) else v for k, v in columns.items()}
+        own = {OWN: text, ROW: i}
+        return {k: own.get(v, v) if isinstance(v, str) else v for k, v in chosen.items()}
+
+    opened = open_data(as_lines(tmp_path / "a.jsonl", many(row)))
+    names = ", ".join(f"'{name}'" for name in others)
+    assert found(opened, "unused") == f"{len(others)} columns are not used: {names}"
+
+
+def test_a_column_that_one_of_several_files_uses_is_used(tmp_path):
+    as_lines(tmp_path / "train.jsonl", LABELLED)
+    as_lines(tmp_path / "test.jsonl", [{**row, "label": None} for row in LABELLED])
+    assert not found(opened_as(tmp_path, "labelled"), "unused")
+    assert not found(opened_as(write(tmp_path / "a.txt", CONLL), "tagged"), "unused")
 
 
 # ---- what is wrong -------------------------------------------------------------------------------
@@ -450,7 +524,7 @@ def test_lines_across_pieces(tmp_path, monkeypatch):
     path = as_lines(tmp_path / "a.jsonl", rows)
     path.write_text(path.read_text().encode().decode("unicode_escape"), "utf-8")
     assert [n for n, _ in text_files.lines(path)] == list(range(1, 25))
-    assert open_data(path).inputs[5]["text"] == rows[5]["text"]
+    assert open_data(path).rows()[5]["text"] == rows[5]["text"]
 
 
 def test_empty_rows_are_set_aside_and_listed(tmp_path):
@@ -468,8 +542,8 @@ def test_empty_rows_are_set_aside_and_listed(tmp_path):
 
 def test_damaged_rows(tmp_path):
     path = write(tmp_path / "a.jsonl", '{"text": "a"}\n{"text": \n')
-    refused(path, "a.jsonl line 2 is no JSON object")
-    refused(write(path, "[1, 2]\n"), "line 1 is no JSON object")
+    refused(path, "a.jsonl line 2 is not a JSON object")
+    refused(write(path, "[1, 2]\n"), "line 1 is not a JSON object")
     refused(write(tmp_path / "a.json", '[{"text": "a"'), "'a.json' is not JSON", "copy it again")
     refused(write(tmp_path / "a.json", "[1, 2]"), "should hold a list of objects")
 
@@ -506,9 +580,9 @@ def test_rows_of_texts_are_encoded_as_the_texts_themselves(tmp_path):
     assert all(map(np.array_equal, *plain))
     rows = [{"text_a": a, "text_b": b} for a, b in zip(PROSE, PROSE[::-1], strict=True)]
     named, bare = processor(rows), processor([tuple(row.values()) for row in rows])
-    assert named.keys() == bare.keys() == {"inputs", "token_types"}
+    assert named.keys() == bare.keys() == {"tokens", "token_types"}
     assert all(bool((named[k] == bare[k]).all()) for k in named)
-    assert named["inputs"].shape == (6, 12)
+    assert named["tokens"].shape == (6, 12)
     assert set(named["token_types"].unique().tolist()) == {0, 1}
     assert processor.encode([]) == []
     with pytest.raises(DataError, match="not rows of prompt"):
@@ -683,8 +757,8 @@ def test_answers_of_any_shape_are_kept(tmp_path, answer):
         for i in range(24)
     ]
     opened = opened_as(as_lines(tmp_path / "a.jsonl", rows), "spans")
-    assert opened.target_kind == "answers"
-    assert opened.inputs[0]["answers"] == [{"text": "1888", "start": 24}]
+    assert Span.fits(opened) == 2
+    assert opened.rows()[0]["answers"] == [{"text": "1888", "start": 24}]
 
 
 def test_answers_in_words_of_their_own_are_completions(tmp_path):
@@ -700,7 +774,7 @@ def test_cells_that_are_no_text_break_nothing(tmp_path):
     long = "\n".join(["text,label", *(f"{'word ' * 40_000}{i},{'ab'[i % 2]}" for i in range(12))])
     assert len(opened_as(write(tmp_path / "b.csv", long), "labelled")) == 12
     objects = many(lambda i, t: {"text": t, "label": {"name": "ab"[i % 2]}})
-    refused(as_lines(tmp_path / "c.jsonl", objects), "holds objects, no labels", target="label")
+    refused(as_lines(tmp_path / "c.jsonl", objects), "holds objects, not labels", target="label")
     counted = many(
         lambda i, t: {"question": f"{t} How many?", "answer": i if i % 2 else "none of them"}
     )
@@ -716,4 +790,4 @@ def test_cells_that_are_no_text_break_nothing(tmp_path):
     for i, text in enumerate(PROSE):
         write(tmp_path / "f" / ["pos", "neg"][i % 2] / f"{i}.txt", text)
     assert len(opened_as(tmp_path / "f", "labelled")) == 7
-    refused(write(tmp_path / "g.jsonl", "[" * 5000 + "\n"), "line 1 is no JSON object")
+    refused(write(tmp_path / "g.jsonl", "[" * 5000 + "\n"), "line 1 is not a JSON object")

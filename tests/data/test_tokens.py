@@ -16,9 +16,8 @@ import pytest
 import torch
 
 from layerwise.errors import DataError, OptionError, WeightsError
-from layerwise.kinds.text.windows import padded_length
 from layerwise.tokens import sentencepieces, vocabularies
-from layerwise.tokens.tokenizer import Tokenizer
+from layerwise.tokens.tokenizer import Tokenizer, padded_length
 from layerwise.tokens.training import train_bpe, train_wordpiece
 from layerwise.weights.gguf.read import read_metadata
 from tests import oracles

@@ -32,7 +32,7 @@ def spoken(tensors: dict[str, torch.Tensor], b: int = 0) -> list[int]:
 
 def test_each_word_speaks_through_its_first_token(wordpiece: Tokenizer):
     tensors = WordProcessor(wordpiece)([{"tokens": SENTENCE}, {"tokens": ["Bob"]}])
-    ids, words = tensors["inputs"][0].tolist(), tensors["words"][0].tolist()
+    ids, words = tensors["tokens"][0].tolist(), tensors["words"][0].tolist()
     assert (ids[0], ids[-1], words[0], words[-1]) == (wordpiece.cls_id, wordpiece.sep_id, -1, -1)
     assert spoken(tensors) == list(range(len(SENTENCE)))
     assert spoken(tensors, 1) == [0]
@@ -59,7 +59,7 @@ def test_tokens_and_words_are_those_of_transformers(
         theirs.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     want = theirs(SENTENCE, is_split_into_words=True)
     got = WordProcessor(ours)([{"tokens": SENTENCE}])
-    assert got["inputs"][0].tolist() == want["input_ids"]
+    assert got["tokens"][0].tolist() == want["input_ids"]
     places = [want.word_ids().index(w) for w in range(len(SENTENCE))]
     assert got["words"][0][places].tolist() == list(range(len(SENTENCE)))
     assert len(spoken(got)) == len(SENTENCE)
@@ -69,12 +69,12 @@ def test_a_long_sentence_is_read_in_windows_with_every_word_once(wordpiece: Toke
     words = SENTENCE * 9
     whole = WordProcessor(wordpiece)([{"tokens": words}])
     cut = WordProcessor(wordpiece, max_seq_len=20)([{"tokens": words}, {"tokens": ["Bob"]}])
-    assert cut["inputs"].ndim == 3
-    assert cut["inputs"].shape[-1] == 20
+    assert cut["tokens"].ndim == 3
+    assert cut["tokens"].shape[-1] == 20
     assert sorted(spoken(cut)) == spoken(whole) == list(range(len(words)))
     assert spoken(cut, 1) == [0]
     assert not cut["mask"][1, 1:].any()  # windows that only the long one has
-    for window, marks, mask in zip(cut["inputs"][0], cut["words"][0], cut["mask"][0], strict=True):
+    for window, marks, mask in zip(cut["tokens"][0], cut["words"][0], cut["mask"][0], strict=True):
         ids = window[mask].tolist()
         assert (ids[0], ids[-1]) == (wordpiece.cls_id, wordpiece.sep_id)
         for place in torch.nonzero(marks >= 0)[:, 0].tolist():
@@ -83,7 +83,7 @@ def test_a_long_sentence_is_read_in_windows_with_every_word_once(wordpiece: Toke
             whole_place = whole["words"][0].tolist().index(int(marks[place]))
             beside = min(4, place - 1, len(ids) - 2 - place)  # the same text around it
             around = slice(whole_place - beside, whole_place + beside + 1)
-            assert whole["inputs"][0][around].tolist() == ids[place - beside : place + beside + 1]
+            assert whole["tokens"][0][around].tolist() == ids[place - beside : place + beside + 1]
 
 
 def test_the_window_with_most_around_a_place_owns_it():
@@ -96,7 +96,7 @@ def test_words_that_leave_no_token_still_speak(wordpiece: Tokenizer, byte_level:
     words = ["Anna", "\u200d", "", "Bob"]  # BERT's normaliser drops the joiner
     tensors = WordProcessor(wordpiece)([{"tokens": words}])
     assert spoken(tensors) == [0, 1, 2, 3]
-    assert tensors["inputs"][0].tolist().count(wordpiece.unk_id) == 2
+    assert tensors["tokens"][0].tolist().count(wordpiece.unk_id) == 2
     assert spoken(WordProcessor(byte_level)([{"tokens": words}])) == [0, 1, 2, 3]
 
 

@@ -14,14 +14,16 @@ SIDE, PATCH = 16, 4
 
 
 class Finder(nn.Module):
+    READS = ("image",)
+
     def __init__(self):
         super().__init__()
         self.conv1 = nn.Conv2d(1, 8, 3, padding=1)
         self.conv2 = nn.Conv2d(8, 16, 3, padding=1, stride=2)
         self.head = nn.Linear(16, 2)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.conv2(F.relu(self.conv1(x))))
+    def forward(self, image: Tensor) -> Tensor:
+        x = F.relu(self.conv2(F.relu(self.conv1(image))))
         return self.head(x.amax((2, 3)))
 
     def layers(self) -> dict[str, nn.Module]:
@@ -106,7 +108,7 @@ def test_the_rows_that_excite_a_unit_are_the_right_ones():
     x[17, 0, 3, 12] = 5.0
     x[31, 0, 9, 0] = 4.0
     rows = np.arange(100, 150)
-    batches = [Batch({"inputs": x[i : i + 20]}, rows[i : i + 20]) for i in range(0, 50, 20)]
+    batches = [Batch({"image": x[i : i + 20]}, rows[i : i + 20]) for i in range(0, 50, 20)]
     (unit,) = top_examples(network, batches, units_per_layer=3, rows_per_unit=2)["conv1"]
     assert unit.index == 2
     assert unit.rows == (117, 131)

@@ -20,13 +20,15 @@ N, D = 600, 24
 class Known(nn.Module):
     """Layers that square, pass on, blur or forget what they get, so that every answer is known."""
 
+    READS = ("table",)
+
     def __init__(self):
         super().__init__()
         self.square, self.same, self.forget = Square(), nn.Identity(), Forget()
         self.head = nn.Linear(2 * D, 2)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.forget(self.same(self.square(x))))
+    def forward(self, table: Tensor) -> Tensor:
+        return self.head(self.forget(self.same(self.square(table))))
 
     def layers(self) -> dict[str, nn.Module]:
         return {n: getattr(self, n) for n in ("square", "same", "forget", "head")}
@@ -49,7 +51,7 @@ def batches() -> list[Batch]:
     x = torch.randn(N, D, generator=torch.Generator().manual_seed(0))
     y = (x[:, :3].square().sum(1) > 2.4).long()
     rows = torch.arange(N).split(100)
-    return [Batch({"inputs": x[r], "targets": y[r]}, r.numpy()) for r in rows]
+    return [Batch({"table": x[r], "targets": y[r]}, r.numpy()) for r in rows]
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +108,7 @@ def test_the_same_seed_gives_the_same_report(batches):
 def test_labels_without_meaning_are_said_to_be(batches):
     draw = torch.Generator().manual_seed(5)
     mixed = [
-        Batch({"inputs": b["inputs"], "targets": torch.randint(2, (100,), generator=draw)}, b.rows)
+        Batch({"table": b["table"], "targets": torch.randint(2, (100,), generator=draw)}, b.rows)
         for b in batches
     ]
     assert "nothing about the labels was learned" in depth_report(Known(), mixed).sentences()[0]
@@ -114,7 +116,7 @@ def test_labels_without_meaning_are_said_to_be(batches):
 
 def test_numbers_are_scored_by_variance(batches):
     numbers = [
-        Batch({"inputs": b["inputs"], "targets": b["inputs"][:, 0] ** 2}, b.rows) for b in batches
+        Batch({"table": b["table"], "targets": b["table"][:, 0] ** 2}, b.rows) for b in batches
     ]
     report = depth_report(Known(), numbers)
     assert report.score_name == "r2"
@@ -173,7 +175,7 @@ def test_a_trained_network_on_real_digits():
         optimizer.zero_grad()
         nn.functional.cross_entropy(network(x[rows]), y[rows]).backward()
         optimizer.step()
-    held = [Batch({"inputs": x[1200:], "targets": y[1200:]}, np.arange(597))]
+    held = [Batch({"table": x[1200:], "targets": y[1200:]}, np.arange(597))]
     report = depth_report(network, held, [str(i) for i in range(10)])
     assert report.layers[-2].probe > 0.9
     assert max(f.control for f in report.layers) < 0.15
@@ -186,7 +188,7 @@ def test_of_words_that_are_mostly_no_name_only_as_many_are_probed():
     targets[0, :3], targets[2, 5] = torch.tensor([1, 2, 1]), 2
     targets[:, 9] = NO_LOSS
     batch = Batch(
-        {"inputs": torch.ones(4, 10, dtype=torch.int64), "targets": targets}, np.arange(4)
+        {"tokens": torch.ones(4, 10, dtype=torch.int64), "targets": targets}, np.arange(4)
     )
     left = thinned(batch)["targets"]
     assert [(left == c).sum().item() for c in (0, 1, 2)] == [4, 2, 2]
@@ -194,8 +196,8 @@ def test_of_words_that_are_mostly_no_name_only_as_many_are_probed():
     assert batch["targets"] is targets
     assert (targets == 0).sum() == 32
     even = Batch(
-        {"inputs": batch["inputs"], "targets": torch.arange(40).view(4, 10) % 2}, batch.rows
+        {"tokens": batch["tokens"], "targets": torch.arange(40).view(4, 10) % 2}, batch.rows
     )
     assert torch.equal(thinned(even)["targets"], even["targets"])
-    whole = Batch({"inputs": batch["inputs"], "targets": torch.zeros(4)}, batch.rows)
+    whole = Batch({"tokens": batch["tokens"], "targets": torch.zeros(4)}, batch.rows)
     assert thinned(whole) is whole

@@ -46,8 +46,8 @@ def train(digits, config: dict[str, Any], lr=2e-3, steps=60, break_=None, seed=0
         optimizer.step()
         watch.after_step()
         curve.append({"step": s + 1, "loss": loss.item()})
-    probe = Batch({"inputs": x[:400], "targets": y[:400]}, torch.arange(400).numpy())
-    held = Batch({"inputs": x[1200:], "targets": y[1200:]}, torch.arange(597).numpy())
+    probe = Batch({"table": x[:400], "targets": y[:400]}, torch.arange(400).numpy())
+    held = Batch({"table": x[1200:], "targets": y[1200:]}, torch.arange(597).numpy())
     options = {"probe": probe, "held_out": held, "lr": lr} | given
     return diagnose(watch.history, network, curve, **options)
 
@@ -114,7 +114,7 @@ def test_memorised_labels_are_seen_through(digits):
     mixed = y[torch.randperm(len(y), generator=torch.Generator().manual_seed(0))]
     found = train((x[:], mixed), {"dim": 256}, lr=5e-3, steps=400)
     assert [d.fault for d in found] == ["shuffled_labels"]
-    assert "by heart" in found[0].evidence or "cannot beat guessing" in found[0].evidence
+    assert "memorised its rows" in found[0].evidence or "cannot beat guessing" in found[0].evidence
 
 
 def test_the_layer_is_named(digits):

@@ -31,7 +31,7 @@ def text(n: int, seed: int, back: int = 1) -> torch.Tensor:
 
 
 def batch_of(rows: torch.Tensor) -> Batch:
-    return Batch({"inputs": rows[:, :-1], "targets": rows[:, 1:].clone()}, np.arange(len(rows)))
+    return Batch({"tokens": rows[:, :-1], "targets": rows[:, 1:].clone()}, np.arange(len(rows)))
 
 
 def train(break_=None, spoil=None, lr=3e-3, steps=48, back=1, **config: Any):
@@ -132,13 +132,13 @@ def test_nothing_is_said_of_a_sound_encoder():
         x = torch.randint(V, (n, 12), generator=torch.Generator().manual_seed(seed))
         mask = torch.arange(12) < torch.randint(6, 13, (n, 1))
         y = ((x < 5) & mask).any(1).long()
-        return Batch({"inputs": x, "mask": mask, "targets": y}, np.arange(n))
+        return Batch({"tokens": x, "mask": mask, "targets": y}, np.arange(n))
 
     for s in range(40):
         batch = rows(32, s)
         watch.before(s)
         optimizer.zero_grad()
-        out = network(batch["inputs"], **batch.context)
+        out = network(**batch.select(network.READS))
         loss = nn.functional.cross_entropy(out, batch["targets"])
         loss.backward()
         watch.after_backward(loss.item())

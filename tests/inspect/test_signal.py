@@ -11,20 +11,25 @@ from layerwise.inspection.signal import signal
 class Parity(nn.Module):
     """Names the parity of three signs, which no linear probe on the raw values can."""
 
+    READS = ("table",)
+
     def __init__(self, right: bool):
         super().__init__()
         self.right = right
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        even = (x[:, :3] > 0).sum(1) % 2 == 0
-        even = even if self.right else x[:, 3] > 0
+    def forward(self, table: torch.Tensor) -> torch.Tensor:
+        even = (table[:, :3] > 0).sum(1) % 2 == 0
+        even = even if self.right else table[:, 3] > 0
         return torch.stack([even, ~even], 1).float()
+
+    def features(self, table: torch.Tensor) -> torch.Tensor:
+        return table[:, :0]
 
 
 def rows(n: int, seed: int) -> Batch:
     x = torch.randn(n, 8, generator=torch.Generator().manual_seed(seed))
     targets = (x[:, :3] > 0).sum(1) % 2
-    return Batch({"inputs": x, "targets": targets}, np.arange(n))
+    return Batch({"table": x, "targets": targets}, np.arange(n))
 
 
 def test_a_network_that_names_forty_unseen_rows_has_found_something():

@@ -15,14 +15,16 @@ from layerwise.tasks.classify import Classify
 class Dense(nn.Module):
     """20 -> 30 -> relu -> 30 -> 10, with `layers()` as a family has them."""
 
+    READS, HEADS = ("table",), ("class",)
+
     def __init__(self) -> None:
         super().__init__()
         self.fc1 = nn.Linear(20, 30)
         self.fc2 = nn.Linear(30, 30)
         self.head = nn.Linear(30, 10)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.fc2(self.fc1(x).relu()).relu())
+    def forward(self, table: Tensor) -> Tensor:
+        return self.head(self.fc2(self.fc1(table).relu()).relu())
 
     def layers(self) -> dict[str, nn.Module]:
         return {"fc1": self.fc1, "fc2": self.fc2, "head": self.head}
@@ -30,6 +32,8 @@ class Dense(nn.Module):
 
 class Stack(nn.Module):
     """Convolutions with normalisation: activations weigh more than parameters."""
+
+    READS, HEADS = ("image",), ("class",)
 
     def __init__(self, depth: int = 4) -> None:
         super().__init__()
@@ -40,7 +44,8 @@ class Stack(nn.Module):
         )
         self.head = nn.Linear(16, 10)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, image: Tensor) -> Tensor:
+        x = image
         for block in self.blocks:
             x = block(x)
         return self.head(x.mean((2, 3)))
@@ -66,12 +71,13 @@ def task() -> Classify:
 
 @pytest.fixture
 def example() -> Callable[..., Batch]:
-    """example(20) or example(3, 16, 16): two rows of that shape on the meta device."""
+    """example(20) or example(3, 16, 16): two rows of a table or of images, by default without
+    values, on the meta device."""
 
-    def make(*shape: int, rows: int = 2) -> Batch:
+    def make(*shape: int, rows: int = 2, device: str = "meta") -> Batch:
         tensors = {
-            "inputs": torch.zeros((rows, *shape), device="meta"),
-            "targets": torch.zeros(rows, dtype=torch.int64, device="meta"),
+            "table" if len(shape) == 1 else "image": torch.randn((rows, *shape), device=device),
+            "targets": torch.zeros(rows, dtype=torch.int64, device=device),
         }
         return Batch(tensors, np.arange(rows))
 

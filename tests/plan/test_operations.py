@@ -47,14 +47,19 @@ def test_backward_of_a_grouped_convolution_is_twice_its_forward(groups: int, exa
     """PyTorch's own counter has the weight gradient `groups` times too high."""
 
     class Grouped(nn.Module):
+        READS, HEADS = ("image",), ("class",)
+
         def __init__(self) -> None:
             super().__init__()
             self.lift = nn.Conv2d(3, 8, 1)
             self.conv = nn.Conv2d(8, 8, 3, padding=1, groups=groups)
             self.head = nn.Linear(8, 10)
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.head(self.conv(self.lift(x)).mean((2, 3)))
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return self.head(self.conv(self.lift(image)).mean((2, 3)))
+
+        def layers(self) -> dict[str, nn.Module]:
+            return dict(self.named_children())
 
     trace = rehearse(Grouped, example(3, 6, 6), task, Setting(5))
     forward = 2 * 5 * 36 * 8 * (8 // groups) * 9

@@ -10,11 +10,13 @@ from layerwise.errors import DataError, OptionError
 from layerwise.models import bert
 from layerwise.runtime import Runtime
 from layerwise.tasks import embed
-from layerwise.tasks.embed import Embed
+from layerwise.tasks.embed import CosinePrediction, Embed
 from layerwise.tasks.scores import metrics
 from layerwise.tasks.scores.intervals import compare, interval
+from layerwise.tasks.task import Options
 from layerwise.train.checkpoint import State
-from layerwise.train.loop import Course, Hooks, train
+from layerwise.train.loop import Hooks, LoopConfig, train
+from tests.rows import numbered
 
 TINY = bert.Config(
     dim=16, n_layers=2, n_heads=2, mlp_dim=24, vocab_size=40, max_seq_len=12, head_kind="embed"
@@ -24,6 +26,8 @@ CPU = Runtime("cpu", torch.float32, 1)
 
 class Given(nn.Module):
     """A network whose vectors are its input."""
+
+    READS = ("tokens", "mask")
 
     def __init__(self, vectors: np.ndarray):
         super().__init__()
@@ -37,7 +41,7 @@ def given(B: int, K: int, texts: np.ndarray | None = None, D: int = 6) -> tuple[
     rng = np.random.default_rng(B * K)
     texts = 1 + np.arange(B * K).reshape(B, K) if texts is None else texts
     tensors = {
-        "inputs": torch.zeros(B, K, 3, dtype=torch.int64),
+        "tokens": torch.zeros(B, K, 3, dtype=torch.int64),
         "texts": torch.from_numpy(texts),
         "targets": torch.from_numpy(rng.integers(0, 6, B).astype(np.float32)),
     }
@@ -131,7 +135,7 @@ def tiny_batch(B: int = 6, K: int = 3) -> Batch:
     rng = np.random.default_rng(3)
     lengths = rng.integers(2, 9, (B, K, 1))
     tensors = {
-        "inputs": torch.from_numpy(rng.integers(3, 40, (B, K, 9))),
+        "tokens": torch.from_numpy(rng.integers(3, 40, (B, K, 9))),
         "mask": torch.from_numpy(np.arange(9) < lengths),
         "texts": torch.from_numpy(1 + np.arange(B * K).reshape(B, K)),
         "targets": torch.from_numpy(rng.random(B).astype(np.float32)),
@@ -154,7 +158,9 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(learns: str, dropout
         config = replace(TINY, dropout=dropout, attn_dropout=dropout)
         network = bert.Model(config)
         optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
-        course = Course(steps=1, lr=0.1, schedule="constant", grad_accum_steps=parts, grad_clip=0)
+        course = LoopConfig(
+            steps=1, lr=0.1, schedule="constant", grad_accum_steps=parts, grad_clip=0
+        )
         train(network, Embed(learns), [batch], optimizer, course, State(seed=0), CPU, Hooks())
         after.append(torch.cat([p.detach().flatten() for p in network.parameters()]))
     assert all(w.isfinite().all() for w in after)
@@ -208,7 +214,8 @@ def test_ranks_are_as_counted_one_by_one(monkeypatch: pytest.MonkeyPatch):
     network, batch = given(20, 3, texts)
     task = Embed("matches")
     with torch.no_grad():
-        outputs = task.predict(network, batch).numpy()
+        found = task.predict(network, batch)
+    rows = numbered(20)
     v = unit(network.table.detach().numpy())
     want = []
     for i in range(20):
@@ -219,15 +226,15 @@ def test_ranks_are_as_counted_one_by_one(monkeypatch: pytest.MonkeyPatch):
                 same |= k == 1 and texts[j, 0] == texts[i, 0]
                 rank += not same and v[i, 0] @ v[j, k] > v[i, 0] @ v[i, 1]
         want.append(rank)
-    np.testing.assert_array_equal(task.scored(outputs), want)
-    said = task.metrics(outputs, np.zeros(20))
+    np.testing.assert_array_equal(task.scored(found, rows)[0], want)
+    said = task.metrics(found, rows)
     assert said["recall_at_1"] == np.mean(np.array(want) == 1)
     assert said["mrr"] == pytest.approx(np.mean(1 / np.array(want)))
     third = texts[:, 2] > 0
     right = (v[:, 0] * v[:, 1]).sum(1) > (v[:, 0] * v[:, 2]).sum(1)
     assert said["triple_accuracy"] == pytest.approx(right[third].mean())
     monkeypatch.setattr(embed, "BLOCK", 7)
-    assert (task.scored(outputs) <= want).all()  # fewer candidates
+    assert (task.scored(found, rows)[0] <= want).all()  # fewer candidates
     del rng
 
 
@@ -235,9 +242,8 @@ def test_vectors_that_are_all_alike_find_nothing():
     network, batch = given(20, 2)
     network.table.data[:] = network.table.data[0, 0]
     with torch.no_grad():
-        said = Embed("matches").metrics(
-            Embed("matches").predict(network, batch).numpy(), np.ones(20)
-        )
+        found = Embed("matches").predict(network, batch)
+    said = Embed("matches").metrics(found, numbered(20))
     assert (said["recall_at_1"], said["mrr"]) == (0.0, pytest.approx(1 / 20))
 
 
@@ -248,23 +254,21 @@ def test_a_task_comes_back_from_what_it_saves():
 
 
 def test_sizes_of_vectors_are_checked():
-    from layerwise.data.examples import Examples
-
-    numbers, given = np.array([0.5, 4.0]), np.full(2, "", "U5")
-    rows = Examples("text", [], numbers, "number", (), ["a", "b"], given, "", form="scored_pairs")
+    rows = numbered(2, targets=np.array([0.5, 4.0]), target_kind="number")
     with pytest.raises(OptionError, match="sizes from 1 up such as 64,128; '0,64'"):
-        Embed.of(rows, dims="0,64")
-    task = Embed.of(rows, dims="64, 8")
+        Embed.of(rows, Options(dims="0,64"))
+    task = Embed.of(rows, Options(dims="64, 8"))
     assert (task.dims, task.low, task.high) == ((64, 8), 0.5, 4.0)
 
 
 def test_the_scores_of_two_models_compare_whatever_the_spread_of_their_cosines():
     rng = np.random.default_rng(6)
     targets = rng.random(300)
-    a = (targets + 0.3 * rng.normal(size=300))[:, None]
-    b = 0.2 + 0.01 * (targets + 0.4 * rng.normal(size=300))[:, None]  # all of them alike
-    task = Embed("scores")
-    found = compare(task.metric, task.scored(a), task.scored(b), targets)
-    assert found.a == pytest.approx(metrics.spearman(a[:, 0], targets))
+    a = targets + 0.3 * rng.normal(size=300)
+    b = 0.2 + 0.01 * (targets + 0.4 * rng.normal(size=300))  # all of them alike
+    task, rows = Embed("scores"), numbered(300, targets=targets, target_kind="number")
+    ranks = [task.scored([CosinePrediction(c) for c in x.tolist()], rows)[0] for x in (a, b)]
+    found = compare(task.metric, *ranks, targets)
+    assert found.a == pytest.approx(metrics.spearman(a, targets))
     assert found.high < 0
     assert found.p < 0.05

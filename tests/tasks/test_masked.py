@@ -14,6 +14,7 @@ from layerwise.kinds.text.masked import LEARNED, SCORED, MaskedWindows
 from layerwise.models.bert import Config, Model
 from layerwise.tasks.masked import Masked
 from layerwise.tokens.training import train_bpe, train_wordpiece
+from tests.rows import numbered
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "while", "one", "dog", "ran", "over", "hill", "and"]
 TINY = {"dim": 32, "n_layers": 2, "n_heads": 2, "mlp_dim": 64, "dropout": 0.0, "attn_dropout": 0.0}
@@ -43,7 +44,7 @@ def batch_of(windows: MaskedWindows, rows: np.ndarray, **draw) -> Batch:
 
 
 def restored(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-    return torch.where(tensors["targets"] != NO_LOSS, tensors["targets"], tensors["inputs"])
+    return torch.where(tensors["targets"] != NO_LOSS, tensors["targets"], tensors["tokens"])
 
 
 def test_windows_hold_every_token_once_and_have_both_ends(windows):
@@ -65,7 +66,7 @@ def test_what_is_drawn(windows):
         words = torch.from_numpy(np.isin(whole.numpy(), windows.words))
         assert not (asked & ~words).any()  # no special token
         assert abs(asked.sum() / words.sum() - share) < 0.03
-        seen, truth = tensors["inputs"][asked], tensors["targets"][asked]
+        seen, truth = tensors["tokens"][asked], tensors["targets"][asked]
         hidden = (seen == windows.mask_id).float().mean()
         assert abs(hidden - 0.8) < 0.05
         other = ((seen != truth) & (seen != windows.mask_id)).float().mean()
@@ -75,14 +76,14 @@ def test_what_is_drawn(windows):
 
 def test_draws_follow_from_seed_step_and_row_alone(windows):
     rows = np.array([5, 2, 9])
-    at = lambda *draw, rows=rows: windows.tensors(rows, draw=draw)["inputs"]  # noqa: E731
+    at = lambda *draw, rows=rows: windows.tensors(rows, draw=draw)["tokens"]  # noqa: E731
     assert torch.equal(at(0, 3), at(0, 3))
     assert not torch.equal(at(0, 3), at(0, 4))
     assert not torch.equal(at(0, 3), at(1, 3))
     assert torch.equal(at(0, 3)[1:2], at(0, 3, rows=rows[1:2]))  # whatever else is in the batch
-    assert torch.equal(windows.tensors(rows)["inputs"], windows.tensors(rows)["inputs"])
+    assert torch.equal(windows.tensors(rows)["tokens"], windows.tensors(rows)["tokens"])
     assert torch.equal(
-        windows.take(rows).tensors(np.array([1]))["inputs"], windows.tensors(rows)["inputs"][1:2]
+        windows.take(rows).tensors(np.array([1]))["tokens"], windows.tensors(rows)["tokens"][1:2]
     )
 
 
@@ -90,16 +91,17 @@ def test_the_loss_is_that_of_all_scores(windows, network):
     batch = batch_of(windows, np.arange(12), draw=(0, 0))
     task = Masked()
     with torch.no_grad():
-        scores = network(batch["inputs"], **batch.context)  # (B, T, V)
+        scores = network(**batch.select(network.READS))  # (B, T, V)
     want = F.cross_entropy(scores.flatten(0, 1), batch["targets"].flatten(), reduction="sum")
     got, _ = task.loss(network, batch)
     torch.testing.assert_close(got.detach(), want)
     assert task.count(batch) == int((batch["targets"] != NO_LOSS).sum())
-    outputs = task.predict(network, batch).detach().numpy()
-    assert outputs[:, 0].sum() == pytest.approx(float(want), rel=1e-5)
+    with torch.no_grad():
+        found = task.predict(network, batch)
+    assert sum(p.loss for p in found) == pytest.approx(float(want), rel=1e-5)
     right = (scores.argmax(-1) == batch["targets"]).sum(1)
-    assert outputs[:, 2].tolist() == right.tolist()
-    named = task.metrics(outputs)
+    assert [p.right for p in found] == right.tolist()
+    named = task.metrics(found, numbered(12))
     assert named["bits_per_masked_token"] == pytest.approx(named["loss"] / np.log(2))
     assert named["masked_accuracy"] == pytest.approx(float(right.sum()) / task.count(batch))
 
@@ -107,7 +109,7 @@ def test_the_loss_is_that_of_all_scores(windows, network):
 def test_packed_documents_are_as_if_alone(windows, network):
     tensors = windows.tensors(np.arange(len(windows)))
     several = next(i for i, d in enumerate(tensors["documents"]) if len(d.unique()) > 2)
-    inputs, places = tensors["inputs"][several], tensors["documents"][several]
+    inputs, places = tensors["tokens"][several], tensors["documents"][several]
     together = network(inputs[None], documents=places[None])[0]
     for document in places.unique():
         own = places == document
@@ -140,8 +142,8 @@ def test_positions_count_anew_as_in_transformers(windows, network):
     positions = places - torch.where(starts, places, 0).cummax(1).values
     with torch.no_grad():
         hidden = torch.where(allowed, 0.0, -1e30)
-        want = theirs(batch["inputs"], attention_mask=hidden, position_ids=positions)[0]
-        got = network.features(batch["inputs"], documents=documents)
+        want = theirs(batch["tokens"], attention_mask=hidden, position_ids=positions)[0]
+        got = network.features(batch["tokens"], documents=documents)
     assert (got - want).abs().max() < 1e-5 * want.abs().max()
 
 

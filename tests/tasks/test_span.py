@@ -4,16 +4,18 @@ import itertools
 import re
 import string
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from layerwise.data.examples import Batch
+from layerwise.data.examples import Batch, Examples
 from layerwise.tasks import task_from_dict
 from layerwise.tasks.scores.intervals import interval
-from layerwise.tasks.span import LONGEST, Span, answer_f1, around, exact_match, f1
+from layerwise.tasks.span import LONGEST, Span, SpanPrediction, answer_f1, around, exact_match, f1
+from tests.rows import numbered
 
 
 # ---- the official script's functions, written again ----------------------------------------------
@@ -56,41 +58,42 @@ def test_known_scores():
 CONTEXT = "The Normans came from Denmark, Iceland and Norway in the 10th century."
 
 
-def rows(*answers: list[str]) -> np.ndarray:
-    return np.array(
-        [{"context": CONTEXT, "question": "?",
-          "answers": [{"text": t, "start": CONTEXT.find(t)} for t in each]} for each in answers],
-        object,
-    )  # fmt: skip
+def rows(*answers: list[str]) -> Examples:
+    given = [[{"text": t, "start": CONTEXT.find(t)} for t in each] for each in answers]
+    examples, n = numbered(len(given)), len(given)
+    examples.fields = {"context": [CONTEXT] * n, "question": ["?"] * n, "answers": given}
+    return examples
 
 
-def outputs(*said: str) -> np.ndarray:
+def predicted(*said: str) -> list[SpanPrediction]:
     places = [(CONTEXT.find(s), CONTEXT.find(s) + len(s)) if s else (-1, -1) for s in said]
-    return np.array([(*place, 0.5) for place in places], np.float32)
+    return [SpanPrediction(*place, 0.5) for place in places]
 
 
 def test_the_best_of_the_answers_counts_and_none_is_an_answer():
-    targets = rows(["Denmark", "Denmark, Iceland"], ["10th century"], [], [], ["Norway"])
-    found = outputs("Denmark, Iceland and", "in the 10th century", "", "Norway", "")
-    assert Span().metrics(found, targets) == {
+    asked = rows(["Denmark", "Denmark, Iceland"], ["10th century"], [], [], ["Norway"])
+    found = predicted("Denmark, Iceland and", "in the 10th century", "", "Norway", "")
+    assert Span().metrics(found, asked) == {
         "f1": pytest.approx((0.8 + 0.8 + 1 + 0 + 0) / 5),
         "exact_match": pytest.approx(0.2),
     }
-    weights = np.eye(5)
-    assert answer_f1(found, targets, weights).tolist() == pytest.approx([0.8, 0.8, 1, 0, 0])
-    assert interval(Span.metric, found, targets).n == 5
+    each, targets = Span().scored(found, asked)
+    assert answer_f1(each, targets, np.eye(5)).tolist() == pytest.approx([0.8, 0.8, 1, 0, 0])
+    assert interval(Span.metric, each, targets).n == 5
 
 
 # ---- predictions ---------------------------------------------------------------------------------
 class Fixed(nn.Module):
     """A network that says what it is told: scores (B N, T, 2)."""
 
+    READS = ("tokens",)
+
     def __init__(self, scores: Tensor):
         super().__init__()
         self.scores = nn.Parameter(scores)
 
-    def forward(self, inputs: Tensor, **context: Tensor) -> Tensor:
-        return self.scores.view(*inputs.shape, 2)
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.scores.view(*tokens.shape, 2)
 
 
 def made(B: int, N: int, T: int, seed: int = 0) -> tuple[Fixed, Batch]:
@@ -102,7 +105,7 @@ def made(B: int, N: int, T: int, seed: int = 0) -> tuple[Fixed, Batch]:
     starts[:, :-1, -5:] = False  # left to the next window
     first = 2 * torch.arange(T) + 100 * torch.arange(N)[:, None]
     chars = torch.stack([first, first + 2], -1).expand(B, N, T, 2).int()
-    tensors = {"inputs": torch.zeros(B, N, T, dtype=torch.int64), "starts": starts, "ends": ends,
+    tensors = {"tokens": torch.zeros(B, N, T, dtype=torch.int64), "starts": starts, "ends": ends,
                "chars": chars}  # fmt: skip
     if N == 1:
         tensors = {name: t[:, 0] for name, t in tensors.items()}
@@ -116,7 +119,8 @@ def test_the_best_span_is_found_as_by_trying_all(N: int, null: bool):
     T = 44
     network, batch = made(8, N, T)
     task = Span(null)
-    found = task.predict(network, batch).detach()
+    with torch.no_grad():
+        found = task.predict(network, batch)
     starts, ends = batch["starts"].view(8, N, T), batch["ends"].view(8, N, T)
     chars = batch["chars"].reshape(8, N, T, 2)
     scores = network.scores.detach().view(8, N, T, 2)
@@ -138,8 +142,8 @@ def test_the_best_span_is_found_as_by_trying_all(N: int, null: bool):
             if null and n == 0:
                 choices[-1, -1] = float(scores[b, 0, 0].sum() - total - under)
         best = max(choices, key=lambda place: choices[place])
-        assert tuple(map(int, found[b, :2])) == best
-        assert float(found[b, 2]) == pytest.approx(np.exp(choices[best]), rel=1e-4)
+        assert (found[b].start, found[b].end) == best
+        assert found[b].probability == pytest.approx(np.exp(choices[best]), rel=1e-4)
 
 
 def test_loss_is_that_of_start_among_all_windows_and_end_in_its_own():
@@ -170,25 +174,26 @@ def test_loss_is_that_of_start_among_all_windows_and_end_in_its_own():
 
 
 def test_mistakes_and_the_floor():
-    targets = rows(["Denmark"], ["Norway", "Iceland"], [], ["Denmark"])
-    found = outputs("10th century", "Iceland", "Norway", "")
-    found[2, 2] = 0.9
-    wrong = Span().mistakes(targets, found, targets)
-    assert [m[0] for m in wrong] == [2, 0, 3]
-    assert wrong[0][1:4] == (
+    found = predicted("10th century", "Iceland", "Norway", "")
+    found[2] = replace(found[2], probability=0.9)
+    wrong = Span().mistakes(found, rows(["Denmark"], ["Norway", "Iceland"], [], ["Denmark"]))
+    assert [m.row for m in wrong] == [2, 0, 3]
+    assert (wrong[0].truth, wrong[0].predicted, wrong[0].probability) == (
         "none", "The Normans came from Denmark, Iceland and [Norway] in the 10th century.",
         pytest.approx(0.9),
     )  # fmt: skip
-    assert wrong[1][2].endswith("in the [10th century].")
-    long = targets[0] | {"context": "x" * 70 + CONTEXT}
-    assert around(long["context"], 92, 99).startswith(
+    assert wrong[1].predicted.endswith("in the [10th century].")
+    assert around("x" * 70 + CONTEXT, 92, 99).startswith(
         "..." + "x" * 38 + "The Normans came from [Denmark]"
     )
 
 
 def test_predictions_in_words():
-    row = rows(["Denmark"])[0]
-    read = Span().read(row, outputs("Denmark")[0])
-    assert read == {"answer": "Denmark", "place": (22, 29), "probability": 0.5}
-    assert Span().read(row, outputs("")[0]) == {"answer": "", "place": None, "probability": 0.5}
+    row = rows(["Denmark"]).rows()[0]
+    there, none = (p.of_row("row 0", row, 3, None) for p in predicted("Denmark", ""))
+    assert (there.answer, there.place, there.probability) == ("Denmark", (22, 29), 0.5)
+    assert (none.answer, none.place, none.probability) == ("", None, 0.5)
+    same = {"name": "row 0", "probability": 0.5}
+    assert there.row() == same | {"answer": "Denmark", "place": (22, 29)}
+    assert none.row() == same | {"answer": ""}
     assert task_from_dict(Span(null=True).to_dict()).null

@@ -1,17 +1,19 @@
 """Tags of words: entities as the CoNLL script reads them, and what a network learns of them."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from layerwise.data.examples import Batch
+from layerwise.data.examples import Batch, Examples
 from layerwise.kinds.text.corpus import NO_LOSS
 from layerwise.models.bert import Bert, Config
 from layerwise.tasks import task_from_dict
 from layerwise.tasks.scores.intervals import interval
-from layerwise.tasks.words import Words, entities, over_windows
+from layerwise.tasks.words import Words, WordsPrediction, entities, over_windows
+from tests.rows import numbered
 
 
 # ---- an independent reading, after conlleval.pl and seqeval, rule by rule ------------------------
@@ -72,15 +74,21 @@ def test_entities_of_any_sequence_are_those_of_the_conll_script():
 LABELS = ("B-LOC", "B-PER", "I-LOC", "I-PER", "O")
 
 
-def coded(sentences: list[str], width: int) -> np.ndarray:
-    out = np.full((len(sentences), width), -1)
-    for row, tags in zip(out, sentences, strict=True):
-        row[: len(tags.split())] = [LABELS.index(t) for t in tags.split()]
-    return out
+def tagged(sentences: Sequence[str]) -> Examples:
+    tags = [tags.split() for tags in sentences]
+    rows = numbered(len(tags))
+    rows.fields = {"tokens": [["w"] * len(t) for t in tags], "tags": tags}
+    return rows
 
 
-def as_outputs(tags: np.ndarray) -> np.ndarray:
-    return np.stack([tags, np.where(tags < 0, -1, 0.9)], -1).astype(np.float32)
+def predicted(task: Words, sentences: Sequence[str]) -> list[WordsPrediction]:
+    rows = [tuple(tags.split()) for tags in sentences]
+    return [WordsPrediction(tags, np.full(len(tags), 0.9), task.marked) for tags in rows]
+
+
+def named(tags: np.ndarray) -> list[str]:
+    """Numbers of LABELS, -1 behind a sentence's last, as words."""
+    return [" ".join(LABELS[t] for t in row if t >= 0) for row in tags]
 
 
 TRUE = ["B-PER I-PER O O B-LOC", "O O", "B-LOC O B-PER"]
@@ -89,12 +97,12 @@ SAID = ["B-PER I-PER O O B-PER", "O B-LOC", "B-LOC O O"]
 
 def test_scores_of_a_known_case():
     task = Words(LABELS)
-    outputs, targets = as_outputs(coded(SAID, 5)), coded(TRUE, 7)  # targets of longer rows beside
-    found = task.metrics(outputs, targets)
+    said, rows = predicted(task, SAID), tagged(TRUE)
+    found = task.metrics(said, rows)
     # 2 of 4 said are right, 2 of 4 true are found; 7 of 10 words are right
     assert found == {"entity_f1": 0.5, "entity_precision": 0.5, "entity_recall": 0.5,
                      "accuracy": 0.7}  # fmt: skip
-    kinds = task.by_kind(outputs, targets)
+    kinds = task.by_kind(said, rows)
     assert kinds["PER"] == {"precision": 0.5, "recall": 0.5, "f1": 0.5, "n": 2}
     assert kinds["LOC"] == {"precision": 0.5, "recall": 0.5, "f1": 0.5, "n": 2}
     assert kinds["all"]["n"] == 4
@@ -112,12 +120,14 @@ def test_f1_of_random_taggings_is_that_of_their_chunks():
     ]
     right = len(read[0] & read[1])
     want = 2 * right / (len(read[0]) + len(read[1]))
-    assert task.metric(tags, targets) == pytest.approx(want)
+    counts, none = task.scored(predicted(task, named(tags)), tagged(named(targets)))
+    assert task.metric(counts, none) == pytest.approx(want)
     weights = np.stack([np.ones(200), np.arange(200) < 100])
-    both = task.metric(tags, targets, weights)
+    both = task.metric(counts, none, weights)
     assert both[0] == pytest.approx(want)
-    assert both[1] == pytest.approx(task.metric(tags[:100], targets[:100]))
-    found = interval(task.metric, tags, targets)
+    first = task.scored(predicted(task, named(tags[:100])), tagged(named(targets[:100])))
+    assert both[1] == pytest.approx(task.metric(*first))
+    found = interval(task.metric, counts, none)
     assert found.value == pytest.approx(want)
     assert found.low < found.value < found.high
 
@@ -127,11 +137,13 @@ def test_tags_without_marks_are_scored_word_by_word():
     assert (task.score, Words(LABELS).score, Words(("O", "X")).score) == (
         "accuracy", "entity_f1", "accuracy",
     )  # fmt: skip
-    targets, tags = np.array([[0, 1, -1], [2, 2, 2]]), np.array([[0, 0, -1], [2, 2, 1]])
-    assert task.metrics(as_outputs(tags), targets) == {"accuracy": 0.6}
-    assert task.metric(tags, targets) == 0.6
-    assert task.metric(tags, targets, np.array([[1, 0], [0, 1.0]])).tolist() == [0.5, 2 / 3]
-    assert task.read("so it goes", as_outputs(tags)[1])["entities"] == []
+    rows, said = tagged(["ADV NOUN", "VERB VERB VERB"]), ["ADV ADV", "VERB VERB NOUN"]
+    found = predicted(task, said)
+    assert task.metrics(found, rows) == {"accuracy": 0.6}
+    counts, none = task.scored(found, rows)
+    assert task.metric(counts, none) == 0.6
+    assert task.metric(counts, none, np.array([[1, 0], [0, 1.0]])).tolist() == [0.5, 2 / 3]
+    assert found[1].of_row("", {"text": "so it goes"}, 3, None).entities == []
 
 
 # ---- learning ------------------------------------------------------------------------------------
@@ -145,7 +157,7 @@ def batch(n_windows: int = 1) -> Batch:
         mask = torch.tensor([[[True] * 4] * 2, [[True] * 3 + [False], [False] * 4]])
     inputs = torch.arange(words.numel()).view(words.shape) % 50
     targets = torch.tensor([[1, 3, 4], [0, -1, -1]])
-    tensors = {"inputs": inputs, "mask": mask, "words": words, "targets": targets}
+    tensors = {"tokens": inputs, "mask": mask, "words": words, "targets": targets}
     return Batch(tensors, np.arange(2))
 
 
@@ -165,14 +177,14 @@ def network() -> Bert:
 @pytest.mark.parametrize("n_windows", [1, 2])
 def test_loss_and_predictions_stand_at_first_tokens(network: Bert, n_windows: int):
     task, rows = Words(LABELS), batch(n_windows)
-    logits = over_windows(network, rows).detach()  # (B, T, C)
+    logits = over_windows(network, network.READS, rows).detach()  # (B, T, C)
     want, said = 0.0, {}
     for b, tags in enumerate(rows["targets"].tolist()):
         for t, word in enumerate(rows["words"].flatten(1)[b].tolist()):
             if word >= 0:
                 share = logits[b, t].softmax(-1)
                 want -= float(share[tags[word]].log())
-                said[b, word] = [float(share.argmax()), float(share.max())]
+                said[b, word] = LABELS[int(share.argmax())], float(share.max())
     with torch.no_grad():
         total, parts = task.loss(network, rows)
     assert float(total) == pytest.approx(want, rel=1e-5)
@@ -180,18 +192,19 @@ def test_loss_and_predictions_stand_at_first_tokens(network: Bert, n_windows: in
     assert task.count(rows) == 4
     targets = task.token_targets(rows)
     assert (targets != NO_LOSS).sum() == 4
-    found = task.predict(network, rows).detach()
-    assert found.shape == (2, 3, 2)
-    for (b, word), value in said.items():
-        assert found[b, word].tolist() == pytest.approx(value, rel=1e-5)
-    assert (found[1, 1:] == -1).all()
+    with torch.no_grad():
+        found = task.predict(network, rows)
+    assert [len(p.tags) for p in found] == [len(p.shares) for p in found] == [3, 1]
+    for (b, word), (tag, share) in said.items():
+        assert found[b].tags[word] == tag
+        assert found[b].shares[word] == pytest.approx(share, rel=1e-5)
     assert sum(carries for _, carries in task.lens(rows)[0]) == 3
 
 
 def test_a_window_is_read_as_it_would_be_alone(network: Bert):
     rows = batch(2)
-    together = over_windows(network, rows)
-    alone = network(rows["inputs"][0, 1:])
+    together = over_windows(network, network.READS, rows)
+    alone = network(rows["tokens"][0, 1:])
     assert torch.allclose(together[0, 4:], alone[0], atol=1e-6)
 
 
@@ -203,11 +216,11 @@ def test_it_is_rebuilt_from_its_dict():
 def test_predictions_in_words():
     task = Words(LABELS)
     row = {"tokens": ["Anna", "Bell", "left", "Rome"]}
-    out = as_outputs(coded(["B-PER I-PER O B-LOC"], 6))[0]
-    out[1, 1] = 0.4
-    read = task.read(row, out)
-    assert [w[:2] for w in read["words"]][1] == ("Bell", "I-PER")
-    person, place = read["entities"]
+    (out,) = predicted(task, ["B-PER I-PER O B-LOC"])
+    out.shares[1] = 0.4
+    read = out.of_row("", row, 3, None)
+    assert [w[:2] for w in read.words][1] == ("Bell", "I-PER")
+    person, place = read.entities
     assert person["text"] == "Anna Bell"
     assert (person["start"], person["end"], person["words"], person["kind"]) == (
         0,
@@ -217,6 +230,7 @@ def test_predictions_in_words():
     )
     assert person["probability"] == pytest.approx(0.4)
     assert (place["text"], place["start"], place["words"]) == ("Rome", 15, (3, 3))
-    text = task.read("Anna Bell, left Rome", as_outputs(coded(["B-PER I-PER O O B-LOC"], 5))[0])
-    assert text["entities"][0]["text"] == "Anna Bell"
-    assert text["entities"][1]["start"] == 16
+    (out,) = predicted(task, ["B-PER I-PER O O B-LOC"])
+    text = out.of_row("", {"text": "Anna Bell, left Rome"}, 3, None)
+    assert text.entities[0]["text"] == "Anna Bell"
+    assert text.entities[1]["start"] == 16

@@ -33,11 +33,11 @@ class Stack(nn.Module):
 
 class Task:
     def loss(self, network, batch):
-        return network(batch["inputs"]).sum(), {}
+        return network(batch["table"]).sum(), {}
 
 
 def some(*lengths: int):
-    return lambda: [Batch({"inputs": torch.zeros(2, n, 4)}, None) for n in lengths]  # type: ignore[arg-type]
+    return lambda: [Batch({"table": torch.zeros(2, n, 4)}, None) for n in lengths]  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -115,12 +115,12 @@ def texts(length: int) -> Batch:
     g = torch.Generator().manual_seed(length)
     inputs = torch.randint(5, 50, (2, length), generator=g)
     documents = torch.arange(length).ge(length // 3).long().expand(2, -1)
-    return Batch({"inputs": inputs, "targets": inputs, "documents": documents}, np.arange(2))
+    return Batch({"tokens": inputs, "targets": inputs, "documents": documents}, np.arange(2))
 
 
 def images(size: int) -> Batch:
     inputs = torch.randn(2, 3, size, size)
-    return Batch({"inputs": inputs, "targets": torch.tensor([0, 2])}, np.arange(2))
+    return Batch({"image": inputs, "targets": torch.tensor([0, 2])}, np.arange(2))
 
 
 @pytest.mark.parametrize("family", [*DECODERS, "bert", "resnet", "vit"])

@@ -19,7 +19,7 @@ from layerwise.errors import TrainingStopped
 from layerwise.tasks.classify import Classify
 from layerwise.tasks.embed import Embed
 from layerwise.train import checkpoint
-from layerwise.train.loop import MOST_TOKENS, Average, Course, Hooks, State, parts_of, train
+from layerwise.train.loop import MOST_TOKENS, Average, Hooks, LoopConfig, State, parts_of, train
 from layerwise.train.optim import build_optimizer, load_optimizer_tensors, optimizer_tensors
 from layerwise.train.schedule import lr_factor
 
@@ -39,12 +39,19 @@ class Rows:
         y = (x[:, :3] + 0.1 * torch.randn(self.size, 3, generator=g)).argmax(1)
         if step == self.broken_step:
             x[5] = float("inf") if self.infinite else float("nan")
-        return Batch({"inputs": x, "targets": y}, np.arange(self.size) + step * self.size)
+        return Batch({"table": x, "targets": y}, np.arange(self.size) + step * self.size)
+
+
+class Stack(nn.Sequential):
+    READS = ("table",)
+
+    def forward(self, table: torch.Tensor) -> torch.Tensor:
+        return super().forward(table)
 
 
 def network(dropout: float = 0.0) -> nn.Module:
     with runtime.seeded(3):
-        return nn.Sequential(nn.Linear(10, 32), nn.ReLU(), nn.Dropout(dropout), nn.Linear(32, 3))
+        return Stack(nn.Linear(10, 32), nn.ReLU(), nn.Dropout(dropout), nn.Linear(32, 3))
 
 
 def optimiser(net: nn.Module, name: str = "adamw") -> torch.optim.Optimizer:
@@ -60,7 +67,7 @@ def run(net, course, state=None, hooks=None, batches=None, name="adamw"):
 def test_it_learns(name: str):
     net, losses = network(), []
     hooks = Hooks(log=lambda step, **v: losses.append(v["loss"]))
-    state = run(net, Course(steps=150, lr=0.05, warmup_steps=5), hooks=hooks, name=name)
+    state = run(net, LoopConfig(steps=150, lr=0.05, warmup_steps=5), hooks=hooks, name=name)
     assert state.finished
     assert np.mean(losses[-10:]) < 0.35 * np.mean(losses[:5])
 
@@ -71,11 +78,11 @@ def test_accumulation_gives_the_gradient_of_the_big_batch(parts: int):
     for accum in (1, parts):
         net = network().double()
         batch = Rows()[0]
-        batch.tensors["inputs"] = batch["inputs"].double()
+        batch.tensors["table"] = batch["table"].double()
         seen: list[torch.Tensor] = []
         opt = torch.optim.SGD(net.parameters(), lr=0.0)
         opt.step = lambda net=net, seen=seen: seen.extend(p.grad.clone() for p in net.parameters())  # type: ignore[method-assign]
-        course = Course(steps=1, lr=0.0, grad_accum_steps=accum, grad_clip=0)
+        course = LoopConfig(steps=1, lr=0.0, grad_accum_steps=accum, grad_clip=0)
         train(net, TASK, {0: batch}, opt, course, State(), CPU, Hooks())
         gradients.append(seen)
     for a, b in zip(*gradients, strict=True):
@@ -83,9 +90,9 @@ def test_accumulation_gives_the_gradient_of_the_big_batch(parts: int):
 
 
 def test_many_tokens_are_learned_from_a_few_at_a_time():
-    texts = Batch({"inputs": torch.zeros(32, 512, dtype=torch.int64)}, np.arange(32))
-    windows = Batch({"inputs": torch.zeros(2, 3, 500, dtype=torch.int64)}, np.arange(2))
-    images = Batch({"inputs": torch.zeros(32, 3, 64, 64)}, np.arange(32))
+    texts = Batch({"tokens": torch.zeros(32, 512, dtype=torch.int64)}, np.arange(32))
+    windows = Batch({"tokens": torch.zeros(2, 3, 500, dtype=torch.int64)}, np.arange(2))
+    images = Batch({"image": torch.zeros(32, 3, 64, 64)}, np.arange(32))
     assert 32 * 512 // MOST_TOKENS == parts_of(TASK, texts, 32, 1, "cpu") == 8
     assert parts_of(TASK, texts, 32, 16, "cpu") == 16  # as asked
     assert parts_of(TASK, texts, 36, 1, "cpu") == 9  # equal ones
@@ -103,6 +110,8 @@ def test_the_loop_learns_so_and_gradients_are_those_of_all_rows():
             return super().loss(network, batch)
 
     class Bag(nn.Module):
+        READS = ("tokens",)
+
         def __init__(self):
             super().__init__()
             self.embed, self.head = nn.Embedding(50, 8), nn.Linear(8, 3)
@@ -111,14 +120,14 @@ def test_the_loop_learns_so_and_gradients_are_those_of_all_rows():
             return self.head(self.embed(tokens).mean(1))
 
     g = runtime.generator(1, 2)
-    tensors = {"inputs": torch.randint(50, (20, 512), generator=g), "targets": torch.arange(20) % 3}
+    tensors = {"tokens": torch.randint(50, (20, 512), generator=g), "targets": torch.arange(20) % 3}
     batch, sizes = Batch(tensors, np.arange(20)), []
     with runtime.seeded(3):
         net = Bag()
     TASK.loss(net, batch)[0].div(20).backward()
     wanted = [p.grad.clone() for p in net.parameters()]
     opt = torch.optim.SGD(net.parameters(), lr=0.0)
-    task, course = Counted(("a", "b", "c")), Course(steps=1, lr=0.0, grad_clip=0)
+    task, course = Counted(("a", "b", "c")), LoopConfig(steps=1, lr=0.0, grad_clip=0)
     train(net, task, {0: batch}, opt, course, State(), CPU, Hooks())
     assert sizes == [4] * 5
     for p, w in zip(net.parameters(), wanted, strict=True):
@@ -128,7 +137,7 @@ def test_the_loop_learns_so_and_gradients_are_those_of_all_rows():
 def test_the_best_weights_are_kept_whatever_the_periods():
     scores, saved = iter((0.2, float("nan"), 0.9, 0.5, 0.6)), []
     hooks = Hooks(evaluate=lambda net: next(scores), save=lambda s: saved.append(s.step))
-    state = run(network(), Course(14, 0.01, evaluate_every=3, checkpoint_every=5), hooks=hooks)
+    state = run(network(), LoopConfig(14, 0.01, evaluate_every=3, checkpoint_every=5), hooks=hooks)
     assert (state.best_step, state.best_score) == (9, 0.9)
     assert saved == [0, 3, 5, 9, 10, 14]
 
@@ -141,7 +150,7 @@ def test_clipping_bounds_the_norm_and_keeps_the_direction():
         opt.step = lambda net=net, out=out: out.append(  # type: ignore[method-assign]
             torch.cat([p.grad.flatten() for p in net.parameters()])
         )
-        train(net, TASK, Rows(), opt, Course(1, 0.0, grad_clip=limit), State(), CPU, Hooks())
+        train(net, TASK, Rows(), opt, LoopConfig(1, 0.0, grad_clip=limit), State(), CPU, Hooks())
     assert cut[0].norm().item() == pytest.approx(0.01, rel=1e-4)
     assert torch.cosine_similarity(free[0], cut[0], dim=0) > 1 - 1e-6
 
@@ -158,7 +167,7 @@ def test_schedules_begin_low_peak_at_one_and_end_low():
 
 def test_a_run_cut_anywhere_and_resumed_ends_in_the_same_bits(tmp_path: pathlib.Path):
     whole = network(dropout=0.3)
-    run(whole, Course(steps=12, lr=0.02, warmup_steps=2))
+    run(whole, LoopConfig(steps=12, lr=0.02, warmup_steps=2))
     for cut in (1, 5, 11):
         net = network(dropout=0.3)
         folder = tmp_path / str(cut)
@@ -174,7 +183,7 @@ def test_a_run_cut_anywhere_and_resumed_ends_in_the_same_bits(tmp_path: pathlib.
                     raise KeyboardInterrupt
                 return super().__getitem__(step)
 
-        course = Course(steps=12, lr=0.02, warmup_steps=2, checkpoint_every=1)
+        course = LoopConfig(steps=12, lr=0.02, warmup_steps=2, checkpoint_every=1)
         with pytest.raises(KeyboardInterrupt):
             train(net, TASK, Cut(), opt, course, State(), CPU, Hooks(save=save))
         net2 = network()
@@ -204,7 +213,7 @@ def test_the_guardian_names_the_row_goes_back_once_and_then_stops():
         names=[f"row {i}" for i in range(999)],
     )
     with pytest.raises(TrainingStopped, match=r"step 3; rows: row 77 again.*going back once"):
-        run(net, Course(steps=6, lr=0.01), hooks=hooks, batches=Rows(broken_step=3))
+        run(net, LoopConfig(steps=6, lr=0.01), hooks=hooks, batches=Rows(broken_step=3))
     recovered = [v for v in said if "guardian" in v]
     assert len(recovered) == 1
     assert recovered[0]["lr_scale"] == pytest.approx(0.1)
@@ -229,7 +238,7 @@ def test_a_rate_that_explodes_is_cured_by_going_on_at_a_tenth():
 
     hooks = Hooks(restore=restore, names=[""] * 9999)
     opt = torch.optim.SGD(net.parameters(), lr=40.0)
-    course = Course(steps=20, lr=40.0, grad_clip=0)
+    course = LoopConfig(steps=20, lr=40.0, grad_clip=0)
     state = train(net, Fragile(("a", "b", "c")), Rows(), opt, course, State(), CPU, hooks)
     assert state.finished
     assert len(calls) == 1
@@ -246,7 +255,7 @@ def test_ctrl_c_finishes_the_step_and_saves():
             return super().__getitem__(step)
 
     hooks = Hooks(save=lambda state: saved.append(state.step))
-    state = run(network(), Course(steps=50, lr=0.01), hooks=hooks, batches=Interrupting())
+    state = run(network(), LoopConfig(steps=50, lr=0.01), hooks=hooks, batches=Interrupting())
     assert (state.step, state.finished) == (5, False)
     assert saved[-1] == 5
     assert signal.getsignal(signal.SIGINT) is before
@@ -279,14 +288,15 @@ def save(state):
     parts = {{"model": net.state_dict(), "optimizer": optimizer_tensors(net, opt)}}
     checkpoint.save_checkpoint(folder, state, parts)
     checkpoint.clean(folder, 2, state.best_step)
-train(net, TASK, Rows(), opt, Course(60, 0.02, checkpoint_every=1), state, CPU, Hooks(save=save))
+course = LoopConfig(60, 0.02, checkpoint_every=1)
+train(net, TASK, Rows(), opt, course, state, CPU, Hooks(save=save))
 """
 
 
 def test_killed_at_random_moments_and_resumed_it_ends_in_the_same_bits(tmp_path: pathlib.Path):
     """SIGKILL during checkpoints too: whatever is on the disk, the weights end the same."""
     whole = network(dropout=0.2)
-    run(whole, Course(steps=60, lr=0.02))
+    run(whole, LoopConfig(steps=60, lr=0.02))
     folder = tmp_path / "run"
     code = KILLED.format(folder=str(folder), tests=str(pathlib.Path(__file__).parent))
     rng = np.random.default_rng(0)

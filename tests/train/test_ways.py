@@ -28,7 +28,7 @@ def text_batch(seed: int = 0, masked: bool = False) -> Batch:
     if masked:
         targets[torch.rand(B, T, generator=g) > 0.3] = NO_LOSS
     targets[0, 6:] = NO_LOSS  # rows with unequal numbers of terms
-    return Batch({"inputs": inputs, "targets": targets}, np.arange(B))
+    return Batch({"tokens": inputs, "targets": targets}, np.arange(B))
 
 
 def decoder(seed: int = 0) -> nn.Module:
@@ -47,7 +47,7 @@ def table_batch(classes: int = 3, n_in: int = 6) -> Batch:
     g = torch.Generator().manual_seed(0)
     inputs = torch.randn(B, n_in, generator=g)
     return Batch(
-        {"inputs": inputs, "targets": torch.randint(classes, (B,), generator=g)}, np.arange(B)
+        {"table": inputs, "targets": torch.randint(classes, (B,), generator=g)}, np.arange(B)
     )
 
 
@@ -92,7 +92,7 @@ def test_batch_statistics_differ_by_nature_and_nothing_else_does():
     network = resnet.Model(resnet.VARIANTS["resnet20"])
     g = torch.Generator().manual_seed(0)
     inputs, targets = torch.randn(B, 3, 16, 16, generator=g), torch.arange(B) % 10
-    batch = Batch({"inputs": inputs, "targets": targets}, np.arange(B))
+    batch = Batch({"image": inputs, "targets": targets}, np.arange(B))
     *pairs, last = compare(network, Classify([str(i) for i in range(10)]), batch, FP32, skip=SKIP)
     assert {p.verdict for p in pairs} == {"same", "skipped"}
     assert last.verdict == "by nature"
@@ -168,13 +168,13 @@ class Unmasked(Classify):
     """Reads the padding."""
 
     def loss(self, network, batch):
-        scores = network(batch["inputs"], None)
+        scores = network(batch["tokens"], None)
         return F.cross_entropy(scores, batch["targets"], reduction="sum"), {}
 
 
 class Masking(Unmasked):
     def loss(self, network, batch):
-        scores = network(batch["inputs"], **batch.context)
+        scores = network(**batch.select(network.READS))
         return F.cross_entropy(scores, batch["targets"], reduction="sum"), {}
 
 
@@ -183,11 +183,11 @@ def test_padding_that_is_read_is_found(task, verdict):
     network = encoder()
     network.reset_head(3)
     lengths = torch.tensor([24, 9, 17, 24, 5, 11, 20, 8])
-    inputs, targets = text_batch()["inputs"], torch.arange(B) % 3
+    inputs, targets = text_batch()["tokens"], torch.arange(B) % 3
     mask = torch.arange(T) < lengths[:, None]
-    whole = Batch({"inputs": inputs * mask, "mask": mask, "targets": targets}, np.arange(B))
+    whole = Batch({"tokens": inputs * mask, "mask": mask, "targets": targets}, np.arange(B))
     alone = [
-        Batch({"inputs": inputs[i : i + 1, :n], "targets": targets[i : i + 1]}, np.array([i]))
+        Batch({"tokens": inputs[i : i + 1, :n], "targets": targets[i : i + 1]}, np.array([i]))
         for i, n in enumerate(lengths.tolist())
     ]
     found = compare(network, task(["a", "b", "c"]), whole, FP32, alone, SKIP)
@@ -208,13 +208,15 @@ class Forgetful(nn.Module):
 
 
 class Network(nn.Module):
+    READS = ("table",)
+
     def __init__(self, forgets: bool):
         super().__init__()
         self.first, self.head, self.forgets = Forgetful(), nn.Linear(6, 3), forgets
 
-    def forward(self, x):
+    def forward(self, table):
         self.first.after = 0 if self.forgets else self.first.after + 1
-        return self.head(self.first(x))
+        return self.head(self.first(table))
 
     def layers(self):
         return {"first": self.first, "head": self.head}

@@ -20,8 +20,9 @@ from layerwise.generation.greedy import generate
 from layerwise.models import config_from_dict, family
 from layerwise.tokens.tokenizer import Tokenizer
 from layerwise.tokens.training import train_bpe
+from layerwise.weights.gguf import quants
 from layerwise.weights.gguf.models import load_gguf, save_gguf
-from layerwise.weights.gguf.read import quants, read_gguf
+from layerwise.weights.gguf.read import read_gguf
 from tests.oracles import LlamaCpp
 
 pytestmark = pytest.mark.oracle

@@ -8,6 +8,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from layerwise import kinds
 from layerwise.errors import LayerwiseError, WeightsError
 from layerwise.kinds.image.processor import ImageProcessor
 from layerwise.models import build, family, resolve
@@ -102,7 +103,7 @@ def test_the_processor_of_the_card_serves_photographs(shared_data: Path, name: s
 @pytest.mark.data
 def test_card_names_load_from_a_folder_of_weights(shared_data: Path, monkeypatch):
     monkeypatch.setenv("LAYERWISE_WEIGHTS", str(shared_data / "weights"))
-    reach = in_reach()
+    reach = in_reach(kinds.kind("image"))
     assert "mobilenet_v1_075.google_in1k" in reach
     assert "resnet20.akamaster_cifar10" not in reach  # no base for photographs
     assert reach.index("mobilenet_v1_075.google_in1k") < reach.index(

@@ -16,7 +16,7 @@ from layerwise.models import bert, family
 from layerwise.tokens.tokenizer import Tokenizer
 from layerwise.tokens.training import train_bpe, train_wordpiece
 from layerwise.weights import hub
-from layerwise.weights.configs import encoders as config_encoders
+from layerwise.weights.configs.encoders import encoder_json
 from layerwise.weights.configs.text import write_config
 from layerwise.weights.files import save_tensors
 from layerwise.weights.gguf.models import save_gguf
@@ -71,7 +71,7 @@ def same(model: Model, network: torch.nn.Module) -> bool:
 def test_every_family_from_a_sharded_folder(case: Case, words: Tokenizer, tmp_path: Path):
     network = folder_of(case, words, tmp_path, n_shards=3)
     model = layerwise.load(tmp_path)
-    assert (model.family, model.task.name, model.kind) == (case.family, "causal", "text")
+    assert (model.family, model.task.name, model.kind.name) == (case.family, "causal", "text")
     assert model.processor.max_seq_len == network.config.max_seq_len
     assert same(model, network)
     assert isinstance(model.generate("the quick", 5), str)
@@ -161,7 +161,7 @@ def test_what_an_encoder_was_trained_for(kind: str, change: dict, task: str, tmp
     network = bert.Model(config).eval()
     rules = bert.PUBLISHED[f"bert-{kind}"]
     save_tensors(tmp_path / "model.safetensors", publish(network.state_dict(), rules))
-    values = config_encoders.encoder_json(config, ("x", "y")[: config.n_classes]) | change
+    values = encoder_json(config, ("x", "y")[: config.n_classes]) | change
     (tmp_path / "config.json").write_text(json.dumps(values))
     words.save(tmp_path)
     model = layerwise.load(tmp_path)

@@ -23,15 +23,8 @@ from layerwise.data.examples import Finding
 from layerwise.data.groups import first_alike, groups_of
 from layerwise.data.naming import about
 from layerwise.data.threads import parallel
+from layerwise.kinds.image import processor
 from layerwise.kinds.image.duplicates import SIDE, near_duplicates
-from layerwise.kinds.image.processor import (
-    check_size,
-    from_array,
-    orientation,
-    quietly,
-    to_rgb,
-    upright,
-)
 from layerwise.storage import UNREADABLE, content_hash
 
 LUMA = (0.299, 0.587, 0.114)
@@ -40,7 +33,7 @@ PIECE = 2048  # arrays shrunk at once
 
 BAD = {  # set aside: what is said, and what to do
     "empty": ("are empty (0 bytes)", "copy them again, or delete them"),
-    "unreadable": ("are no image that can be read", "replace or delete them"),
+    "unreadable": ("are not images that can be read", "replace or delete them"),
     "truncated": ("are truncated: the end of the file is missing", "copy them again"),
     "too_large": ("have too many pixels or none", "scale them to a usual size"),
 }
@@ -56,8 +49,8 @@ TRAITS = {  # used as they are: what is said, and what is done about it
 
 
 @dataclass
-class Look:
-    """What one look at a picture gave."""
+class Seen:
+    """What was found out about one picture."""
 
     problem: str = ""  # a key of BAD, or "" for a picture that can be used
     detail: str = ""
@@ -68,7 +61,7 @@ class Look:
 
 
 @dataclass
-class Looks:
+class Pictures:
     """All pictures: thumbnails where `usable`, and the content of each as bytes."""
 
     usable: np.ndarray  # (n,) bool
@@ -78,67 +71,67 @@ class Looks:
     findings: list[Finding]
 
 
-def look_at_all(inputs: Sequence[Any], names: Sequence[str]) -> Looks:
+def look_at_all(inputs: Sequence[Any], names: Sequence[str]) -> Pictures:
     """Look at every picture; a bad one becomes a finding, never an error."""
-    if isinstance(inputs, np.ndarray) and is_plain(inputs):
-        return look_at_array(inputs, names)
     n = len(inputs)
     grey, colour = np.zeros((n, SIDE, SIDE), np.uint8), np.zeros((n, GRID, GRID, 3), np.uint8)
 
-    def one(i: int) -> Look:
+    def one(i: int) -> Seen:
         seen = look_safely(inputs[i], str(names[i]))
         if seen.grey is not None and seen.colour is not None:
             grey[i], colour[i] = seen.grey, seen.colour
         seen.grey = seen.colour = None
         return seen
 
-    looks = list(parallel(min(8, (os.cpu_count() or 1) + 1))(one, range(n)))
-    usable = np.array([not seen.problem for seen in looks], bool)
-    return Looks(usable, grey, colour, [s.digest for s in looks], findings_of(looks, names))
+    if isinstance(inputs, np.ndarray) and processor.is_plain(inputs):
+        found = look_at_array(inputs, grey, colour)
+    else:
+        found = list(parallel(min(8, (os.cpu_count() or 1) + 1))(one, range(n)))
+    usable = np.array([not seen.problem for seen in found], bool)
+    return Pictures(usable, grey, colour, [s.digest for s in found], findings_of(found, names))
 
 
-def copies(looks: Looks) -> tuple[np.ndarray, np.ndarray]:
+def copies(pictures: Pictures) -> tuple[np.ndarray, np.ndarray]:
     """The first row with the same content, and the first with the same picture: (n,) each."""
-    n = len(looks.usable)
-    exact = first_alike(looks.digests)
-    first = np.flatnonzero(looks.usable & (exact == np.arange(n)))  # one of each content
-    pairs = first[near_duplicates(looks.grey[first], looks.colour[first])]
-    return exact, groups_of(n, np.concatenate([pairs, np.stack([exact, np.arange(n)], 1)]))
+    rows, exact = np.arange(len(pictures.usable)), first_alike(pictures.digests)
+    first = np.flatnonzero(pictures.usable & (exact == rows))  # one of each content
+    pairs = first[near_duplicates(pictures.grey[first], pictures.colour[first])]
+    return exact, groups_of(len(rows), np.concatenate([pairs, np.stack([exact, rows], 1)]))
 
 
 # ---- one file --------------------------------------------------------------------------------
 
 
-def look_safely(raw: Any, name: str) -> Look:
-    """`look`, with every failure as a problem: damaged files make decoders raise anything."""
+def look_safely(raw: Any, name: str) -> Seen:
+    """`look_at_one`, every failure as a problem: damaged files make decoders raise anything."""
     try:
-        return look(raw, name)
+        return look_at_one(raw, name)
     except Exception as e:
         said, kind = str(e), "unreadable"
         if isinstance(e, Image.UnidentifiedImageError):
-            said = "no format that Pillow knows"
+            said = "not a format that Pillow knows"
         elif isinstance(e, Image.DecompressionBombError) or "pixels" in said:
             kind = "too_large"
         elif isinstance(e, EOFError) or "truncated" in said.lower():
             kind = "truncated"
-        return Look(kind, said, digest=content_hash(UNREADABLE + os.fsencode(name)))
+        return Seen(kind, said, digest=content_hash(UNREADABLE + os.fsencode(name)))
 
 
-def look(raw: Any, name: str) -> Look:
+def look_at_one(raw: Any, name: str) -> Seen:
     """One picture, of a path, bytes or an array. Errors: whatever its decoder raises."""
     if isinstance(raw, np.ndarray):
-        image = from_array(raw, name)
-        return with_thumbnail(image, (), raw)
+        return with_thumbnail(processor.from_array(raw, name), (), raw)
     content = Path(raw).read_bytes() if isinstance(raw, str | os.PathLike) else raw
     if not content:
-        return Look("empty", digest=content_hash(UNREADABLE + os.fsencode(name)))
-    with quietly():
+        return Seen("empty", digest=content_hash(UNREADABLE + os.fsencode(name)))
+    with processor.quietly():
         image = Image.open(io.BytesIO(content))
-    check_size(image.size, name)
+    processor.check_size(image.size, name)
     traits = traits_of(image, "" if isinstance(raw, bytes) else Path(raw).suffix)
     image.draft("RGB", (2 * SIDE, 2 * SIDE))
     image.load()
-    return with_thumbnail(to_rgb(upright(image), name), tuple(traits), content)
+    image = processor.to_rgb(processor.upright(image), name)
+    return with_thumbnail(image, tuple(traits), content)
 
 
 def traits_of(image: Image.Image, suffix: str) -> list[str]:
@@ -149,7 +142,7 @@ def traits_of(image: Image.Image, suffix: str) -> list[str]:
         "cmyk": image.mode == "CMYK",
         "sixteen_bit": image.mode == "I" or image.mode.startswith("I;16"),
         "alpha": image.has_transparency_data,
-        "rotated": orientation(image) > 1,
+        "rotated": processor.orientation(image) > 1,
         "animated": image.format != "MPO" and getattr(image, "is_animated", False),
     }
     return [name for name, holds in checks.items() if holds]
@@ -160,22 +153,24 @@ def extensions() -> dict[str, str]:
     return Image.registered_extensions()
 
 
-def with_thumbnail(image: Image.Image, traits: tuple[str, ...], content: Any) -> Look:
+def with_thumbnail(image: Image.Image, traits: tuple[str, ...], content: Any) -> Seen:
     small = image.resize((SIDE, SIDE), Image.Resampling.BOX)
     grey = np.asarray(small.convert("L"))
     colour = np.asarray(small.resize((GRID, GRID), Image.Resampling.BOX))
     if np.ptp(np.asarray(small).reshape(-1, 3), axis=0).max() < 3:
         traits = (*traits, "blank")
-    return Look("", "", traits, grey, colour, content_hash(content))
+    return Seen("", "", traits, grey, colour, content_hash(content))
 
 
 # ---- arrays ----------------------------------------------------------------------------------
 
 
-def look_at_array(pixels: np.ndarray, names: Sequence[str]) -> Looks:
-    """Pictures that lie decoded in one array (n, h, w[, 1 or 3]): no threads, a few products."""
+def look_at_array(pixels: np.ndarray, grey: np.ndarray, colour: np.ndarray) -> list[Seen]:
+    """Pictures that lie decoded in one array (n, h, w[, 1 or 3]): no threads, a few products.
+
+    grey (n, 32, 32), colour (n, 4, 4, 3): where their thumbnails are written.
+    """
     n = len(pixels)
-    grey, colour = np.empty((n, SIDE, SIDE), np.uint8), np.empty((n, GRID, GRID, 3), np.uint8)
     for i in range(0, n, PIECE):
         x = torch.tensor(pixels[i : i + PIECE], dtype=torch.float32)
         x = x.permute(0, 3, 1, 2) if x.ndim == 4 else x[:, None]  # (b, c, h, w)
@@ -184,33 +179,25 @@ def look_at_array(pixels: np.ndarray, names: Sequence[str]) -> Looks:
         grey[i : i + PIECE] = (small * weights[:, None, None]).sum(1).round().numpy()
         coarse = F.interpolate(small, (GRID, GRID), mode="area")
         colour[i : i + PIECE] = coarse.permute(0, 2, 3, 1).round().numpy()
-    digests = [content_hash(row) for row in pixels]
     blank = np.ptp(grey.reshape(n, -1), axis=1) < 3
     blank &= np.ptp(colour.reshape(n, -1, 3), axis=1).max(1) < 3
-    looks = [Look("", "", ("blank",) if b else ()) for b in blank]
-    return Looks(np.ones(n, bool), grey, colour, digests, findings_of(looks, names))
-
-
-def is_plain(pixels: np.ndarray) -> bool:
-    """Grey or RGB: what needs no conversion."""
-    shaped = pixels.ndim == 3 or (pixels.ndim == 4 and pixels.shape[3] in (1, 3))
-    return shaped and pixels.dtype == np.uint8
+    traits = [("blank",) if b else () for b in blank]
+    return [Seen(traits=t, digest=content_hash(x)) for t, x in zip(traits, pixels, strict=True)]
 
 
 # ---- words -----------------------------------------------------------------------------------
 
 
-def findings_of(looks: Sequence[Look], names: Sequence[str]) -> list[Finding]:
+def findings_of(pictures: Sequence[Seen], names: Sequence[str]) -> list[Finding]:
     """One finding per sort, with every file of that sort."""
-    found = []
+    findings, of = [], f"of {len(pictures):,} pictures"
     for kind, (what, cure) in BAD.items():
-        rows = [i for i, seen in enumerate(looks) if seen.problem == kind]
-        why = looks[rows[0]].detail.removeprefix(f"{names[rows[0]]}: ") if rows else ""
-        what = f"of {len(looks):,} pictures {what} and were set aside" + f" ({why})" * bool(why)
-        found += about(kind, "error", [names[i] for i in rows], what, cure)
+        rows = [i for i, seen in enumerate(pictures) if seen.problem == kind]
+        why = pictures[rows[0]].detail.removeprefix(f"{names[rows[0]]}: ") if rows else ""
+        what = f"{of} {what} and were set aside" + f" ({why})" * bool(why)
+        findings += about(kind, "error", [names[i] for i in rows], what, cure)
     for kind, (what, cure) in TRAITS.items():
-        rows = [i for i, seen in enumerate(looks) if kind in seen.traits]
+        having = [name for seen, name in zip(pictures, names, strict=True) if kind in seen.traits]
         severity = "warning" if kind == "blank" else "note"
-        what = f"of {len(looks):,} pictures {what} ({cure})"
-        found += about(kind, severity, [names[i] for i in rows], what, cure)
-    return found
+        findings += about(kind, severity, having, f"{of} {what} ({cure})", cure)
+    return findings

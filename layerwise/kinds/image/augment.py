@@ -17,19 +17,12 @@ import torch
 from torch import Tensor
 
 from layerwise.errors import OptionError, unknown
-from layerwise.kinds.image.distort import (
-    colour,
-    cutmix,
-    cutout,
-    flip,
-    mix_targets,
-    mixup,
-    pad_crop,
-    resized_crops,
-)
+from layerwise.kinds.image import distort
+from layerwise.kinds.image.distort import Range, Rng
 
 THUMBNAIL = 64  # sides up to this are shifted by `pad`, larger ones cut by `scale`, if both are set
 FLIPS = ("none", "random", "alternate")
+Mixed = tuple[Tensor, Tensor | None]  # images, and their targets
 
 
 @dataclass(frozen=True)
@@ -49,8 +42,8 @@ class Augment:
 
     flip: str = "none"
     pad: float = 0.0
-    scale: tuple[float, float] | None = None
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    scale: Range | None = None
+    ratio: Range = (3 / 4, 4 / 3)
     brightness: float = 0.0
     contrast: float = 0.0
     saturation: float = 0.0
@@ -87,7 +80,7 @@ class Augment:
         epoch: int = 0,
         n_classes: int = 0,
         each: Callable[..., Any] = map,
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> Mixed:
         """The augmented batch and its targets.
 
         images: (B, h, w, 3); where `resizes(size)`, also a sequence of B tensors (h_i, w_i, 3).
@@ -100,21 +93,20 @@ class Augment:
         rng = np.random.default_rng(seed)
         flips = self.choose_flips(len(images), rng, rows, epoch)
         if self.resizes(size):
-            pixels = resized_crops(images, size, flips, self.scale or (1, 1), self.ratio, rng, each)
+            scale = self.scale or (1, 1)
+            pixels = distort.resized_crops(images, size, flips, scale, self.ratio, rng, each)
         else:
             assert isinstance(images, Tensor), "images of several sizes need a `scale`"
-            pixels = pad_crop(flip(images, flips), self.pad, rng)
+            pixels = distort.pad_crop(distort.flip(images, flips), self.pad, rng)
         if self.brightness or self.contrast or self.saturation:
             strengths = (self.brightness, self.contrast, self.saturation)
             factors = [1 + s * rng.uniform(-1, 1, len(pixels)) for s in strengths]
-            pixels = colour(pixels, *factors)
+            pixels = distort.colour(pixels, *factors)
         if self.cutout:
-            pixels = cutout(pixels, self.cutout, self.fill, rng)
+            pixels = distort.cutout(pixels, self.cutout, self.fill, rng)
         return self.mix(pixels, targets, n_classes, rng)
 
-    def choose_flips(
-        self, n: int, rng: np.random.Generator, rows: np.ndarray | None, epoch: int
-    ) -> np.ndarray:
+    def choose_flips(self, n: int, rng: Rng, rows: np.ndarray | None, epoch: int) -> np.ndarray:
         """Which of n images are mirrored: (n,) bool."""
         if self.flip == "random":
             return rng.random(n) < 0.5
@@ -122,16 +114,16 @@ class Augment:
             return (parity(np.arange(n) if rows is None else rows) + epoch) % 2 == 1
         return np.zeros(n, bool)
 
-    def mix(
-        self, pixels: Tensor, targets: Tensor | None, n_classes: int, rng: np.random.Generator
-    ) -> tuple[Tensor, Tensor | None]:
-        kinds = [(f, a) for f, a in ((mixup, self.mixup), (cutmix, self.cutmix)) if a]
+    def mix(self, pixels: Tensor, targets: Tensor | None, n_classes: int, rng: Rng) -> Mixed:
+        kinds = [
+            (f, a) for f, a in ((distort.mixup, self.mixup), (distort.cutmix, self.cutmix)) if a
+        ]
         if not kinds or rng.random() >= self.mix_share:
             return pixels, targets
         blend, alpha = kinds[rng.integers(len(kinds))]
         partner = torch.from_numpy(rng.permutation(len(pixels)))
         pixels, share = blend(pixels, partner, float(rng.beta(alpha, alpha)), rng)
-        return pixels, mix_targets(targets, partner, share, n_classes)
+        return pixels, distort.mix_targets(targets, partner, share, n_classes)
 
 
 AUGMENTS = {
@@ -139,18 +131,10 @@ AUGMENTS = {
     "light": Augment(flip="random", pad=0.0625, scale=(0.6, 1.0)),
     "flip_crop": Augment(flip="alternate", pad=0.125, scale=(0.35, 1.0)),
     "full": Augment(
-        flip="random",
-        pad=0.125,
-        scale=(0.2, 1.0),
-        brightness=0.3,
-        contrast=0.3,
-        saturation=0.3,
-        cutout=0.25,
-        mixup=0.2,
-        cutmix=1.0,
-        mix_share=0.5,
+        flip="random", pad=0.125, scale=(0.2, 1.0), brightness=0.3, contrast=0.3, saturation=0.3,
+        cutout=0.25, mixup=0.2, cutmix=1.0, mix_share=0.5,
     ),
-}
+}  # fmt: skip
 
 
 def augment_named(name: str) -> Augment:

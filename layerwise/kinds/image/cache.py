@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,56 @@ from torch import Tensor
 
 from layerwise.data.examples import Examples
 from layerwise.data.threads import parallel
-from layerwise.kinds.image.processor import RESAMPLE, ImageProcessor, Raw, open_image
+from layerwise.kinds.image.processor import RESAMPLE, ImageProcessor, Raw, is_plain, open_image
 from layerwise.storage import cache_folder, fingerprint, replacing
 
 FORMAT = 2
 PIECE = 64  # images decoded before they are written
+Index = dict[str, Any]  # what the `.json` of a store says
+Progress = Callable[[int, int], None] | None  # told how many of how many are done
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What is stored of an image. short_side 0: exactly `processor.pixels`; above 0: the whole
+    image, scaled down to that short side where it is larger."""
+
+    processor: ImageProcessor
+    short_side: int = 0
+
+    def pixels(self, raw: Raw, name: str) -> np.ndarray:
+        """uint8 (h, w, 3)."""
+        if not self.short_side:
+            return self.processor.pixels(raw, name)
+        image = open_image(raw, name, self.short_side)
+        if min(image.size) > self.short_side:
+            scale = self.short_side / min(image.size)
+            w, h = (max(self.short_side, round(side * scale)) for side in image.size)
+            image = image.resize((w, h), Image.Resampling(RESAMPLE[self.processor.interpolation]))
+        return np.asarray(image)
+
+    def ready(self, inputs: Sequence[Any]) -> np.ndarray | None:
+        """`inputs` where they are an array that needs neither decoding nor resizing."""
+        if not isinstance(inputs, np.ndarray) or not is_plain(inputs) or not inputs.size:
+            return None
+        h, w = inputs.shape[1:3]
+        keeps = min(h, w) <= self.short_side if self.short_side else self.processor.keeps(h, w)
+        return inputs if keeps else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All that decides what pixels are stored; mean and std do not."""
+        p = self.processor
+        shared = {"format": FORMAT, "interpolation": p.interpolation}
+        if self.short_side:
+            return {**shared, "short_side": self.short_side}
+        size, resize = (list(v) if isinstance(v, tuple) else v for v in (p.size, p.resize))
+        return {**shared, "size": size, "resize": resize}
+
+    def expected_bytes(self, n: int) -> int:
+        """Exact where all images get one size, else as for photographs of 4 : 3."""
+        short = self.short_side
+        h, w = (short, short * 4 // 3) if short else self.processor.size
+        return n * h * w * 3
 
 
 class PixelCache:
@@ -55,46 +101,34 @@ class PixelCache:
         *,
         short_side: int = 0,
         threads: int = 1,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress = None,
     ):
         self.path: Path | None = None
-        self.built = False
-        self.array: np.ndarray | None = ready_array(examples["image"], processor, short_side)
+        self.built, geometry = False, Geometry(processor, short_side)
+        self.array: np.ndarray | None = geometry.ready(examples["image"])
         if self.array is not None:
             self.uniform, self.bytes = True, self.array.nbytes
             return
-        keys = [
-            fingerprint(x, name) for x, name in zip(examples["image"], examples.names, strict=True)
-        ]
-        geometry = describe_geometry(processor, short_side)
+        keys = list(map(fingerprint, examples["image"], examples.names))
         folder = cache_folder(folder)
         store = find_store(folder, geometry, keys)
         if store is None:
             first = {key: row for row, key in reversed(list(enumerate(keys)))}
-            rows = sorted(first.values())
-            images = decoded(examples, processor, short_side, rows, threads, progress)
-            expected = expected_bytes(len(rows), processor, short_side)
-            write_store(folder, geometry, [keys[r] for r in rows], images, expected)
+            rows = dict(sorted((row, key) for key, row in first.items()))
+            images = decoded(examples, geometry, list(rows), threads, progress)
+            write_store(folder, geometry, list(rows.values()), images)
             store, self.built = find_store(folder, geometry, keys), True
             assert store is not None
         self.path, index = store
-        self.map_store(index, keys)
-
-    def map_store(self, index: dict[str, Any], keys: list[str]) -> None:
         # copy-on-write, because torch warns about tensors over memory that cannot be written
-        assert self.path is not None
-        assert index["bytes"], "a store of no pixels is never written"
-        flat = np.asarray(np.memmap(self.path, np.uint8, "c"))
+        self.flat = np.asarray(np.memmap(self.path, np.uint8, "c"))
         place = {key: i for i, key in enumerate(index["rows"])}
         self.slots = np.array([place[key] for key in keys], np.int64)
         self.sizes = np.array(index["sizes"], np.int64).reshape(-1, 2)  # (n, 2) or (1, 2)
-        self.bytes, self.flat = index["bytes"], flat
-        self.uniform = len(self.sizes) == 1
+        self.bytes, self.uniform = index["bytes"], len(self.sizes) == 1
+        self.starts = np.concatenate([[0], np.cumsum(self.sizes.prod(1) * 3)])
         if self.uniform:
-            h, w = self.sizes[0]
-            self.array = flat.reshape(-1, h, w, 3)
-        else:
-            self.starts = np.concatenate([[0], np.cumsum(self.sizes.prod(1) * 3)])
+            self.array = self.flat.reshape(-1, *self.sizes[0], 3)
 
     def gather(self, rows: np.ndarray) -> Tensor | list[Tensor]:
         """The images of these rows: uint8 (B, h, w, 3), or where sizes differ B of (h_i, w_i, 3).
@@ -117,32 +151,14 @@ class PixelCache:
         return torch.from_numpy(self.flat[start : start + h * w * 3].reshape(h, w, 3))
 
 
-def ready_array(
-    inputs: Sequence[Any], processor: ImageProcessor, short_side: int
-) -> np.ndarray | None:
-    """`inputs` where they are an array that needs neither decoding nor resizing."""
-    if not isinstance(inputs, np.ndarray) or inputs.dtype != np.uint8 or not inputs.size:
-        return None
-    if inputs.ndim != 3 and not (inputs.ndim == 4 and inputs.shape[3] in (1, 3)):
-        return None
-    h, w = inputs.shape[1:3]
-    keeps = min(h, w) <= short_side if short_side else processor.keeps(h, w)
-    return inputs if keeps else None
-
-
 # ---- decoding ------------------------------------------------------------------------------------
 
 
 def decoded(
-    examples: Examples,
-    processor: ImageProcessor,
-    short_side: int,
-    rows: list[int],
-    threads: int,
-    progress: Callable[[int, int], None] | None,
+    examples: Examples, geometry: Geometry, rows: list[int], threads: int, progress: Progress
 ) -> Iterator[np.ndarray]:
     """The pixels of these rows in order, PIECE of them at a time, so that memory stays bounded."""
-    each, decode = parallel(threads), make_decoder(examples, processor, short_side)
+    each, decode = parallel(threads), make_decoder(examples, geometry)
     for start in range(0, len(rows), PIECE):
         for done, image in enumerate(each(decode, rows[start : start + PIECE]), start + 1):
             yield image
@@ -150,62 +166,32 @@ def decoded(
                 progress(done, len(rows))
 
 
-def make_decoder(
-    examples: Examples, processor: ImageProcessor, short_side: int
-) -> Callable[[int], np.ndarray]:
+def make_decoder(examples: Examples, geometry: Geometry) -> Callable[[int], np.ndarray]:
     """A function from a row to its pixels as they are stored."""
-
-    def decode(row: int) -> np.ndarray:
-        raw, name = examples["image"][row], examples.names[row]
-        if short_side:
-            return scaled_down(raw, name, short_side, RESAMPLE[processor.interpolation])
-        return processor.pixels(raw, name)
-
-    return decode
-
-
-def scaled_down(raw: Raw, name: str, short_side: int, resample: int) -> np.ndarray:
-    """The whole image (h, w, 3), its short side no more than this."""
-    image = open_image(raw, name, short_side)
-    w, h = image.size
-    if min(w, h) > short_side:
-        scale = short_side / min(w, h)
-        size = (max(short_side, round(w * scale)), max(short_side, round(h * scale)))
-        image = image.resize(size, Image.Resampling(resample))
-    return np.asarray(image)
+    images, names = examples["image"], examples.names
+    return lambda row: geometry.pixels(images[row], names[row])
 
 
 # ---- the store ---------------------------------------------------------------------------------
 
 
-def describe_geometry(processor: ImageProcessor, short_side: int) -> dict[str, Any]:
-    """All that decides what pixels are stored; mean and std do not."""
-    shared = {"format": FORMAT, "interpolation": processor.interpolation}
-    if short_side:
-        return {**shared, "short_side": short_side}
-    exact = [list(v) if isinstance(v, tuple) else v for v in (processor.size, processor.resize)]
-    return {**shared, "size": exact[0], "resize": exact[1]}
-
-
-def stem(geometry: dict[str, Any], keys: list[str] | None = None) -> str:
-    parts = [json.dumps(geometry, sort_keys=True)] + ([] if keys is None else ["".join(keys)])
+def stem(geometry: Geometry, keys: list[str] | None = None) -> str:
+    parts = [json.dumps(geometry.to_dict(), sort_keys=True)]
+    parts += [] if keys is None else ["".join(keys)]
     return "-".join(hashlib.blake2b(p.encode(), digest_size=6).hexdigest() for p in parts)
 
 
-def find_store(
-    folder: Path, geometry: dict[str, Any], keys: list[str]
-) -> tuple[Path, dict[str, Any]] | None:
+def find_store(folder: Path, geometry: Geometry, keys: list[str]) -> tuple[Path, Index] | None:
     """A whole store of this geometry that has all these rows, and its index; the smallest one."""
-    wanted = set(keys)
-    found = []
+    wanted, found = set(keys), []
     for path in folder.glob(stem(geometry) + "-*.json"):
         index = read_index(path)
-        if index and index["geometry"] == geometry and wanted <= set(index["rows"]):
-            found.append((index["bytes"], path.with_suffix(".pixels"), index))
-    return min(found, key=lambda f: f[0])[1:] if found else None
+        if index and index["geometry"] == geometry.to_dict() and wanted <= set(index["rows"]):
+            found.append((path.with_suffix(".pixels"), index))
+    return min(found, key=lambda f: f[1]["bytes"]) if found else None
 
 
-def read_index(path: Path) -> dict[str, Any] | None:
+def read_index(path: Path) -> Index | None:
     """None for an index that is damaged or whose pixels are not all there: built anew then."""
     try:
         index = json.loads(path.read_text())
@@ -219,20 +205,11 @@ def read_index(path: Path) -> dict[str, Any] | None:
 # ---- writing -------------------------------------------------------------------------------------
 
 
-def expected_bytes(n: int, processor: ImageProcessor, short_side: int) -> int:
-    """Exact where all images get one size, else as for photographs of 4 : 3."""
-    h, w = (short_side, short_side * 4 // 3) if short_side else processor.size
-    return n * h * w * 3
-
-
 def write_store(
-    folder: Path,
-    geometry: dict[str, Any],
-    keys: list[str],
-    images: Iterator[np.ndarray],
-    expected: int,
+    folder: Path, geometry: Geometry, keys: list[str], images: Iterator[np.ndarray]
 ) -> None:
     """Write the pixels, then the index that promises them; nothing is left on an error."""
+    expected = geometry.expected_bytes(len(keys))
     path = folder / f"{stem(geometry, keys)}.pixels"
     cure = (
         f"The decoded images need about {expected / 1e6:,.0f} MB there: free some space, or set "
@@ -248,6 +225,6 @@ def write_store(
                 sizes.append(image.shape[:2])
     total = sum(h * w * 3 for h, w in sizes)
     sizes = sizes[:1] if len(set(sizes)) == 1 else sizes  # one size stands for all
-    index = {"geometry": geometry, "bytes": total, "sizes": sizes, "rows": keys}
+    index = {"geometry": geometry.to_dict(), "bytes": total, "sizes": sizes, "rows": keys}
     with replacing(path.with_suffix(".json"), cure) as partial:
         partial.write_text(json.dumps(index))

@@ -14,14 +14,17 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy import ndarray
 from torch import Tensor
 
 from layerwise.kinds.image.processor import chunks
 
+Rng = np.random.Generator
+Range = tuple[float, float]
 GREY = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow and torchvision weigh it
 
 
-def flip(images: Tensor, which: np.ndarray) -> Tensor:
+def flip(images: Tensor, which: ndarray) -> Tensor:
     """Mirror some of (B, h, w, 3); `images` stays as it is."""
     if not which.any():
         return images
@@ -36,7 +39,7 @@ def mirror(images: Tensor) -> Tensor:
     return images.permute(0, 3, 1, 2).flip(3).permute(0, 2, 3, 1)
 
 
-def pad_crop(images: Tensor, pad: float, rng: np.random.Generator) -> Tensor:
+def pad_crop(images: Tensor, pad: float, rng: Rng) -> Tensor:
     """Each of (B, h, w, 3) shifted by up to `pad` of its side, the borders filled by reflection."""
     B, h, w, c = images.shape
     py, px = round(pad * h), round(pad * w)
@@ -49,12 +52,7 @@ def pad_crop(images: Tensor, pad: float, rng: np.random.Generator) -> Tensor:
     return torch.from_numpy(windows[np.arange(B), top, left * c].reshape(B, h, w, c))
 
 
-def crop_boxes(
-    sizes: np.ndarray,
-    scale: tuple[float, float],
-    ratio: tuple[float, float],
-    rng: np.random.Generator,
-) -> np.ndarray:
+def crop_boxes(sizes: ndarray, scale: Range, ratio: Range, rng: Rng) -> ndarray:
     """Random (top, left, height, width) inside images of sizes (B, 2): (B, 4) int.
 
     The first of ten tries that fits; failing all, the largest box of a permitted aspect.
@@ -78,10 +76,10 @@ def crop_boxes(
 def resized_crops(
     images: Tensor | Sequence[Tensor],
     size: tuple[int, int],
-    flips: np.ndarray,
-    scale: tuple[float, float],
-    ratio: tuple[float, float],
-    rng: np.random.Generator,
+    flips: ndarray,
+    scale: Range,
+    ratio: Range,
+    rng: Rng,
     each: Callable[..., Any] = map,
 ) -> Tensor:
     """A random box of each image, mirrored where `flips` says, as (B, h, w, 3) of this size."""
@@ -100,18 +98,13 @@ def resized_crops(
     return out
 
 
-def colour(
-    images: Tensor, brightness: np.ndarray, contrast: np.ndarray, saturation: np.ndarray
-) -> Tensor:
+def colour(images: Tensor, brightness: ndarray, contrast: ndarray, saturation: ndarray) -> Tensor:
     """Each image with its own factors (B,); 1 leaves it as it is."""
     B, h, w, _ = images.shape
+    both = brightness * contrast
     own, grey, flat = (
         torch.from_numpy(f.astype(np.float32))[:, None, None]  # (B, 1, 1): of pixel, grey, constant
-        for f in (
-            brightness * contrast * saturation,
-            brightness * contrast * (1 - saturation),
-            brightness * (1 - contrast),
-        )
+        for f in (both * saturation, both * (1 - saturation), brightness * (1 - contrast))
     )
     apart = max(1, min(h, w) // 32)  # a grid of about 1,000 pixels says how bright an image is
     out = torch.empty_like(images)
@@ -130,24 +123,19 @@ def to_dtype(values: Tensor, dtype: torch.dtype) -> Tensor:
     return values.to(dtype) if dtype.is_floating_point else values.round_().to(dtype)
 
 
-def cutout(
-    images: Tensor, share: float, fill: tuple[int, int, int], rng: np.random.Generator
-) -> Tensor:
+def cutout(images: Tensor, share: float, fill: tuple[int, int, int], rng: Rng) -> Tensor:
     """A square around a random pixel of each image painted over; it may reach over the border."""
     B, h, w, _ = images.shape
     side = max(1, round(share * min(h, w)))
     tops = rng.integers(-(side // 2), h - side // 2, size=B).tolist()
     lefts = rng.integers(-(side // 2), w - side // 2, size=B).tolist()
     out = images.clone()
-    pixels = out.numpy()
-    for image, top, left in zip(pixels, tops, lefts, strict=True):
+    for image, top, left in zip(out.numpy(), tops, lefts, strict=True):
         image[max(0, top) : top + side, max(0, left) : left + side] = fill
     return out
 
 
-def mixup(
-    images: Tensor, partner: Tensor, share: float, rng: np.random.Generator
-) -> tuple[Tensor, float]:
+def mixup(images: Tensor, partner: Tensor, share: float, rng: Rng) -> tuple[Tensor, float]:
     """Every image with `share` of itself and the rest of its partner."""
     out = torch.empty_like(images)
     for part in chunks(len(images), images[0].numel() * 4):
@@ -157,9 +145,7 @@ def mixup(
     return out, share
 
 
-def cutmix(
-    images: Tensor, partner: Tensor, share: float, rng: np.random.Generator
-) -> tuple[Tensor, float]:
+def cutmix(images: Tensor, partner: Tensor, share: float, rng: Rng) -> tuple[Tensor, float]:
     """A box of about 1 - `share` of the area from the partner; the share that is left."""
     h, w = images.shape[1:3]
     bh, bw = (round(n * math.sqrt(1 - share)) for n in (h, w))

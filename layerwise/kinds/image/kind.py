@@ -6,34 +6,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from layerwise.data import file_tables
 from layerwise.data.array_files import arrays_of
 from layerwise.data.arrays import open_arrays
 from layerwise.data.examples import Examples, Finding
-from layerwise.data.file_tables import (
-    FILE_NAMES,
-    held_column,
-    metadata_files,
-    names_files,
-    open_held,
-    open_metadata,
-)
-from layerwise.data.folders import one_file, open_folder
-from layerwise.data.listing import (
-    FileKind,
-    Listing,
-    is_image,
-    mostly_text,
-    split_of,
-    starts_image,
-    walk,
-)
-from layerwise.data.records import Reading, is_parquet, is_table
-from layerwise.data.sources import Source
+from layerwise.data.folders import one_file
+from layerwise.data.listing import FileKind, Listing, Place, is_image, starts_image
+from layerwise.data.records import Reading, is_table
+from layerwise.data.sources import Source, Tensors
 from layerwise.data.text_files import sniff
 from layerwise.errors import DataError
-from layerwise.kinds.contract import Choice, Ends, Kind, Looks, Place, Recognised, Shown, Start
+from layerwise.kinds.contract import CONFIG, Choice, Ends, Kind, Looks, Recognised, Shown, Start
 from layerwise.kinds.image import audit, choose
 from layerwise.kinds.image.arrays import pixels_of
 from layerwise.kinds.image.augment import Augment
@@ -42,11 +26,10 @@ from layerwise.kinds.image.pictures import data_uri
 from layerwise.kinds.image.processor import ImageProcessor, decode
 from layerwise.kinds.image.source import Images
 from layerwise.settings import Settings
-from layerwise.storage import read_json, write_json
+from layerwise.storage import read_json
 
-NAMES = (*FILE_NAMES, "image", "image_path", "img")
+NAMES = (*file_tables.FILE_NAMES, "image", "image_path", "img")
 FILES = FileKind("image", "images", is_image, NAMES, "Image", starts_image)
-CONFIG = "preprocessor_config.json"
 
 
 class Image(Kind):
@@ -64,20 +47,20 @@ class Image(Kind):
     def recognise(self, place: Place, reading: Reading) -> Recognised | None:
         path, listing = place.path, place.listing
         if listing is not None:
-            if not reading.kind and mostly_text([parts[-1] for parts in listing.files]):
+            if not reading.kind and listing.mostly_text:
                 return None
-            return Recognised(0.9, lambda: self.open_folder(listing, reading))
-        if arrays_of(path, None, reading):
-            return Recognised(1.0, lambda: self.open_arrays(path, None, reading))
+            return Recognised(0.9, lambda: self.open_folder(place, listing, reading))
+        if arrays_of(place, reading):
+            return Recognised(1.0, lambda: self.open_arrays(place, reading))
         if is_image(path):
             return Recognised(0.95, lambda: one_file(path, FILES))
         if is_table(path) and (reading.kind or sniff(path) != "document"):
-            return Recognised(0.9, lambda: self.open_table(path, reading))
+            return Recognised(0.9, lambda: file_tables.open_table(path, reading, FILES))
         return None
 
-    def open_arrays(self, path: Path, listing: Listing | None, reading: Reading) -> Examples | None:
+    def open_arrays(self, place: Place, reading: Reading) -> Examples | None:
         """Images of an array file; None for rows of numbers, unless it was said that they are."""
-        arrays = arrays_of(path, listing, reading)
+        arrays = arrays_of(place, reading)
         if arrays is None or (not reading.kind and next(iter(arrays.inputs.values())).ndim == 2):
             return None
 
@@ -86,49 +69,17 @@ class Image(Kind):
             h, w, colour = *pixels.shape[1:3], "colour" if pixels.ndim == 4 else "grey"
             return pixels, f"{len(x):,} images of {h} x {w} pixels ({colour})"
 
-        folder = path if listing is not None else path.parent
-        return open_arrays(arrays, folder, reading.target_kind, self.name, values)
+        return open_arrays(arrays, place.folder, reading.target_kind, self.name, values)
 
-    def open_folder(self, listing: Listing, reading: Reading) -> Examples | None:
+    def open_folder(self, place: Place, listing: Listing, reading: Reading) -> Examples | None:
         """A folder as one of the ways to hold images; None where it holds none."""
-        if tables := metadata_files(listing.root):
-            return open_metadata(tables, listing, reading, FILES)
-        if arrays_of(listing.root, listing, reading):
-            return self.open_arrays(listing.root, listing, reading)
-        if not any(is_image(listing.path(parts)) for parts in listing.files):
-            return self.open_parquet(listing, reading)
-        naming = [p for p in listing.here if is_table(p) and self.named_by(p, reading)]
-        if len(naming) == 1:
-            return open_metadata(naming, listing, reading, FILES)
-        return open_folder(listing, FILES, reading.learn)
-
-    def open_parquet(self, listing: Listing, reading: Reading) -> Examples | None:
-        files = [parts for parts in listing.files if is_parquet(Path(parts[-1]))]
-        if not files or not held_column(reading.table(listing.path(files[0])), FILES):
-            return None
-        raw = [reading.table(listing.path(parts)) for parts in files]
-        return open_held(raw, list(map(split_of, files)), reading, FILES)
-
-    def open_table(self, path: Path, reading: Reading) -> Examples | None:
-        """The images that a table holds or names; None where it does neither."""
-        raw = reading.table(path)
-        if held_column(raw, FILES):
-            return open_held([raw], [""], reading, FILES)
-        named = path.name.lower().startswith("metadata.")
-        if named or names_files(raw, path.parent, FILES):
-            return open_metadata([path], walk(path.parent), reading, FILES)
-        return None
-
-    def named_by(self, path: Path, reading: Reading) -> bool:
-        try:
-            return names_files(reading.table(path), path.parent, FILES)
-        except DataError:
-            return False  # some notes beside the images
+        if not file_tables.metadata_files(listing.root) and arrays_of(place, reading):
+            return self.open_arrays(place, reading)
+        return file_tables.open_files(listing, reading, FILES)
 
     def of_values(self, values: Sequence[Any]) -> Examples:
         found = [Path(x) if isinstance(x, str) else x for x in values]
-        names = [f"image {i + 1}" for i in range(len(found))]
-        return Examples({"image": found}, {"image": "image"}, names, np.full(len(found), "", "U5"))
+        return Examples.of("image", found, [f"image {i + 1}" for i in range(len(found))])
 
     def look(self, examples: Examples) -> Looks:
         seen = audit.look_at_all(examples["image"], examples.names)
@@ -152,15 +103,16 @@ class Image(Kind):
     def raw_picture(self, examples: Examples, row: int, processor: Any) -> np.ndarray | None:
         return processor.pixels(examples["image"][row])
 
-    def example(
-        self, family: str, variant: str, config: Any, size: int, rows: int
-    ) -> dict[str, Tensor]:
+    def example(self, family: str, variant: str, config: Any, size: int, rows: int) -> Tensors:
         side = size or choose.natural_side(family, variant)
         return {"image": torch.zeros(rows, 3, side, side)}
 
     # ---- choosing ------------------------------------------------------------------------------
     def choose(self, train: Examples, ends: Ends, settings: Settings, reader: Any = None) -> Choice:
         return choose.network_for(train, ends, settings)
+
+    def processor_for(self, train: Examples, ends: Ends, settings: Settings) -> ImageProcessor:
+        return choose.processor_for(train, choose.usual_side(train, settings))
 
     def start(self, way: str, train: Examples, choice: Choice) -> Start:
         return choose.STARTS[choose.style_of(way, choice)]
@@ -176,10 +128,6 @@ class Image(Kind):
         return choose.augmentation(processor.size[0], settings, bool(studied))
 
     # ---- saving --------------------------------------------------------------------------------
-    def save(self, processor: Any, folder: Path) -> dict[str, Any]:
-        write_json(folder / CONFIG, processor.to_dict())
-        return {}
-
     def load(self, folder: Path, saved: Mapping[str, Any], config: Any) -> ImageProcessor:
         return ImageProcessor.from_dict(read_json(folder / CONFIG))
 

@@ -3,7 +3,6 @@
 Shapes: n rows, B rows of a batch, images of h x w pixels.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +14,11 @@ from layerwise.data.examples import Examples
 from layerwise.data.sources import ROWS, Draw, Source, Tensors
 from layerwise.data.threads import parallel
 from layerwise.kinds.image.augment import Augment
-from layerwise.kinds.image.cache import PixelCache, make_decoder
+from layerwise.kinds.image.cache import Geometry, PixelCache, Progress, make_decoder
 from layerwise.kinds.image.processor import ImageProcessor
 
 PIXELS = 1 << 20  # of an evaluation's batch, at most
 MARGIN = 1.15  # photographs are stored with this many times the short side that a crop needs
-Progress = Callable[[int, int], None] | None
 
 
 class Images(Source):
@@ -51,7 +49,7 @@ class Images(Source):
             self.cache = PixelCache(
                 examples, processor, cache_dir, short_side=short, threads=threads, progress=progress
             )
-        self.decode = make_decoder(examples, processor, short_side=0)
+        self.decode = make_decoder(examples, Geometry(processor))
 
     def at_once(self, times: int) -> int:
         return images_at_once(self.processor.size, times)

@@ -1,6 +1,7 @@
 """The kind `table`: what is special about rows of numbers, categories and dates."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +14,19 @@ from layerwise import models
 from layerwise.data.array_files import arrays_of
 from layerwise.data.arrays import open_arrays
 from layerwise.data.examples import Examples, Finding
-from layerwise.data.groups import first_alike
-from layerwise.data.listing import Listing, mostly_text, split_of
+from layerwise.data.listing import Listing, Place
 from layerwise.data.naming import about, shown
-from layerwise.data.records import Reading, is_parquet, is_table, pair_files
+from layerwise.data.records import Reading, is_table, pair_files, parquet_tables
 from layerwise.data.sources import Source, Tensors
-from layerwise.data.splits import content_hashes
 from layerwise.data.table import Table
-from layerwise.kinds.contract import Choice, Ends, Kind, Looks, Place, Recognised, Shown, Start
+from layerwise.kinds.contract import CONFIG, Choice, Ends, Kind, Looks, Recognised, Shown, Start
 from layerwise.kinds.table.audit import audit_columns
 from layerwise.kinds.table.files import open_tables
 from layerwise.kinds.table.processor import TableProcessor
 from layerwise.runtime import DTYPES, Runtime
 from layerwise.settings import Settings
-from layerwise.storage import read_json, write_json
+from layerwise.storage import read_json
 
-CONFIG = "preprocessor_config.json"
 START = Start(2e-3, 256, 20, weight_decay=0.02, flexible=True)
 
 
@@ -57,31 +55,26 @@ class Tables(Kind):
     # ---- finding and reading -------------------------------------------------------------------
     def recognise(self, place: Place, reading: Reading) -> Recognised | None:
         path, listing = place.path, place.listing
-        if listing is not None:
-            plain = mostly_text([parts[-1] for parts in listing.files])
-            arrays = (reading.kind or not plain) and arrays_of(path, listing, reading)
-            return Recognised(0.85 if arrays else 0.5, lambda: self.open_folder(listing, reading))
-        if arrays_of(path, None, reading):
-            return Recognised(0.99, lambda: self.open_arrays(path, None, reading))
+        asked, kind = bool(reading.kind), reading.target_kind
+        may = listing is None or asked or not listing.mostly_text
+        arrays = arrays_of(place, reading) if may else None
+
+        def of_arrays() -> Examples | None:
+            return arrays and open_arrays(arrays, place.folder, kind, self.name, features_of)
+
+        if arrays and (listing is None or not asked):
+            return Recognised(0.99 if listing is None else 0.85, of_arrays)
+        if listing is not None:  # where a table is asked for, its files come before arrays
+            return Recognised(0.5, lambda: self.open_folder(listing, reading) or of_arrays())
         if is_table(path):
             return Recognised(0.5, lambda: open_tables([reading.table(path)], [""], reading))
         return None
 
-    def open_arrays(self, path: Path, listing: Listing | None, reading: Reading) -> Examples | None:
-        arrays = arrays_of(path, listing, reading)
-        if arrays is None:
-            return None
-        folder = path if listing is not None else path.parent
-        return open_arrays(arrays, folder, reading.target_kind, self.name, features_of)
-
     def open_folder(self, listing: Listing, reading: Reading) -> Examples | None:
-        """Array files, else all Parquet files, else the tables that lie here; None without any."""
-        if arrays_of(listing.root, listing, reading):
-            return self.open_arrays(listing.root, listing, reading)
-        parquet = [parts for parts in listing.files if is_parquet(Path(parts[-1]))]
-        if parquet:
-            raw = [reading.table(listing.path(p)) for p in parquet]
-            return open_tables(raw, list(map(split_of, parquet)), reading)
+        """All Parquet files, else the tables that lie here; None without any."""
+        raw, splits = parquet_tables(listing, reading)
+        if raw:
+            return open_tables(raw, splits, reading)
         here = listing.here
         tables = [p for p in here if is_table(p)]
         if not tables:
@@ -94,13 +87,10 @@ class Tables(Kind):
 
     def of_values(self, values: Sequence[Any]) -> Examples:
         table = Table.of(values)
-        names = [f"row {i + 1}" for i in range(len(table))]
-        given = np.full(len(table), "", "U5")
-        return Examples({"table": table}, {"table": "table"}, names, given)
+        return Examples.of("table", table, [f"row {i + 1}" for i in range(len(table))])
 
     def look(self, examples: Examples) -> Looks:
-        exact = first_alike(content_hashes(examples))
-        return Looks(np.ones(len(examples), bool), exact, exact, audit_columns(examples))
+        return replace(super().look(examples), findings=audit_columns(examples))
 
     def show(self, examples: Examples, row: int, side: int = 96) -> Shown:
         return Shown()
@@ -111,12 +101,13 @@ class Tables(Kind):
     ) -> Source:
         return Rows(examples, processor, dtype)
 
-    def example(
-        self, family: str, variant: str, config: Any, size: int, rows: int
-    ) -> dict[str, Tensor]:
+    def example(self, family: str, variant: str, config: Any, size: int, rows: int) -> Tensors:
         return {"table": torch.zeros(rows, config.n_in)}
 
     # ---- choosing ------------------------------------------------------------------------------
+    def processor_for(self, train: Examples, ends: Ends, settings: Settings) -> TableProcessor:
+        return TableProcessor.fit(train)
+
     def choose(self, train: Examples, ends: Ends, settings: Settings, reader: Any = None) -> Choice:
         processor = TableProcessor.fit(train)
         name = "mlp" if settings.model == "auto" else settings.model
@@ -140,10 +131,6 @@ class Tables(Kind):
         return Runtime(machine.device, DTYPES["fp32"], machine.threads, machine.notes)
 
     # ---- saving --------------------------------------------------------------------------------
-    def save(self, processor: Any, folder: Path) -> dict[str, Any]:
-        write_json(folder / CONFIG, processor.to_dict())
-        return {}
-
     def load(self, folder: Path, saved: Mapping[str, Any], config: Any) -> TableProcessor:
         return TableProcessor.from_dict(read_json(folder / CONFIG))
 

@@ -17,7 +17,9 @@ import numpy as np
 from layerwise.data.examples import Examples, Finding, Severity
 from layerwise.data.groups import first_alike, groups_of
 from layerwise.data.naming import about
+from layerwise.data.splits import content_hashes
 from layerwise.data.text_files import MARKS
+from layerwise.kinds.contract import Looks
 from layerwise.kinds.text.documents import texts_of
 
 RUN, EVALUATION_RUN = 3, 8  # words
@@ -41,43 +43,40 @@ DAMAGE = (
     ("control", CONTROL, "control characters", "remove them"),
 )  # fmt: skip
 
-SECRETS = {
-    "private key": r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY",
-    "AWS key": r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b",
-    "GitHub token": r"\b(?:gh[pousr]_[A-Za-z0-9]{36,}|github_pat_\w{40,})",
-    "GitLab token": r"\bglpat-[\w-]{20,}",
-    "API key": r"\bsk-(?:[a-z]+-)*[A-Za-z0-9_-]{20,}",
-    "Google key": r"\bAIza[\w-]{35}",
-    "Hugging Face token": r"\bhf_[A-Za-z]{30,}",
-    "Slack token": r"\bxox[abprs]-[\w-]{10,}",
-    "JSON web token": r"\beyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}",
-    "password": r"(?i)\b(?:password|passwd|pwd|secret|api_?key)\s*[=:]\s*['\"][^'\"\s]{6,}['\"]",
-}
-PERSONAL = {
-    "email address": r"(?<![\w.+-])[\w.+-]+@[\w-]+(?:\.[\w-]+)*\.[A-Za-z]{2,}",
-    "card number": r"(?<![\d.-])[3-6]\d{3}(?:[ -]?\d){9,15}(?![\d-])",
-    "social security number": r"(?<![\d-])(?!000|666|9)\d{3}-(?!00)\d\d-(?!0000)\d{4}(?![\d-])",
-    "phone number": r"(?<![\w.,-])(?:\+\d{1,3}[ .-]?(?:\(?\d{1,4}\)?[ .-]?){2,5}\d{2,4}"
-    r"|(?:\(\d{3}\) ?|\d{3}[.-])\d{3}[.-]\d{4})(?![\w-])",
+PRIVATE: dict[tuple[str, Severity, str], dict[str, str]] = {  # kind, severity and cure
+    ("secret", "warning", "remove it, and revoke it"): {
+        "private key": r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY",
+        "AWS key": r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b",
+        "GitHub token": r"\b(?:gh[pousr]_[A-Za-z0-9]{36,}|github_pat_\w{40,})",
+        "GitLab token": r"\bglpat-[\w-]{20,}",
+        "API key": r"\bsk-(?:[a-z]+-)*[A-Za-z0-9_-]{20,}",
+        "Google key": r"\bAIza[\w-]{35}",
+        "Hugging Face token": r"\bhf_[A-Za-z]{30,}",
+        "Slack token": r"\bxox[abprs]-[\w-]{10,}",
+        "JSON web token": r"\beyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}",
+        "password": r"(?i)\b(?:passw(?:or)?d|pwd|secret|api_?key)\s*[=:]\s*['\"][^'\"\s]{6,}['\"]",
+    },
+    ("personal", "note", "remove or replace it"): {
+        "email address": r"(?<![\w.+-])[\w.+-]+@[\w-]+(?:\.[\w-]+)*\.[A-Za-z]{2,}",
+        "card number": r"(?<![\d.-])[3-6]\d{3}(?:[ -]?\d){9,15}(?![\d-])",
+        "social security number": r"(?<![\d-])(?!000|666|9)\d{3}-(?!00)\d\d-(?!0000)\d{4}(?![\d-])",
+        "phone number": r"(?<![\w.,-])(?:\+\d{1,3}[ .-]?(?:\(?\d{1,4}\)?[ .-]?){2,5}\d{2,4}"
+        r"|(?:\(\d{3}\) ?|\d{3}[.-])\d{3}[.-]\d{4})(?![\w-])",
+    },
 }
 NEEDS = {"email address": "@", "social security number": "-"}  # what a text must hold, to be quick
 
 
-def look_at_texts(
-    examples: Examples, exact: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, list[Finding]]:
-    """Every row of a text set, looked at once.
-
-    exact: (n,) the first row with the same content. Returns (n,) bool, the rows that say anything;
-    (n,) the first row that says the same or nearly; and what was found.
-    """
-    texts, names = texts_of(examples), [str(name) for name in examples.names]
+def look_at_texts(rows: Examples) -> Looks:
+    """Every row of a text set, looked at once; rows that say nothing are not kept."""
+    exact = first_alike(content_hashes(rows))
+    texts, names = texts_of(rows), list(map(str, rows.names))
     keep = np.array([any(map(str.isalnum, text)) for text in texts], bool)
-    empty = [names[i] for i in np.flatnonzero(~keep).tolist()]
+    empty = [name for name, kept in zip(names, keep, strict=True) if not kept]
     what = "texts hold no letter and no digit and are set aside"
     found = about("empty", "error", empty, what, "fill them in, or remove them")
-    found += damage(texts, names) + private(texts, names) + _tag_conflicts(examples, names)
-    return keep, exact if examples.together else copies(texts, exact), found
+    found += damage(texts, names) + private(texts, names) + _tag_conflicts(rows, names)
+    return Looks(keep, exact, exact if rows.together else copies(texts, exact), found)
 
 
 def damage(texts: Sequence[str], names: Sequence[str]) -> list[Finding]:
@@ -95,34 +94,19 @@ def damage(texts: Sequence[str], names: Sequence[str]) -> list[Finding]:
 
 def private(texts: Sequence[str], names: Sequence[str]) -> list[Finding]:
     """Keys, tokens, addresses and numbers that should not be learned; never shown in full."""
-    return [
-        *_matches("secret", "warning", SECRETS, texts, names, "remove it, and revoke it"),
-        *_matches("personal", "note", PERSONAL, texts, names, "remove or replace it"),
-    ]
-
-
-def _matches(
-    kind: str,
-    severity: Severity,
-    patterns: dict[str, str],
-    texts: Sequence[str],
-    names: Sequence[str],
-    cure: str,
-) -> list[Finding]:
     found = []
-    for what, pattern in patterns.items():
-        rows = []
-        for name, text in zip(names, texts, strict=True):
-            if NEEDS.get(what, "") in text and (hits := _genuine(what, re.findall(pattern, text))):
-                rows.append(f"{name}: {', '.join(dict.fromkeys(map(masked, hits)))}")
-        article = "an" if what[0] in "aeiouAEIOU" else "a"
-        said = f"of {len(texts):,} texts hold what looks like {article} {what}"
-        found += about(kind, severity, rows, said, cure)
+    for (kind, severity, cure), patterns in PRIVATE.items():
+        for what, pattern in patterns.items():
+            rows = []
+            for name, text in zip(names, texts, strict=True):
+                hits = re.findall(pattern, text) if NEEDS.get(what, "") in text else []
+                hits = [hit for hit in hits if what != "card number" or luhn(hit)]
+                if hits:
+                    rows.append(f"{name}: {', '.join(dict.fromkeys(map(masked, hits)))}")
+            article = "an" if what[0] in "aeiouAEIOU" else "a"
+            said = f"of {len(texts):,} texts hold what looks like {article} {what}"
+            found += about(kind, severity, rows, said, cure)
     return found
-
-
-def _genuine(what: str, matches: list[str]) -> list[str]:
-    return [m for m in matches if luhn(m)] if what == "card number" else matches
 
 
 def luhn(number: str) -> bool:
@@ -146,20 +130,20 @@ def _tag_conflicts(examples: Examples, names: Sequence[str]) -> list[Finding]:
     tags = examples["tags"]
     bad = [same for same in rows.values() if any(tags[i] != tags[same[0]] for i in same)]
     what = f"rows, of {len(bad):,} sentences, carry different tags"
-    listed = [names[i] for same in bad for i in same]
-    return about("label_conflict", "warning", listed, what, "correct the tags")
+    conflicts = [names[i] for same in bad for i in same]
+    return about("label_conflict", "warning", conflicts, what, "correct the tags")
 
 
 # ---- copies --------------------------------------------------------------------------------------
 def copies(texts: Sequence[str], exact: np.ndarray) -> np.ndarray:
     """The group of each text (n,): the first row that says the same, or nearly."""
-    n = len(texts)
-    ids, ends = words_of(texts)
-    same = first_alike([_bare(t) or t for t in texts])
-    rows = np.flatnonzero((exact == np.arange(n)) & (np.diff(ends, prepend=0) >= SHORT))
+    n, (ids, ends) = len(texts), words_of(texts)
+    same, sizes = first_alike([_bare(t) or t for t in texts]), np.diff(ends, prepend=0)
+    long = (exact == np.arange(n)) & (sizes >= SHORT)
     pairs = [np.stack([first, np.arange(n)], 1) for first in (exact, same)]
-    if len(rows):
-        pairs.append(rows[near_copies(*_chosen(ids, ends, rows))])
+    if long.any():
+        near = near_copies(ids[np.repeat(long, sizes)], np.cumsum(sizes[long]))
+        pairs.append(np.flatnonzero(long)[near])
     return groups_of(n, np.concatenate(pairs))
 
 
@@ -171,19 +155,11 @@ def _bare(text: str) -> str:
 def words_of(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """The words of all texts as numbers, one after the other, and where each text ends: (n,)."""
     number: dict[str, int] = {}
-    ids: list[int] = []
-    ends = []
+    ids, ends = [], []
     for text in texts:
         ids += [number.setdefault(word, len(number)) for word in WORD.findall(text.casefold())]
         ends.append(len(ids))
     return np.array(ids, np.uint64), np.array(ends, np.int64)
-
-
-def _chosen(ids: np.ndarray, ends: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Words and ends of some of the texts."""
-    of = np.repeat(np.arange(len(ends)), np.diff(ends, prepend=0))
-    kept = np.isin(of, rows)
-    return ids[kept], np.cumsum(np.diff(ends, prepend=0)[rows])
 
 
 def runs_of(ids: np.ndarray, ends: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
@@ -220,9 +196,7 @@ def near_copies(ids: np.ndarray, ends: np.ndarray) -> np.ndarray:
         found.append(_sharing(key))
     pairs = np.unique(np.concatenate(found), axis=0)
     stops = np.append(starts[1:], len(runs))
-    sets: dict[int, np.ndarray] = {}
-    for i in np.unique(pairs).tolist():
-        sets[i] = np.unique(runs[starts[i] : stops[i]])
+    sets = {i: np.unique(runs[starts[i] : stops[i]]) for i in np.unique(pairs).tolist()}
     alike = [jaccard(sets[a], sets[b]) >= ALIKE for a, b in pairs.tolist()]
     return pairs[np.array(alike, bool)]
 
@@ -253,17 +227,13 @@ def overlap(
     """
     ids, ends = words_of([*texts, *evaluation])
     runs, of = runs_of(ids, ends, EVALUATION_RUN)
-    training = of < len(texts)
-    known = np.isin(runs[~training], runs[training])
-    held = of[~training] - len(texts)
-    total = np.bincount(held, minlength=len(evaluation))
-    share = np.bincount(held, known, len(evaluation)) / np.maximum(total, 1)
+    training, n = of < len(texts), len(evaluation)
+    known, held = np.isin(runs[~training], runs[training]), of[~training] - len(texts)
+    share = np.bincount(held, known, n) / np.bincount(held, minlength=n).clip(1)
     whole = set(map(_bare, texts))
-    equal = [_bare(text) in whole for text in evaluation]
-    rows = np.flatnonzero((share >= CONTAINED) | np.array(equal, bool))
+    equal = np.array([_bare(text) in whole for text in evaluation], bool)
+    rows = [str(names[i]) for i in np.flatnonzero((share >= CONTAINED) | equal).tolist()]
     called = f" of '{called}'" if called else ""
-    what = f"of {len(evaluation):,} evaluation texts{called} stand in training texts, so a score "
-    what += "on them says little"
-    listed = [str(names[i]) for i in rows.tolist()]
-    cure = "remove them from the training texts"
-    return next(iter(about("evaluation_overlap", "warning", listed, what, cure)), None)
+    what = f"of {n:,} evaluation texts{called} stand in training texts, so a score "
+    what, cure = what + "on them says little", "remove them from the training texts"
+    return next(iter(about("evaluation_overlap", "warning", rows, what, cure)), None)

@@ -7,22 +7,25 @@ attention stays within one, and no token is asked to predict the first token of 
 Shapes: n tokens in all, N windows, B windows of a batch, T positions of a window.
 """
 
+import copy
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from layerwise.data.sources import Tensors
 from layerwise.errors import DataError
 from layerwise.storage import cache_folder, replacing
 
 PIECE = 1 << 20  # characters of a document that are tokenised at a time
 AT_ONCE = 1 << 23  # characters handed to the tokenizer's threads at a time
+Seeds = tuple[int, ...]
+Filled = tuple[np.ndarray, ...]
 NO_LOSS = -100  # target of a position that carries no loss
 
 
@@ -39,16 +42,10 @@ class Corpus:
         return self.n_bytes / max(1, len(self.tokens))
 
 
-def tokenise(
-    texts: Iterable[str],
-    tokenizer: Any,
-    folder: str | Path | None = None,
-    progress: Callable[[int], None] | None = None,
-) -> Corpus:
+def tokenise(texts: Iterable[str], tokenizer: Any, folder: str | Path | None = None) -> Corpus:
     """All texts as one corpus, kept in `folder` and found there again by content and tokenizer.
 
     texts: read twice where they are not kept yet, so an iterable that can be started anew.
-    progress: called with the number of characters done.
     Errors: DataError when there is no text at all; StorageError for a disk that is full.
     """
     folder = cache_folder(folder)
@@ -57,16 +54,14 @@ def tokenise(
         digest.update(len(text).to_bytes(8, "little") + text.encode("utf-8", "surrogatepass"))
     path = folder / f"{digest.hexdigest()}.tokens"
     if not path.with_suffix(".json").exists():
-        write_tokens(path, texts, tokenizer, progress)
+        write_tokens(path, texts, tokenizer)
     return read_tokens(path)
 
 
-def write_tokens(
-    path: Path, texts: Iterable[str], tokenizer: Any, progress: Callable[[int], None] | None
-) -> None:
+def write_tokens(path: Path, texts: Iterable[str], tokenizer: Any) -> None:
     """The token file, then its index, each renamed into place when whole."""
     dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
-    starts, n_bytes, done, total = [0], 0, 0, 0
+    starts, n_bytes = [0], 0
     roles = (tokenizer.cls_id,), (tokenizer.eos_id, tokenizer.sep_id)
     front, end = ([i for i in role if i is not None][:1] for role in roles)
     with replacing(path) as partial, partial.open("wb") as file:
@@ -76,12 +71,8 @@ def write_tokens(
             for text in group:
                 ids = front + [i for _ in in_pieces(text) for i in next(encoded)] + end
                 file.write(np.asarray(ids, dtype).tobytes())
-                total += len(ids)
-                starts.append(total)
+                starts.append(starts[-1] + len(ids))
                 n_bytes += len(text.encode("utf-8", "surrogatepass"))
-                done += len(text)
-            if progress:
-                progress(done)
     index = {"dtype": np.dtype(dtype).name, "starts": starts, "n_bytes": n_bytes}
     with replacing(path.with_suffix(".json")) as partial:
         partial.write_text(json.dumps(index))
@@ -104,8 +95,7 @@ def in_pieces(text: str) -> Iterator[str]:
     """A long text cut behind line ends, or after PIECE characters where there is none."""
     start = 0
     while len(text) - start > PIECE:
-        cut = text.rfind("\n", start, start + PIECE) + 1
-        cut = cut if cut > start else start + PIECE
+        cut = text.rfind("\n", start, start + PIECE) + 1 or start + PIECE
         yield text[start:cut]
         start = cut
     yield text[start:]
@@ -126,54 +116,66 @@ class Windows(Sequence[np.ndarray]):
     The values of a field "windows": `len`, `take(rows)`, and `tensors(rows)`.
     """
 
+    ends: ClassVar[int] = 0  # tokens of a window that are not the corpus's own
+    beyond: ClassVar[int] = 1  # tokens that are read beyond its own
+    pad_id = 0
+
     def __init__(self, corpus: Corpus, length: int, rows: np.ndarray | None = None):
-        self.corpus, self.length = corpus, length
+        self.corpus, self.length, self.stride = corpus, length, length - self.ends
+        n = len(corpus.tokens)
+        self.n_windows = -(-(n - self.beyond) // self.stride)  # of the corpus
         if self.n_windows < 1:
-            raise DataError(
-                f"the text has {len(corpus.tokens)} tokens; at least 2 are needed to predict one"
-            )
+            raise DataError(f"the text has {n} tokens; at least 2 are needed to predict one")
         self.rows = np.arange(self.n_windows) if rows is None else rows
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    @property
-    def n_windows(self) -> int:
-        """Of the whole corpus."""
-        return -(-(len(self.corpus.tokens) - 1) // self.length)
-
     def __getitem__(self, i: int) -> np.ndarray:  # type: ignore[override]  # rows only, no slices
-        start = int(self.rows[i]) * self.length
-        return np.asarray(self.corpus.tokens[start : start + self.length + 1])
+        start = int(self.rows[i]) * self.stride
+        return np.asarray(self.corpus.tokens[start : start + self.stride + self.beyond])
 
-    def take(self, rows: np.ndarray) -> "Windows":
-        return Windows(self.corpus, self.length, self.rows[rows])
+    def take(self, rows: np.ndarray) -> Self:
+        out = copy.copy(self)
+        out.rows = self.rows[rows]
+        return out
 
-    def tensors(
-        self, rows: np.ndarray, shift: int = 0, draw: tuple[int, ...] = ()
-    ) -> dict[str, Tensor]:
-        """tokens, targets (B, T) int64, n_bytes (B,); documents (B, T) where a window has several.
+    def tensors(self, rows: np.ndarray, shift: int = 0, draw: Seeds = ()) -> Tensors:
+        """tokens, targets (B, T) int64, NO_LOSS where nothing is asked; documents (B, T) where a
+        window has several or is not full; n_bytes (B,).
 
         shift: tokens by which all windows are moved, so that every epoch cuts elsewhere; the last
-        window of the corpus is moved back instead of running out. draw: what anything random in a
-        training batch follows from; here nothing is.
+        window of the corpus is moved back instead of running out. draw: seed and step of a training
+        batch, from which anything random in it follows.
         """
-        T, tokens = self.length, self.corpus.tokens
-        inputs = np.zeros((len(rows), T), np.int64)
-        targets = np.full((len(rows), T), NO_LOSS, np.int64)
-        documents = np.zeros((len(rows), T), np.int64)
-        for b, start in enumerate((self.rows[rows] * T + shift).tolist()):
+        tokens, shape, size = (
+            self.corpus.tokens,
+            (len(rows), self.length),
+            self.stride + self.beyond,
+        )
+        fill = (self.pad_id, NO_LOSS, self.length)  # padding: a document of its own
+        inputs, targets, documents = (np.full(shape, value, np.int64) for value in fill)
+        for b, row in enumerate(self.rows[rows].tolist()):
+            start = row * self.stride + shift
             if shift:
-                start = max(0, min(start, len(tokens) - T - 1))
-            piece = tokens[start : start + T + 1].astype(np.int64)
-            n = len(piece) - 1
-            inputs[b, : n + 1] = piece[:T]
-            place = np.searchsorted(self.corpus.starts, start + np.arange(n + 1), side="right")
-            targets[b, :n] = np.where(place[1:] == place[:-1], piece[1:], NO_LOSS)
-            documents[b, : n + 1] = (place - place[0])[:T]
-            documents[b, n + 1 :] = T  # padding: a document of its own
+                start = max(0, min(start, len(tokens) - size))
+            piece = tokens[start : start + size].astype(np.int64)
+            place = np.searchsorted(self.corpus.starts, start + np.arange(len(piece)), side="right")
+            filled = self.filled(piece, place - place[0], row, draw)
+            for into, values in zip((inputs, targets, documents), filled, strict=True):
+                into[b, : len(values)] = values
         out = {"tokens": torch.from_numpy(inputs), "targets": torch.from_numpy(targets)}
         if documents.any():
             out["documents"] = torch.from_numpy(documents)
-        carried = torch.from_numpy((targets != NO_LOSS).sum(1))
-        return out | {"n_bytes": carried * self.corpus.bytes_per_token}
+        if self.beyond:  # every token is asked: of how many bytes of text
+            asked = torch.from_numpy((targets != NO_LOSS).sum(1))
+            out["n_bytes"] = asked * self.corpus.bytes_per_token
+        return out
+
+    def filled(self, piece: np.ndarray, place: np.ndarray, row: int, draw: Seeds) -> Filled:
+        """What the network sees of a window, what it is asked, and the documents: up to (T,) each.
+
+        piece, place: its tokens of the corpus, and the document of each.
+        """
+        asked = np.where(place[1:] == place[:-1], piece[1:], NO_LOSS)
+        return piece[: self.length], asked, place[: self.length]

@@ -5,6 +5,7 @@ Legend: n documents.
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,31 +19,28 @@ from layerwise.data.naming import about, shown, some
 from layerwise.data.targets import class_targets, label_text
 from layerwise.data.text_files import bare, pieces
 from layerwise.errors import DataError
-from layerwise.kinds.text.columns import FIELDS, LEARNED
-from layerwise.kinds.text.dialogue import Aside
+from layerwise.kinds.text.layouts import FIELDS, LEARNED, Aside
 
+Given = Sequence[str] | np.ndarray  # the split of each row
+WHOLE = ("plain", "labelled", "pairs", "scored_pairs", "triples")  # forms of texts alone
 ENDS = "<|endoftext|>"  # stands between the documents of one file
 UNLABELLED = ("unsup", "unlabeled", "unlabelled", "unsupervised")  # class folders without a class
 
 
 def open_documents(files: Sequence[tuple[Path, str, str]]) -> Examples:
     """Each file one document, or several with <|endoftext|> between them; with names and splits."""
-    texts: list[str] = []
-    names: list[str] = []
-    given: list[str] = []
+    rows: list[tuple[str, str, str]] = []
     empty: list[tuple[str, Aside]] = []
     for path, name, split in files:
         found = [t for t in "".join(pieces(path)).split(ENDS) if t.strip()]
-        if not found:
-            empty.append((name, Aside("empty", "only blanks")))
         several = [f"{name} document {i + 1}" for i in range(len(found))]
-        names += several if len(found) > 1 else [name] * len(found)
-        texts += found
-        given += [split] * len(found)
-    if not texts:
-        raise DataError(
-            f"{some(name for name, _ in empty)} holds no text, only blanks; was it copied whole?"
-        )
+        called = several if len(found) > 1 else [name]
+        rows += [(text, name, split) for text, name in zip(found, called, strict=False)]
+        empty += [] if found else [(name, Aside("empty", "only blanks"))]
+    if not rows:
+        said = some(name for name, _ in empty)
+        raise DataError(f"{said} holds no text, only blanks; was it copied whole?")
+    texts, names, given = map(list, zip(*rows, strict=True))
     named = sum(map(bool, given)) > len(given) / 2  # else it is what these few files are called
     given = given if named and len(set(given)) > 1 else [""] * len(given)
     out = plain_examples(texts, names, given)
@@ -53,16 +51,15 @@ def open_documents(files: Sequence[tuple[Path, str, str]]) -> Examples:
 
 def lines_of(examples: Examples) -> Examples:
     """Each line that says something as a text of its own."""
-    rows = [
-        (f"{name} line {i}", line)
-        for name, text in zip(examples.names, listed(examples["text"]), strict=True)
+    named = zip(examples.names, listed(examples["text"]), strict=True)
+    lines = [
+        (line, f"{name} line {i}")
+        for name, text in named
         for i, line in enumerate(text.splitlines(), 1)
         if line.strip()
     ]
-    names, texts = zip(*rows, strict=True)
-    out = plain_examples(list(texts), names)
-    out.source, out.understood = examples.source, f"{len(rows):,} lines of text"
-    return out
+    out = plain_examples(*map(list, zip(*lines, strict=True)))
+    return replace(out, source=examples.source, understood=f"{len(lines):,} lines of text")
 
 
 def plain_said(examples: Examples) -> str:
@@ -75,30 +72,27 @@ def class_folders(documents: list[Parts]) -> tuple[list[Parts], int] | None:
     """The files where all lie in folders of classes (below folders of splits), and how deep."""
     if any(suffix_of(p) != ".txt" for p in documents if len(p) > 1):
         return None
-    for depth in (1, 2):
-        files = [p for p in documents if len(p) == depth + 1]
-        deeper = any(len(p) > depth + 1 for p in documents)
-        sizes = Counter(p[depth - 1] for p in files)
-        several = len(sizes) > 1 and min(sizes.values()) > 1 and not all(map(split_named, sizes))
-        if several and not deeper and (depth == 1 or all(split_named(p[0]) for p in files)):
-            return files, depth
-    return None
+    depth = max(map(len, documents), default=0) - 1
+    files = [p for p in documents if len(p) == depth + 1]
+    if depth not in (1, 2) or (depth == 2 and not all(split_named(p[0]) for p in files)):
+        return None
+    sizes = Counter(p[depth - 1] for p in files)
+    several = len(sizes) > 1 and min(sizes.values()) > 1 and not all(map(split_named, sizes))
+    return (files, depth) if several else None
 
 
 def labelled_files(listing: Listing, files: list[Parts], depth: int) -> Examples:
-    aside = [p for p in files if p[depth - 1].lower() in UNLABELLED]
-    kept = [p for p in files if p[depth - 1].lower() not in UNLABELLED]
-    read = open_documents([(listing.path(p), shown(p), "") for p in kept])
-    of = {shown(p): p for p in kept}
-    places = [of.get(name) or of[name.rpartition(" document ")[0]] for name in read.names]
-    labels = [label_text(shown(p[depth - 1])) for p in places]
-    read.targets, read.labels = class_targets(labels)
+    kept = {shown(p): p for p in files if p[depth - 1].lower() not in UNLABELLED}
+    read = open_documents([(listing.path(p), name, "") for name, p in kept.items()])
+    places = [kept.get(name) or kept[name.rpartition(" document ")[0]] for name in read.names]
+    read.targets, read.labels = class_targets([label_text(shown(p[depth - 1])) for p in places])
     read.given = np.array([split_named(p[0]) if depth == 2 else "" for p in places], "U5")
     read.target_kind = "class"
     read.understood = f"{len(read):,} texts in {len(read.labels)} class folders"
     read.understood += splits_said(read.given)
+    aside = [name for name in map(shown, files) if name not in kept]
     what = "files lie in folders without a class and are left out"
-    read.findings += about("unlabelled", "note", map(shown, aside), what)
+    read.findings += about("unlabelled", "note", aside, what)
     return with_others(read, listing, files)
 
 
@@ -107,28 +101,22 @@ def suffix_of(parts: Parts) -> str:
 
 
 # ---- examples and what is said of them ----------------------------------------------------------
-def text_examples(
-    form: str, rows: list[Row], names: Sequence[str], given: Sequence[str] | np.ndarray = ()
-) -> Examples:
+def text_examples(form: str, rows: list[Row], names: Sequence[str], given: Given = ()) -> Examples:
     """Rows of a form of text by their fields; texts in Arrow, others as they are.
 
     given: the split of each row; none by default.
     """
-    extra = dict.fromkeys(name for row in rows for name in row if name not in FIELDS[form])
-    fields: dict[str, Sequence[Any]] = {
-        name: [row.get(name) for row in rows] for name in (*FIELDS[form], *extra)
-    }
-    if set(FIELDS[form]) <= {"text", "text_a", "text_b", "anchor", "positive", "negative"}:
-        fields = {name: Column(arrow_texts(list(values))) for name, values in fields.items()}
+    own, whole = FIELDS[form], form in WHOLE
+    every = dict.fromkeys((*own, *(name for row in rows for name in row)))
+    values: dict[str, list[Any]] = {name: [row.get(name) for row in rows] for name in every}
+    fields: dict[str, Any] = {n: Column(arrow_texts(v)) if whole else v for n, v in values.items()}
     marks = np.array(given, "U5") if len(given) else np.full(len(rows), "", "U5")
     together = "context" * (form == "spans")  # questions on one context are one content
-    kinds = {name: "text" for name in FIELDS[form] if name not in LEARNED}
+    kinds = {name: "text" for name in own if name not in LEARNED}
     return Examples(fields, kinds, names, marks, together=together)
 
 
-def plain_examples(
-    texts: list[str], names: Sequence[str], given: Sequence[str] | np.ndarray = ()
-) -> Examples:
+def plain_examples(texts: list[str], names: Sequence[str], given: Given = ()) -> Examples:
     return text_examples("plain", [{"text": t} for t in texts], names, given)
 
 
@@ -140,24 +128,22 @@ def arrow_texts(texts: list[str]) -> pa.Array:
         return arrow_texts([t.encode("utf-8", "replace").decode() for t in texts])
 
 
-ASIDE = {  # kinds of rows that cannot be used: what to call it, what they are, what to do
-    "empty": ("empty", "are empty", "fill them in, or remove them"),
-    "unequal": ("unequal_tags", "have words and tags of unequal number", "mend the rows"),
-    "span": ("span", "have an answer that is not where they say", "correct answer_start"),
-    "role": ("role", "have a role that is not known", "rename it"),
-    "same": ("same_answers", "choose between two equal answers", "remove them"),
+FAULTS = {  # why rows cannot be used: what they are, and what to do
+    "empty": ("are empty", "fill them in, or remove them"),
+    "unequal_tags": ("have words and tags of unequal number", "correct the rows"),
+    "span": ("have an answer that is not where they say", "correct answer_start"),
+    "role": ("have a role that is not known", "rename it"),
+    "same_answers": ("choose between two equal answers", "remove them"),
 }
 
 
 def aside_findings(aside: list[tuple[str, Aside]], n: int) -> list[Finding]:
     """What was set aside of n rows."""
     found = []
-    for kind, (name, what, cure) in ASIDE.items():
-        rows = [f"{row}: {a.reason}" for row, a in aside if a.kind == kind and not a.mended]
-        found += about(name, "error", rows, f"of {n:,} rows {what} and are set aside", cure)
-    moved = [f"{row}: {a.reason}" for row, a in aside if a.mended]
-    what = f"of {n:,} rows have an answer a little beside where they say; the nearest is taken"
-    return found + about("span", "note", moved, what, "correct answer_start")
+    for kind, (what, cure) in FAULTS.items():
+        rows = [f"{row}: {fault.reason}" for row, fault in aside if fault.kind == kind]
+        found += about(kind, "error", rows, f"of {n:,} rows {what} and are set aside", cure)
+    return found
 
 
 def with_others(opened: Examples, listing: Listing, used: list[Parts]) -> Examples:
@@ -171,7 +157,9 @@ def with_others(opened: Examples, listing: Listing, used: list[Parts]) -> Exampl
 
 def texts_of(examples: Examples) -> list[str]:
     """All that each row says, as one text: what the audit reads. (n,)"""
-    fields = [v for name, v in examples.fields.items() if name not in ("score", "tools", "label")]
+    beside = ("score", "tools", "label", examples.together)
+    of = {k: examples.kinds.get(k, "text") for k in examples.fields if k not in beside}
+    fields = [examples[name] for name, kind in of.items() if kind == "text"]
     if all(isinstance(values, Column) for values in fields):
         columns = [listed(values) for values in fields]
         return columns[0] if len(columns) == 1 else list(map("\n".join, zip(*columns, strict=True)))
@@ -181,9 +169,7 @@ def texts_of(examples: Examples) -> list[str]:
 def _said(value: Any) -> str:
     if value is None:
         return ""
-    if isinstance(value, str):
-        return value
     if isinstance(value, list):
         separator = " " if value and isinstance(value[0], str) else "\n"
         return separator.join(map(_said, value))
-    return str(value.get("content") or value.get("text") or "")
+    return value if isinstance(value, str) else str(value.get("content") or value.get("text") or "")

@@ -4,50 +4,35 @@ Shapes: B rows, K texts of a row, T tokens of the longest text in the batch, rou
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from layerwise.errors import DataError, OptionError
-from layerwise.tokens.tokenizer import Tokenizer
-
-FORMS = (("anchor", "positive", "negative"), ("text_a", "text_b"), ("text",))
-Row = str | Sequence[str] | Mapping[str, str]
+from layerwise.errors import DataError
+from layerwise.kinds.text.processor import Row, TextProcessor
 
 
 @dataclass(frozen=True)
-class EachProcessor:
-    """What turns rows of texts into a network's input, one text beside the other.
+class EachProcessor(TextProcessor):
+    """Rows of texts to a network's input, one text beside the other: tokens, mask (B, K, T), and
+    texts (B, K), a number that only equal texts share, 0 for one that is not there.
 
-    max_seq_len: tokens of a text, the special ones included; what is longer is cut at its end.
     token_types: whether the network has any; each text by itself is the first of a pair.
     """
 
-    tokenizer: Tokenizer
-    max_seq_len: int = 512
-    token_types: bool = False
     reads: ClassVar[str] = "each"
-
-    def __post_init__(self) -> None:
-        if self.max_seq_len < 2:
-            raise OptionError(f"texts of at least 2 tokens were expected: {self.max_seq_len}")
-
-    def __call__(self, inputs: Sequence[Row]) -> dict[str, Tensor]:
-        """tokens (B, K, T); mask (B, K, T), True for tokens, where some are padding; texts (B, K):
-        a number that only equal texts share, 0 for one that is not there."""
-        return self.collate(self.encode(inputs))
+    forms = (("anchor", "positive", "negative"), ("text_a", "text_b"), ("text",))
 
     def encode(self, inputs: Sequence[Row]) -> list[list[np.ndarray]]:
         """Of each row its K texts, (tokens,) int32; an absent one is empty.
 
         Errors: DataError for rows of other fields, or of another number of texts than the first.
         """
-        rows = [texts_of(row) for row in inputs]
+        rows = [self.texts_of(row) for row in inputs]
         if sizes := {len(row) for row in rows} - {len(rows[0])}:
             raise DataError(f"rows of {len(rows[0])} and of {sizes.pop()} texts do not go together")
         flat = [text for row in rows for text in row]
@@ -66,28 +51,6 @@ class EachProcessor:
         out = {"tokens": tokens, "texts": torch.tensor([number_of(text) for text in flat])}
         out |= {} if mask is None else {"mask": mask}
         return {name: tensor.unflatten(0, shape) for name, tensor in out.items()}
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"reads": self.reads, **self.sizes()}
-
-    def sizes(self) -> dict[str, Any]:
-        return {"max_seq_len": self.max_seq_len, "token_types": self.token_types}
-
-    def save(self, folder: str | Path) -> None:
-        """The tokenizer's own files; `to_dict` has the rest."""
-        self.tokenizer.save(folder)
-
-
-def texts_of(row: Row) -> tuple[str, ...]:
-    """The texts of a row in their order: bare, in a sequence, or by the fields of its form."""
-    if isinstance(row, str):
-        return (row,)
-    if not isinstance(row, Mapping):
-        return tuple(row)
-    fields = next((form for form in FORMS if row.keys() >= set(form)), None)
-    if fields is None:
-        raise DataError(f"texts, pairs or triples were expected, not rows of {', '.join(row)}")
-    return tuple(row[name] for name in fields)
 
 
 def number_of(tokens: np.ndarray) -> int:

@@ -41,19 +41,17 @@ def in_stretches(examples: Examples, val: float, test: float) -> Examples:
         return examples
     test = min(test, 0.1)
     shares = {"train": 1 - val - test, "val": val, "test": test}
-    texts, names, given = [], [], []
+    rows = []
     for name, text in zip(examples.names, listed(examples["text"]), strict=True):
         start = 0
-        for i, (split, share) in enumerate(shares.items()):
-            end = len(text) if i == len(shares) - 1 else start + round(share * len(text))
-            if i < len(shares) - 1:  # behind a line, where there is one not far above
-                end = text.rfind("\n", (start + end) // 2, end) + 1 or end
-            texts.append(text[start:end])
-            names.append(f"{name} ({split})")
-            given.append(split)
+        for split, share in shares.items():
+            end = start + round(share * len(text))  # or behind a line that ends not far above
+            end = text.rfind("\n", (start + end) // 2, end) + 1 or end
+            end = len(text) if split == "test" else end
+            rows.append((text[start:end], f"{name} ({split})", split))
             start = end
     said = f"{examples.understood}; the end of each document is held out"
-    out = plain_examples(texts, names, given)
+    out = plain_examples(*map(list, zip(*rows, strict=True)))
     return replace(out, understood=said, source=examples.source, findings=examples.findings)
 
 
@@ -65,12 +63,10 @@ def reader_for(
     if known is None:
         n_bytes = sum(len(t.encode("utf-8", "surrogatepass")) for t in texts)
         learn = train_wordpiece if ends.kind == "masked" else train_bpe
-        tokenizer, longest = learn(texts, vocabulary_for(n_bytes)), LENGTHS[-1]
-    else:
-        tokenizer, longest = known.tokenizer, known.max_seq_len
-    n_tokens = len(tokenise(texts, tokenizer).tokens)
-    length = settings.max_seq_len or min(longest, length_for(n_tokens))
-    return TextProcessor(tokenizer, length)
+        known = TextProcessor(learn(texts, vocabulary_for(n_bytes)), LENGTHS[-1])
+    n_tokens = len(tokenise(texts, known.tokenizer).tokens)
+    length = settings.max_seq_len or min(known.max_seq_len, length_for(n_tokens))
+    return TextProcessor(known.tokenizer, length)
 
 
 def windows_of(examples: Examples, reader: TextProcessor, masked: bool = False) -> Examples:
@@ -82,27 +78,21 @@ def windows_of(examples: Examples, reader: TextProcessor, masked: bool = False) 
         return examples
     if not examples.has("text") or examples.targets is not None:
         raise DataError(f"{examples.understood}: a plain text was expected, to score the words of")
-    corpus = tokenise(texts_of(examples), reader.tokenizer)
-    length, words = reader.max_seq_len, reader.tokenizer
+    length, words, source = reader.max_seq_len, reader.tokenizer, examples.source
+    corpus = tokenise(texts_of(examples), words)
     windows = MaskedWindows(corpus, length, words) if masked else Windows(corpus, length)
-    return Examples(
-        {"windows": windows},
-        {"windows": "text"},
-        [f"window {i} of {examples.source}" for i in range(len(windows))],
-        np.full(len(windows), "", "U5"),
-        examples.understood,
-        source=examples.source,
-    )
+    names = [f"window {i} of {source}" for i in range(len(windows))]
+    given, said = np.full(len(windows), "", "U5"), examples.understood
+    return Examples({"windows": windows}, {"windows": "text"}, names, given, said, source=source)
 
 
 def windows_said(parts: Mapping[str, Examples], reader: TextProcessor) -> str:
     """The tokens of each split, the vocabulary and the windows in a line."""
     corpora = {name: corpus_of(part) for name, part in parts.items()}
     said = ", ".join(f"{len(c.tokens):,} {name}" for name, c in corpora.items())
-    return (
-        f"tokens: {said}; a vocabulary of {reader.tokenizer.vocab_size:,}, "
-        f"{corpora['train'].bytes_per_token:.2f} bytes per token, windows of {reader.max_seq_len}"
-    )
+    said += f"; a vocabulary of {reader.tokenizer.vocab_size:,}"
+    rate = f"{corpora['train'].bytes_per_token:.2f} bytes per token"
+    return f"tokens: {said}, {rate}, windows of {reader.max_seq_len}"
 
 
 def vocabulary_for(n_bytes: int) -> int:
@@ -124,10 +114,8 @@ def choose_decoder(train: Examples, reader: TextProcessor, settings: Settings) -
     if settings.model != "auto":
         family, config = models.resolve(settings.model)
         if "causal" not in models.heads(family):
-            raise DataError(
-                f"{settings.model} does not continue text; name a decoder such as gpt2, or leave "
-                "--model out"
-            )
+            cure = "name a decoder such as gpt2, or leave --model out"
+            raise DataError(f"{settings.model} does not continue text; {cure}")
         config = replace(config, vocab_size=V, max_seq_len=max(T, config.max_seq_len))
         return Choice(settings.model, family, config, {"text": reader}, "as asked")
     n_tokens = len(corpus_of(train).tokens)
@@ -174,12 +162,10 @@ def corpus_of(rows: Examples) -> Corpus:
 
 def unigram_bits(train: Examples, test: Examples) -> float:
     """Bits per byte, or per masked word, by the frequencies of the training tokens alone."""
-    seen, asked, per = corpus_of(train).tokens, corpus_of(test).tokens, 0
-    windows = windows_in(test)
+    windows, seen = windows_in(test), corpus_of(train).tokens
+    asked, units = windows.corpus.tokens, windows.corpus.n_bytes
     if isinstance(windows, MaskedWindows):
         seen, asked = (t[np.isin(t, windows.words)] for t in (seen, asked))
-        per = len(asked)
-    size = 1 + int(max(seen.max(), asked.max()))
-    counts = np.bincount(seen, minlength=size) + 1.0
-    bits = -np.log2(counts / counts.sum())
-    return float(bits[asked].sum() / max(1, per or corpus_of(test).n_bytes))
+        units = len(asked)
+    counts = np.bincount(seen, minlength=1 + int(max(seen.max(), asked.max()))) + 1.0
+    return float(-np.log2(counts / counts.sum())[asked].sum() / max(1, units))

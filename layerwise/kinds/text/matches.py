@@ -7,6 +7,7 @@ import numpy as np
 from layerwise.data.examples import Examples, listed
 from layerwise.errors import DataError
 from layerwise.kinds.text.documents import text_examples
+from layerwise.kinds.text.layouts import FIELDS
 
 LIKE = ("entailment", "paraphrase", "duplicate", "similar", "positive", "1", "true", "yes")
 UNLIKE = ("contradiction", "not_paraphrase", "not_duplicate", "different", "negative", "0", "false",
@@ -31,28 +32,19 @@ def matches(examples: Examples) -> Examples:
     if examples.target_kind != "class":
         return replace(examples, targets=None, target_kind="none")
     like, unlike = by_label(examples)
-    made = [
-        (row, anchor, second, others[k % len(others)])
-        for anchor, found in like.items()
-        for others in [[text for _, text in unlike.get(anchor, [])] or [""]]
-        for k, (row, second) in enumerate(found)
-    ]
-    rows = np.array([row for row, *_ in made])
-    rows, made = np.sort(rows), [made[i] for i in np.argsort(rows)]
+    made = []  # (row, its two texts, a third)
+    for anchor, found in like.items():
+        others = [text for _, text in unlike.get(anchor, [(0, "")])]
+        for k, (row, second) in enumerate(found):
+            made.append((row, anchor, second, others[k % len(others)]))
+    made.sort()
     hard = sum(third != "" for *_, third in made)
-    form, fields = "pairs", ("text_a", "text_b")
-    if hard:
-        form, fields = "triples", ("anchor", "positive", "negative")
-    texts = [dict(zip(fields, texts, strict=False)) for _, *texts in made]
+    form, rows = "triples" if hard else "pairs", np.array([row for row, *_ in made])
+    texts = [dict(zip(FIELDS[form], texts, strict=False)) for _, *texts in made]
     names = [str(examples.names[i]) for i in rows]
     out = text_examples(form, texts, names, examples.given[rows])
     said = f"{examples.understood}; {len(made):,} match, {hard:,} of them with one that does not"
-    return replace(
-        out,
-        understood=said,
-        source=examples.source,
-        findings=examples.findings,
-    )
+    return replace(out, understood=said, source=examples.source, findings=examples.findings)
 
 
 def by_label(examples: Examples) -> tuple[Found, Found]:
@@ -62,7 +54,7 @@ def by_label(examples: Examples) -> tuple[Found, Found]:
     if not set(says) & set(LIKE):
         raise DataError(
             f"{examples.source}: vectors are learned from pairs that match, and no label says that "
-            f"two do ({', '.join(examples.labels[:6])}); expected is one of {', '.join(LIKE)}"
+            f"two do ({', '.join(examples.labels[:6])}); expected one of {', '.join(LIKE)}"
         )
     found: tuple[Found, Found] = ({}, {})
     pairs = zip(listed(examples["text_a"]), listed(examples["text_b"]), strict=True)

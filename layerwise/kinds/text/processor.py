@@ -5,7 +5,7 @@ What a processor of texts has, this one and those beside it:
     length(row) -> int                  tokens of an encoded row
     collate(rows) -> dict               tensors by name; "targets" among them where rows have any
     __call__(rows)                      both
-    reads, to_dict(), save(folder)      what rebuilds it: its name in `bundle.READERS`, its fields
+    reads, to_dict(), save(folder)      what rebuilds it: its name in `readers.READERS`, its fields
 and is made of (tokenizer, max_seq_len, token_types, ...).
 
 Shapes: B texts, T tokens of the longest in the batch, as `padded_length` rounds it.
@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from layerwise.errors import DataError, OptionError
+from layerwise.kinds.text.windows import stack
 from layerwise.tokens.tokenizer import Tokenizer
 
-Text = str | tuple[str, str]  # one text, or two that are read together
+Row = str | Sequence[str] | Mapping[str, str]  # one text, or several that are read together
 POOL = 50  # batches whose texts are sorted by length together: little padding, still at random
 
 
@@ -39,6 +39,7 @@ class TextProcessor:
     max_seq_len: int = 512
     token_types: bool = False
     reads: ClassVar[str] = "text"
+    forms: ClassVar[tuple[tuple[str, ...], ...]] = (("text",), ("text_a", "text_b"))
 
     def __post_init__(self) -> None:
         if self.max_seq_len < 2:
@@ -48,11 +49,21 @@ class TextProcessor:
         """tokens (B, T); mask (B, T), True for tokens, where some are padding; token_types."""
         return self.collate(self.encode(inputs))
 
-    def encode(self, inputs: Sequence[Text | Mapping[str, str]]) -> list[np.ndarray]:
+    def texts_of(self, row: Row) -> tuple[str, ...]:
+        """The texts of a row in their order: bare, in a sequence, or by the fields of a form."""
+        if not isinstance(row, Mapping):
+            return (row,) if isinstance(row, str) else tuple(row)
+        for form in self.forms:
+            if row.keys() >= set(form):
+                return tuple(row[name] for name in form)
+        known = ", or of ".join(map(" and ".join, self.forms))
+        raise DataError(f"rows of {known} were expected, not rows of {', '.join(row)}")
+
+    def encode(self, inputs: Sequence[Row]) -> list[Any]:
         """(tokens of the text,) int32 each; of a pair (2, tokens), with the token types."""
-        rows = [_bare(row) for row in inputs]
-        if all(isinstance(row, str) for row in rows):
-            found = self.tokenizer.encode_batch(rows, max_length=self.max_seq_len)  # type: ignore[arg-type]
+        rows = [self.texts_of(row) for row in inputs]
+        if all(len(row) == 1 for row in rows):
+            found = self.tokenizer.encode_batch([text for (text,) in rows], True, self.max_seq_len)
             return [np.asarray(ids, np.int32) for ids in found]
         firsts, seconds = zip(*rows, strict=True)
         pairs = self.tokenizer.windows(firsts, seconds, self.max_seq_len)
@@ -67,33 +78,16 @@ class TextProcessor:
         tokens, mask = self.tokenizer.pad(ids, self.max_seq_len)
         out = {"tokens": tokens} | ({} if mask is None else {"mask": mask})
         if self.token_types and rows[0].ndim == 2:
-            types = torch.zeros_like(tokens)
-            for i, row in enumerate(rows):
-                types[i, : row.shape[1]] = torch.from_numpy(row[1])
-            out["token_types"] = types
+            out["token_types"] = stack([[row[1]] for row in rows], 0, self.max_seq_len).long()
         return out
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "reads": self.reads,
-            "max_seq_len": self.max_seq_len,
-            "token_types": self.token_types,
-        }
+        sizes = {"max_seq_len": self.max_seq_len, "token_types": self.token_types}
+        return {"reads": self.reads, **sizes}
 
     def save(self, folder: str | Path) -> None:
         """The tokenizer's own files; `to_dict` has the rest."""
         self.tokenizer.save(folder)
-
-
-def _bare(row: Text | Mapping[str, str]) -> Text:
-    """A row of text examples without the names of its fields."""
-    if not isinstance(row, Mapping):
-        return row
-    if "text" in row:
-        return row["text"]
-    if {"text_a", "text_b"} <= row.keys():
-        return row["text_a"], row["text_b"]
-    raise DataError(f"texts or pairs of texts were expected, not rows of {', '.join(row)}")
 
 
 def like_lengths(lengths: np.ndarray, batch_size: int, seed: Sequence[int]) -> np.ndarray:

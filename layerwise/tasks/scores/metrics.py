@@ -17,6 +17,7 @@ from numpy import ndarray
 from layerwise.errors import DataError
 
 Metric = Callable[..., Any]
+Arrays = tuple[ndarray, ndarray]  # outputs and targets
 
 # ---- probabilities ---------------------------------------------------------------------------
 

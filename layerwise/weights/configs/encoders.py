@@ -12,9 +12,8 @@ from typing import Any
 from layerwise.errors import WeightsError
 from layerwise.models.bert import Config
 from layerwise.storage import read_json
-from layerwise.weights.cards import Card
-from layerwise.weights.configs.json import numbered
-from layerwise.weights.configs.rope import refused
+from layerwise.weights.cards import Card, named_labels, numbered
+from layerwise.weights.configs.rope import check, refused
 from layerwise.weights.configs.text import HARMLESS
 
 # ours: theirs in BERT and RoBERTa, theirs in DistilBERT, their default where both have one
@@ -30,31 +29,20 @@ FIELDS: dict[str, tuple[str, str, Any]] = {
     "head_dropout": ("classifier_dropout", "seq_classif_dropout", None),
 }
 STYLES = {  # their model_type: ours; XLM-RoBERTa and CamemBERT are RoBERTa with other words
-    "bert": "bert",
-    "roberta": "roberta",
-    "xlm-roberta": "roberta",
-    "camembert": "roberta",
+    "bert": "bert", "roberta": "roberta", "xlm-roberta": "roberta", "camembert": "roberta",
     "distilbert": "distilbert",
-}
+}  # fmt: skip
 KINDS = {  # what follows "BertFor" in `architectures`: our head_kind
-    "MaskedLM": "masked",
-    "PreTraining": "masked",
-    "SequenceClassification": "class",
-    "TokenClassification": "tag",
-    "QuestionAnswering": "span",
-}
+    "MaskedLM": "masked", "PreTraining": "masked", "SequenceClassification": "class",
+    "TokenClassification": "tag", "QuestionAnswering": "span",
+}  # fmt: skip
 PROBLEMS = ("regression", "multi_label_classification")  # their problem_type, beside one class
 CLASSES = {"bert": "Bert", "roberta": "Roberta", "distilbert": "DistilBert"}
 ONLY: dict[str, tuple[Any, ...]] = {  # settings that make a network we do not have
-    "hidden_act": ("gelu",),
-    "activation": ("gelu",),
-    "position_embedding_type": ("absolute",),
-    "is_decoder": (False,),
-    "add_cross_attention": (False,),
-    "sinusoidal_pos_embds": (False,),
-    "is_encoder_decoder": (False,),
-    "pruned_heads": ({}, None),
-}
+    "hidden_act": ("gelu",), "activation": ("gelu",), "position_embedding_type": ("absolute",),
+    "is_decoder": (False,), "add_cross_attention": (False,), "sinusoidal_pos_embds": (False,),
+    "is_encoder_decoder": (False,), "pruned_heads": ({}, None),
+}  # fmt: skip
 # read above or below, or of no effect on what comes out of the network
 KNOWN = f"""{HARMLESS} type_vocab_size layer_norm_eps num_labels _num_labels tie_word_embeddings
 tie_weights_ qa_dropout gradient_checkpointing directionality finetuning_task output_past
@@ -71,13 +59,7 @@ def encoder_config(values: Mapping[str, Any], head_kind: str | None = None) -> C
     kind = values.get("model_type", "")
     if kind not in STYLES:
         raise refused("model_type", kind, STYLES)
-    for key, known in ONLY.items():
-        if key in values and values[key] not in known:
-            raise refused(key, values[key], known)
-    read = {*KNOWN.split(), *ONLY, *(name for row in FIELDS.values() for name in row[:2])}
-    if strange := [key for key in values if key not in read and values[key]]:
-        key = strange[0]
-        raise WeightsError(f"config.json: {key} = {values[key]!r} is not a setting that we know")
+    check(values, ONLY, {*KNOWN.split(), *(name for row in FIELDS.values() for name in row[:2])})
     style, head_kind = STYLES[kind], head_kind or _head_kind(values)
     if head_kind == "masked" and not values.get("tie_word_embeddings", True):
         raise refused("tie_word_embeddings", False, (True,))
@@ -131,8 +113,9 @@ def sentence_fields(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     modules = {m["type"].rsplit(".", 1)[-1]: m for m in read_json(path, list)}
-    if unknown := [m for m in modules if m not in MODULES]:
-        raise refused("type", unknown[0], MODULES, path)
+    for name in modules:
+        if name not in MODULES:
+            raise refused("type", name, MODULES, path)
     place = folder / modules.get("Pooling", {}).get("path", POOLING) / "config.json"
     values = read_json(place)
     ways = [key for key in values if key.startswith("pooling_mode_") and values[key]]
@@ -157,14 +140,9 @@ def encoder_card(values: Mapping[str, Any], source: str, folder: Path) -> Card:
     fields = {**vars(config), **sentence} if sentence else {**vars(config), "normalise": False}
     said = "regression" if config.n_classes == 1 else values.get("problem_type")
     problem = said if config.head_kind == "class" and said in PROBLEMS else ""
-    names = values.get("id2label") or {}
-    labels = tuple(names[k] for k in sorted(names, key=int)) or numbered(config.n_classes)
+    labels = named_labels(values) or numbered(config.n_classes)
     return Card(
-        name=source,
-        family="bert",
-        variant="bert-base-uncased",
-        format=published_format(config),
-        source=source,
+        *(source, "bert", "bert-base-uncased", published_format(config), source),
         processor={"max_length": max_length(folder, config)},
         labels=labels if config.head_kind in ("class", "tag") and problem != PROBLEMS[0] else (),
         config=fields,
@@ -182,10 +160,9 @@ def encoder_json(config: Config, labels: Sequence[str] = ()) -> dict[str, Any]:
     """Their config.json for our Config."""
     distil = config.style == "distilbert"
     kind = next((k for k, ours in KINDS.items() if ours == config.head_kind), None)
-    labels = labels or [
-        f"LABEL_{i}" for i in range(2 if kind == "QuestionAnswering" else config.n_classes)
-    ]
-    values = {row[distil]: getattr(config, ours) for ours, row in FIELDS.items()}
+    n_labels = 2 if kind == "QuestionAnswering" else config.n_classes
+    labels = labels or [f"LABEL_{i}" for i in range(n_labels)]
+    values = {row[distil]: vars(config)[ours] for ours, row in FIELDS.items()}
     values |= {
         "model_type": config.style,
         "architectures": [CLASSES[config.style] + (f"For{kind}" if kind else "Model")],
@@ -204,19 +181,12 @@ def encoder_json(config: Config, labels: Sequence[str] = ()) -> dict[str, Any]:
 
 def sentence_json(config: Config, max_length: int) -> dict[str, Any]:
     """The files of sentence-transformers beside config.json: path in the folder -> content."""
-    kinds = MODULES if config.normalise else MODULES[:2]
-    paths = ("", POOLING, "2_Normalize")
-    cls = config.pooling == "cls"
+    names = MODULES if config.normalise else MODULES[:2]
+    cls, paths = config.pooling == "cls", ("", POOLING, "2_Normalize")
+    types = [f"sentence_transformers.models.{name}" for name in names]
+    modules = [{"idx": i, "name": str(i), "path": paths[i], "type": t} for i, t in enumerate(types)]
     return {
-        "modules.json": [
-            {
-                "idx": i,
-                "name": str(i),
-                "path": paths[i],
-                "type": f"sentence_transformers.models.{k}",
-            }
-            for i, k in enumerate(kinds)
-        ],
+        "modules.json": modules,
         f"{POOLING}/config.json": {
             "word_embedding_dimension": config.dim,
             "pooling_mode_cls_token": cls,

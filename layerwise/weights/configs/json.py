@@ -11,44 +11,31 @@ from layerwise.errors import WeightsError
 from layerwise.kinds.image.processor import IMAGENET_MEAN, IMAGENET_STD, ImageProcessor
 from layerwise.models import resolve
 from layerwise.storage import read_json
-from layerwise.weights.cards import Card
-from layerwise.weights.configs import text as config_text
-from layerwise.weights.configs.rope import refused
+from layerwise.weights.cards import Card, labels_for, named_labels, numbered
+from layerwise.weights.configs.encoders import STYLES, encoder_card
+from layerwise.weights.configs.rope import check
+from layerwise.weights.configs.text import DIALECTS, decoder_card, read_config
 
 
 def card_of_folder(folder: Path, source: str) -> Card:
     """From `config.json`: timm says "architecture", Hugging Face "model_type"."""
-    from layerwise.weights.configs import (
-        encoders as config_encoders,  # which reads JSON by this module
-    )
-
     path = folder / "config.json"
     if not path.is_file():
         raise WeightsError(f"{folder}: no config.json, so it is unknown which network this holds")
     config = read_json(path)
+    kind = config.get("model_type", "")
     if "architecture" in config:
         return timm_card(config, source, path)
-    if config.get("model_type") in config_encoders.STYLES:
-        return config_encoders.encoder_card(config, source, folder)
-    if config.get("model_type") in (*config_text.DIALECTS, "gemma3"):
-        return config_text.decoder_card(*config_text.read_config(config), source)
-    reader = HUGGINGFACE.get(config.get("model_type", ""))
-    if reader is None:
-        raise WeightsError(
-            f"{path}: model_type {config.get('model_type')!r} is not one that layerwise reads "
-            f"({', '.join([*HUGGINGFACE, *config_encoders.STYLES, *config_text.DIALECTS])})"
-        )
-    return huggingface_card(config, source, folder, reader)
-
-
-def numbered(n: int) -> tuple[str, ...]:
-    """Names for classes that came without."""
-    return tuple(f"class {i}" for i in range(n))
-
-
-def labels_for(n_classes: int) -> str | tuple[str, ...]:
-    """What the outputs of a network of so many classes are called when nothing says it."""
-    return "imagenet-1k" if n_classes == 1000 else numbered(n_classes)
+    if kind in STYLES:
+        return encoder_card(config, source, folder)
+    if kind in (*DIALECTS, "gemma3"):
+        return decoder_card(*read_config(config), source)
+    if kind in HUGGINGFACE:
+        return huggingface_card(config, source, folder)
+    raise WeightsError(
+        f"{path}: model_type {config.get('model_type')!r} is not one that layerwise reads "
+        f"({', '.join([*HUGGINGFACE, *STYLES, *DIALECTS])})"
+    )
 
 
 # ---- timm's config.json ------------------------------------------------------------------------
@@ -66,11 +53,7 @@ def timm_card(config: dict[str, Any], source: str, path: Path) -> Card:
         interpolation=given.get("interpolation", "bicubic"),
     )
     return Card(
-        name=source,
-        family=family,
-        variant=variant,
-        format="timm",
-        source=source,
+        *(source, family, variant, "timm", source),
         licence=given.get("license", "unknown"),
         paper=given.get("paper_ids", ""),
         processor=pixels.to_dict(),
@@ -101,69 +84,45 @@ def _timm_fields(args: dict[str, Any], family: str, path: Path) -> dict[str, Any
 
 
 # ---- Hugging Face's config.json ----------------------------------------------------------------
+VIT = {  # ours: theirs in ViTConfig, and its default, those of ViT-B/16
+    "image_size": ("image_size", 224), "patch_size": ("patch_size", 16),
+    "dim": ("hidden_size", 768), "n_layers": ("num_hidden_layers", 12),
+    "n_heads": ("num_attention_heads", 12), "mlp_dim": ("intermediate_size", 3072),
+    "norm_eps": ("layer_norm_eps", 1e-12),
+}  # fmt: skip
+
+
 def _vit(c: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The fields of ViTConfig, theirs on the right; its defaults are those of ViT-B/16."""
-    fields = {
-        "image_size": c.get("image_size", 224),
-        "patch_size": c.get("patch_size", 16),
-        "dim": c.get("hidden_size", 768),
-        "n_layers": c.get("num_hidden_layers", 12),
-        "n_heads": c.get("num_attention_heads", 12),
-        "mlp_dim": c.get("intermediate_size", 3072),
-        "norm_eps": c.get("layer_norm_eps", 1e-12),
-    }
-    _require(c, hidden_act=("gelu",), qkv_bias=(True,), num_channels=(3,))
-    return "vit_base_patch16_224", fields
+    check(c, {"hidden_act": ("gelu",), "qkv_bias": (True,), "num_channels": (3,)})
+    return "vit_base_patch16_224", {ours: c.get(*theirs) for ours, theirs in VIT.items()}
 
 
 def _resnet(c: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """The fields of ResNetConfig; hidden sizes count a bottleneck's output, ours its inside."""
     bottleneck = c.get("layer_type", "bottleneck") == "bottleneck"
-    widths = c.get("hidden_sizes", (256, 512, 1024, 2048))
-    fields = {
-        "depths": tuple(c.get("depths", (3, 4, 6, 3))),
-        "widths": tuple(w // 4 if bottleneck else w for w in widths),
-        "bottleneck": bottleneck,
-    }
-    _require(
-        c,
-        hidden_act=("relu",),
-        embedding_size=(fields["widths"][0],),
-        num_channels=(3,),
-        downsample_in_first_stage=(False,),
-        downsample_in_bottleneck=(False,),
-    )
-    return "resnet50", fields
+    sizes = c.get("hidden_sizes", (256, 512, 1024, 2048))
+    widths = tuple(size // 4 if bottleneck else size for size in sizes)
+    only = {
+        "hidden_act": ("relu",), "embedding_size": (widths[0],), "num_channels": (3,),
+        "downsample_in_first_stage": (False,), "downsample_in_bottleneck": (False,),
+    }  # fmt: skip
+    check(c, only)
+    depths = tuple(c.get("depths", (3, 4, 6, 3)))
+    return "resnet50", {"depths": depths, "widths": widths, "bottleneck": bottleneck}
 
 
-def _require(config: dict[str, Any], **known: tuple[Any, ...]) -> None:
-    """Errors: a setting of theirs that our network does not have."""
-    for key, values in known.items():
-        if config.get(key, values[0]) not in values:
-            raise refused(key, config[key], values)
+HUGGINGFACE: dict[str, Callable[[dict[str, Any]], tuple[str, dict[str, Any]]]]
+HUGGINGFACE = {"vit": _vit, "resnet": _resnet}
 
 
-HUGGINGFACE: dict[str, Callable[[dict[str, Any]], tuple[str, dict[str, Any]]]] = {
-    "vit": _vit,
-    "resnet": _resnet,
-}
-
-
-def huggingface_card(
-    config: dict[str, Any], source: str, folder: Path, reader: Callable[..., Any]
-) -> Card:
-    variant, fields = reader(config)
-    names = config.get("id2label") or {}
-    labels = tuple(names[k] for k in sorted(names, key=int))
+def huggingface_card(config: dict[str, Any], source: str, folder: Path) -> Card:
+    variant, fields = HUGGINGFACE[config["model_type"]](config)
+    labels = named_labels(config)
     fields |= {"n_classes": len(labels) or int(config.get("num_labels", 2))}
     family, _ = resolve(variant, **fields)
     pixels = folder / "preprocessor_config.json"
     return Card(
-        name=source,
-        family=family,
-        variant=variant,
-        format="huggingface",
-        source=source,
+        *(source, family, variant, "huggingface", source),
         processor=read_json(pixels) if pixels.is_file() else ImageProcessor().to_dict(),
         labels=labels or numbered(fields["n_classes"]),
         config=fields,

@@ -1,10 +1,11 @@
-"""Rotary positions and windows in `config.json`, in the spellings of every version.
+"""Settings of `config.json`, in the spellings of every version: which are known, rotary positions
+and windows.
 
-Readers take what they understand out of a table of settings and return fields of our Config; what
-the family does not do is a WeightsError naming it.
+Readers take what they understand out of a table of settings and return fields of our Config; a
+setting that the family does not have is a WeightsError that names it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from layerwise.errors import WeightsError
@@ -13,11 +14,24 @@ Values = dict[str, Any]
 
 
 def refused(
-    key: str, value: Any, known: Iterable[Any], where: object = "config.json"
+    key: str, value: object, known: Iterable[object], where: object = "config.json"
 ) -> WeightsError:
-    """A setting that makes a network we do not have."""
+    """The error for a setting that asks for a network we do not have."""
     only = " or ".join(repr(k) for k in known)
     return WeightsError(f"{where}: {key} = {value!r} is not supported, only {only}")
+
+
+def check(
+    values: Mapping[str, Any], only: Mapping[str, Sequence], read: Collection[str] | None = None
+) -> None:
+    """only: settings that our network has in these ways alone, the first where nothing is said.
+    read: the others that are known. Errors: WeightsError for any other value or setting."""
+    for key, known in only.items():
+        if values.get(key, known[0]) not in known:
+            raise refused(key, values[key], known)
+    for key, value in values.items():
+        if read is not None and key not in read and key not in only and value:
+            raise WeightsError(f"config.json: {key} = {value!r} is not a setting that we know")
 
 
 # ---- rotary positions --------------------------------------------------------------------------
@@ -26,14 +40,10 @@ TRAINED = {**SCALED, "original_max_position_embeddings": "rope_original_len"}
 ROPE: dict[str, dict[str, str]] = {  # kind -> theirs -> ours
     "default": {},
     "linear": SCALED,
-    "llama3": {**TRAINED, "low_freq_factor": "rope_low", "high_freq_factor": "rope_high"},
-    "yarn": {
-        **TRAINED,
-        "beta_slow": "rope_low",
-        "beta_fast": "rope_high",
-        "attention_factor": "rope_magnitude",
-    },
-}
+    "llama3": TRAINED | {"low_freq_factor": "rope_low", "high_freq_factor": "rope_high"},
+    "yarn": TRAINED | {"beta_slow": "rope_low", "beta_fast": "rope_high",
+                       "attention_factor": "rope_magnitude"},
+}  # fmt: skip
 OPTIONAL = {"beta_slow": 1.0, "beta_fast": 32.0, "attention_factor": 0.0}
 NEUTRAL = {"truncate": True, "partial_rotary_factor": 1.0}
 
@@ -63,35 +73,33 @@ def read_rope(left: Values, theta: float = 10_000.0) -> Values:
     return fields | {"rope_theta": theta}
 
 
-def write_rope(config: Any) -> Values:
-    kind = config.rope_scaling or "default"
-    scaling = {theirs: getattr(config, ours) for theirs, ours in ROPE[kind].items()}
+def write_rope(fields: Values) -> Values:
+    kind = fields["rope_scaling"] or "default"
+    scaling = {theirs: fields[ours] for theirs, ours in ROPE[kind].items()}
     if not scaling.get("attention_factor", 1):
         del scaling["attention_factor"]
-    theirs = {"rope_theta": config.rope_theta}
+    theirs = {"rope_theta": fields["rope_theta"]}
     return theirs | ({"rope_scaling": {"rope_type": kind, **scaling}} if scaling else {})
 
 
-def read_gemma2_rope(left: Values) -> Values:
-    fields = read_rope(left)
+def read_gemma2(left: Values) -> Values:
+    left.pop("hidden_act", None)  # a former name of hidden_activation, which wins
+    fields = read_pattern(left, 2) | read_rope(left)
     if "rope_scaling" in fields:
         raise refused("rope_scaling", fields["rope_scaling"], (None,))
     return fields | {"local_rope_theta": fields["rope_theta"]}
 
 
-def read_gemma3_rope(left: Values) -> Values:
+def read_gemma3(left: Values) -> Values:
     """Two bases: of the global layers, with their linear scaling, and of the local ones."""
     both = left.pop("rope_parameters", None) or {}
     local = both.get("sliding_attention") or {}
-    local_theta = left.pop("rope_local_base_freq", None) or 10_000.0
-    local_theta = local.get("rope_theta", local_theta)
+    theta = local.get("rope_theta", left.pop("rope_local_base_freq", None) or 10_000.0)
     if local.get("rope_type", "default") != "default":
         raise refused("rope_parameters.sliding_attention", local, ("default",))
-    left["rope_scaling"] = {
-        **(both.get("full_attention") or {}),
-        **(left.get("rope_scaling") or {}),
-    }
-    fields = read_rope(left, 1_000_000.0) | {"local_rope_theta": local_theta}
+    scaling = left.get("rope_scaling") or {}
+    left["rope_scaling"] = {**(both.get("full_attention") or {}), **scaling}
+    fields = read_pattern(left, 6) | read_rope(left, 1_000_000.0) | {"local_rope_theta": theta}
     if fields.pop("rope_scaling", "linear") != "linear":
         raise refused("rope_scaling", "not linear", ("linear",))
     return fields

@@ -1,0 +1,1 @@
+"""Audio: recordings of speech and other sounds."""
