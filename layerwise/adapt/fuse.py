@@ -78,6 +78,7 @@ def fused(network: Network, example: Tensor, dtype: torch.dtype) -> Network:
     graph = fx.GraphModule(own, LeafConv().trace(own))
     drop_nothings(graph)
     fold_norms(graph)
+    graph.recompile()
     return cast(Network, Compiled(graph, example, kernel_dtype(dtype), network.READS))
 
 
@@ -100,7 +101,6 @@ def drop_nothings(graph: fx.GraphModule) -> None:
         if isinstance(module_of(graph, node), nn.Identity | nn.Dropout | nn.Dropout2d):
             node.replace_all_uses_with(node.args[0])
             graph.graph.erase_node(node)
-    graph.recompile()
 
 
 def fold_norms(graph: fx.GraphModule) -> None:
@@ -115,4 +115,3 @@ def fold_norms(graph: fx.GraphModule) -> None:
             graph.set_submodule(str(node.args[0].target), fuse_conv_bn_eval(conv, norm))
             node.replace_all_uses_with(node.args[0])
             graph.graph.erase_node(node)
-    graph.recompile()

@@ -235,10 +235,8 @@ def update_of(theirs: str, values: dict[str, Any]) -> Update:
         own = (values[field] or {}).items()
         return next((v for k, v in own if re.match(rf"(.*\.)?({k})$", theirs)), usual)
 
-    rank, alpha = (
-        pattern("rank_pattern", values["r"]),
-        pattern("alpha_pattern", values["lora_alpha"]),
-    )
+    rank = pattern("rank_pattern", values["r"])
+    alpha = pattern("alpha_pattern", values["lora_alpha"])
     return Update(rank, alpha, *(values[k] for k in ("use_rslora", "use_dora", "lora_dropout")))
 
 

@@ -108,9 +108,9 @@ def causal_attention(
     return torch.cat([first, causal_attention(q[:, :, half:], k, v, *how)], dim=2)
 
 
-def as_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """What is added to the scores: 0 where `mask` allows attending, -inf elsewhere."""
-    return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -math.inf)
+def as_bias(mask: Tensor, dtype: torch.dtype, hidden: float = -math.inf) -> Tensor:
+    """What is added to the scores: 0 where `mask` allows attending, `hidden` elsewhere."""
+    return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, hidden)
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, *how: Any, **options: Any) -> Tensor:

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layerwise.errors import DataError, OptionError, unknown
+from layerwise.layers.attention import as_bias
 from layerwise.layers.dropout import Dropout
 from layerwise.layers.head import TiedHead
 from layerwise.layers.linear import Linear
@@ -228,9 +229,10 @@ class Bert(nn.Module):
             mask = documents[:, None, :, None] == documents[:, None, None, :]  # (B, 1, T, T)
             places["positions"] = positions_of(tokens, {"documents": documents})
         x = self.embed(tokens, **places)
-        bias = None if mask is None else attention_bias(mask, x.dtype)
+        if mask is not None:
+            mask = as_bias(mask if mask.ndim > 2 else mask[:, None, None], x.dtype, HIDDEN)
         for block in self.blocks:
-            x = block(x, bias)
+            x = block(x, mask)
         return x
 
     def score(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -264,12 +266,6 @@ class Bert(nn.Module):
         parts = make_head(self.config, self.embed.token_embed)
         fresh = (part.apply(init_weights).to(like).train(self.training) for part in parts)
         self.transform, self.head = fresh
-
-
-def attention_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """What is added to the scores, (B, 1, 1 or T, T): 0 for tokens, a lot less for padding."""
-    mask = mask[:, None, None, :] if mask.ndim == 2 else mask
-    return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, HIDDEN)
 
 
 def init_weights(module: nn.Module) -> None:
@@ -327,23 +323,17 @@ def _rules(style: str, kind: str) -> dict[str, str]:
     front, distil = "" if kind == "embed" else f"{style}.", style == "distilbert"
     stack = "transformer" if distil else "encoder"
     body = _EMBED | {f"blocks.{{}}.{n}": f"{stack}.layer.{{}}.{_BLOCK[n][distil]}" for n in _BLOCK}
-    heads = {
-        "masked": {n: _MASKED[style][i] for i, n in enumerate(_WORDS)},
-        "class": _CLASS[style],
-        "tag": {"head": "classifier"},
-        "pooled": {"head": "classifier"},
-        "span": {"head": "qa_outputs"},
-    }
+    words = dict(zip(_WORDS, _MASKED[style], strict=True))
+    heads = {"masked": words, "class": _CLASS[style], "span": {"head": "qa_outputs"}, "embed": {}}
     unused = "cls.* lm_head.* vocab_*" if kind == "embed" else ""
     unused += "" if (style, kind) == ("bert", "class") else f" {front}pooler.*"
-    old = [f"{part}.={front}{part}." for part in ("embeddings", stack, "pooler") if front]
+    parts = ("embeddings", stack, "pooler")
+    old = [f"{part}.={front}{part}." for part in parts] if front else [f"{style}.="]
     return {
         **{ours: front + theirs for ours, theirs in body.items()},
-        **heads.get(kind, {}),
+        **heads.get(kind, {"head": "classifier"}),
         "(drop)": f"{_UNUSED} {unused}",
-        "(alias)": " ".join(
-            [".gamma=.weight .beta=.bias", *old] + ([] if front else [f"{style}.="])
-        ),
+        "(alias)": " ".join([".gamma=.weight .beta=.bias", *old]),
     }
 
 

@@ -137,9 +137,6 @@ class MobileNet(nn.Module):
             channels = n_out
         self.dropout = Dropout(config.dropout)
         self.head = nn.Linear(channels, config.n_classes)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out")

@@ -113,9 +113,6 @@ class MobileNetV3(nn.Module):
         self.fc = nn.Linear(config.last_channels, config.n_features)
         self.dropout = Dropout(config.dropout)
         self.head = nn.Linear(config.n_features, config.n_classes)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out")

@@ -112,15 +112,12 @@ class SqueezeNet(nn.Module):
             self.add_module(f"fire{number}", fire)
             channels = 2 * EXPANSION * squeeze
         self.dropout = Dropout(config.dropout)
-        self.reset_parameters()
-        head = MeanHead if config.linear_head else ConvHead
-        self.head: nn.Module = head(channels, config.n_classes)
-
-    def reset_parameters(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_uniform_(module.weight)
                 nn.init.zeros_(module.get_parameter("bias"))
+        head = MeanHead if config.linear_head else ConvHead
+        self.head: nn.Module = head(channels, config.n_classes)
 
     def forward(self, image: Tensor) -> Tensor:
         return self.head(self.features(image))  # (b, C)

@@ -65,8 +65,7 @@ def start(device: str = "auto", dtype: str = "auto", threads: int = 0) -> Runtim
 
         notes.append(choose_fp32_matmul())
     chosen, why = choose_dtype(device, dtype)
-    slow = why_slow(device, chosen)
-    warned = (slow,) if slow else ()
+    warned = tuple(sentence for sentence in [why_slow(device, chosen)] if sentence)
     return Runtime(device, chosen, threads, tuple(n for n in (*notes, why) if n) + warned, warned)
 
 
@@ -247,16 +246,19 @@ def give_back() -> None:
         libc.malloc_trim(0)
 
 
+def cpu_field(name: str) -> str:
+    """What Linux says of the processor under this name; "" where it says nothing."""
+    with suppress(OSError), open("/proc/cpuinfo") as f:
+        return next((line.split(":")[1].strip() for line in f if line.startswith(name)), "")
+    return ""
+
+
 def environment() -> dict[str, Any]:
     """Versions and machine, for reports and bug reports."""
     import PIL
 
     import layerwise
 
-    cpu = platform.processor() or platform.machine()
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo") as f:
-            cpu = next((x.split(":")[1].strip() for x in f if x.startswith("model name")), cpu)
     return {
         "layerwise": layerwise.__version__,
         "python": platform.python_version(),
@@ -264,7 +266,7 @@ def environment() -> dict[str, Any]:
         "numpy": np.__version__,
         "pillow": PIL.__version__,
         "platform": platform.platform(),
-        "processor": cpu,
+        "processor": cpu_field("model name") or platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }

@@ -47,7 +47,8 @@ class Case:
         seeded = torch.Generator().manual_seed(1)
         if self.reads_tokens:
             return {"tokens": torch.randint(V, (n, T), generator=seeded)}
-        name = "image" if len(self.shape) == 3 else "table"
+        names = reads(self.family)
+        name = "image" if len(self.shape) == 3 and "image" in names else names[0]
         return {name: torch.randn(n, *self.shape, generator=seeded)}
 
 
@@ -99,6 +100,7 @@ SEEING = [
     Case("mobilenet_v2", "mobilenet", INVERTED, (3, 32, 32)),
     Case("mobilenet_v3", "mobilenetv3", V3, (3, 32, 32)),
     Case("squeezenet", "squeezenet", SQUEEZE, (3, 48, 48)),
+    Case("tc_resnet", "tc_resnet", {"n_mels": 8, "channels": (4, 4, 6, 8)}, (1, 8, 20)),
     Case("airbench", "airbench", {"channels": (8, 12, 12)}, (3, 32, 32)),
     Case("airbench_residual", "airbench", {"channels": (8, 12, 12), "n_convs": 3}, (3, 32, 32)),
 ]
