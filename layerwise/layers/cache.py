@@ -23,7 +23,7 @@ class LayerCache:
         self.n_seen, self.n_places = 0, keys.shape[2]
 
     def order(self, n_new: int, device: torch.device | None = None) -> Tensor:
-        """Which token each key is, (S,), of those that `update` with `n_new` tokens will return."""
+        """The tokens, (S,), whose keys `update` with `n_new` tokens will return."""
         start, places = self.n_seen, self.n_places
         if start + n_new <= places:
             return torch.arange(start + n_new, device=device)
@@ -32,7 +32,7 @@ class LayerCache:
         return torch.arange(max(0, start - places + 1), start + n_new, device=device)
 
     def update(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Take in new keys and values (B, K, T, Dh); returns those to attend to (B, K, S, Dh).
+        """Add new keys and values (B, K, T, Dh); returns those to attend to (B, K, S, Dh).
 
         Errors: OptionError when more tokens come than the cache was made for.
         """

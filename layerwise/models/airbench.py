@@ -8,7 +8,7 @@ decorrelated colours and edges. The 3 x 3 filters start as identities, the scale
 normalisation stays 1, and the features are divided by their number so that head weights of unit
 size give small scores.
 
-Published weights: none, the record publishes a training and no checkpoint.
+Published weights: none; the record publishes the training, not a checkpoint.
 
 Departures from the paper
 - The last pooling takes the maximum over whatever map is left, so any size from 28 x 28 up works;

@@ -1,4 +1,4 @@
-"""BERT and its kin: a text is read in both directions at once; what comes out depends on the head.
+"""BERT and its relatives: encoders that read a text in both directions; the head gives the output.
 
 Papers: BERT: Devlin et al., arXiv:1810.04805; the small sizes: Turc et al., arXiv:1908.08962;
 RoBERTa: Liu et al., arXiv:1907.11692; DistilBERT: Sanh et al., arXiv:1910.01108; MiniLM: Wang et
@@ -103,7 +103,7 @@ VARIANTS = {
 
 
 class Embed(nn.Module):
-    """Tokens, where they stand and which text of a pair they are of, summed and normalised."""
+    """Embeddings of tokens, positions and token types (texts of a pair), summed and normalised."""
 
     def __init__(self, config: Config):
         super().__init__()
@@ -135,14 +135,14 @@ class Embed(nn.Module):
         longest = self.pos_embed.num_embeddings - self.first
         if n_tokens > longest:
             raise DataError(
-                f"{n_tokens} tokens came, this network reads at most {longest}: cut the texts "
+                f"a text of {n_tokens} tokens; this network reads at most {longest}: cut the texts "
                 f"(max_length={longest}) or split them"
             )
         return self.pos_embed.weight[self.first : self.first + n_tokens]
 
 
 class Block(nn.Module):
-    """norm(x + attention(x)), then norm(x + fc2(gelu(fc1(x)))): the norms stand after the sums."""
+    """norm(x + attention(x)), then norm(x + fc2(gelu(fc1(x)))): post-norm."""
 
     def __init__(self, config: Config):
         super().__init__()
@@ -203,10 +203,10 @@ class Bert(nn.Module):
     """Texts as token numbers (B, T) to what `config.head_kind` says.
 
     mask: bool, True for tokens, False for padding, (B, T); or (B, 1, T, T) saying which position
-    may read from which (then without pooling). None where no row is padded: fastest.
+    may attend to which (then without pooling). None where no row is padded: fastest.
     places: `token_types` (B, T), 1 in the second text of a pair; `positions` (B, T), where they are
     not 0, 1, 2 ...; or `documents` (B, T), equal where two tokens of a packed row belong together:
-    each document then stands for itself, as if it had the row alone. Without `mask` and pooling.
+    each document is then encoded as if it were alone in its row. Without `mask` and pooling.
     """
 
     READS, HEADS = ("tokens", "mask", "token_types", "documents"), HEADS
@@ -223,7 +223,7 @@ class Bert(nn.Module):
         return self.score(self.features(tokens, mask, **places), mask)
 
     def features(self, tokens: Tensor, mask: Tensor | None = None, **places: Tensor) -> Tensor:
-        """What is known at each position, normalised: (B, T, D)."""
+        """A vector for each position, normalised: (B, T, D)."""
         documents = places.pop("documents", None)
         if documents is not None:
             mask = documents[:, None, :, None] == documents[:, None, None, :]  # (B, 1, T, T)
@@ -254,9 +254,9 @@ class Bert(nn.Module):
         return stack(self, "embed", "blocks", "transform", "head")
 
     def reset_head(self, n_classes: int, kind: str | None = None) -> None:
-        """A fresh head for another set of classes or another kind; all below keeps what it learned.
+        """A fresh head for other classes or of another kind; all below keeps what it learned.
 
-        kind: by default as it is, and "class" for a network that had no classes.
+        kind: by default the present one, or "class" for a network that has no classes.
         """
         now, classes = self.config.head_kind, ("class", "tag", "pooled")
         kind = kind or (now if now in classes else "class")

@@ -9,7 +9,7 @@ et al., "Deep Compression", arXiv:1510.00149, under the names of the authors' Ca
 Departures from the family contract
 - The published head is not linear: a 1x1 convolution scores every place, ReLU, and the mean over
   the places is the class score. So `features` is a map (b, 512, h, w), not a vector, and `head` is
-  that `ConvHead`; whoever wants one vector per image takes the mean over h and w.
+  that `ConvHead`; for one vector per image take the mean over h and w (`pooled`).
 - `reset_head` puts a linear layer on that mean instead (`linear_head`): for few classes the ReLU
   would leave classes without a gradient, and a probe fitted to the means can be copied into it.
 
@@ -123,7 +123,7 @@ class SqueezeNet(nn.Module):
         return self.head(self.features(image))  # (b, C)
 
     def features(self, image: Tensor) -> Tensor:
-        """What the network knows at every place: (b, 512, h, w), about a 17th of the image's."""
+        """A feature vector at every place: (b, 512, h, w), h and w about a 17th of the image's."""
         x = image
         for name, layer in self.layers().items():
             if name != "head":

@@ -184,7 +184,7 @@ def test_impossible_configs_are_errors(fields: dict[str, Any], message: str):
 
 
 def test_texts_that_are_too_long_are_an_error_with_the_cure():
-    with pytest.raises(DataError, match=r"13 tokens came, .* at most 12: cut .*max_length=12"):
+    with pytest.raises(DataError, match=r"13 tokens; .* at most 12: cut .*max_length=12"):
         bert.Model(SMALL)(torch.ones(1, 13, dtype=torch.long))
 
 
