@@ -16,14 +16,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import Parameter
 
 from layerwise.errors import OptionError, unknown
+from layerwise.models.network import Network
 
 MODES = ("all", "head", "progressive")
 UNFREEZE_SHARE = 0.5  # of the steps: by then progressive unfreezing has reached the first layer
 
 
-def parameters_by_layer(network: nn.Module) -> dict[str, dict[str, Parameter]]:
+def parameters_by_layer(network: Network) -> dict[str, dict[str, Parameter]]:
     """Every parameter once, {layer: {full name: parameter}}, in the order of `layers()`."""
-    stack: dict[str, nn.Module] = network.layers()  # type: ignore[operator]
+    stack = network.layers()
     layer_of = {id(p): name for name, layer in stack.items() for p in layer.parameters()}
     first = next(iter(stack))
     groups: dict[str, dict[str, Parameter]] = {name: {} for name in stack}
@@ -32,13 +33,11 @@ def parameters_by_layer(network: nn.Module) -> dict[str, dict[str, Parameter]]:
     return groups
 
 
-def top_layers(network: nn.Module, k: int) -> list[str]:
+def top_layers(network: Network, k: int) -> list[str]:
     """The names of the last k layers, the head among them."""
-    names = list(network.layers())  # type: ignore[operator]
+    names = list(network.layers())
     if not 1 <= k <= len(names):
-        raise OptionError(
-            f"this network has {len(names)} layers; to train the top {k} is not possible"
-        )
+        raise OptionError(f"--unfreeze top{k}: this network has {len(names)} layers")
     return names[-k:]
 
 
@@ -61,14 +60,12 @@ class Freezing:
     Errors: OptionError for an unknown mode.
     """
 
-    def __init__(self, network: nn.Module, mode: str, steps: int):
+    def __init__(self, network: Network, mode: str, steps: int):
         self.network, self.mode, self.steps = network, mode, steps
         groups = parameters_by_layer(network)
         self.names = list(groups)
-        self.wanted = {  # what may train at all, per layer
-            name: [p for p in parameters.values() if p.requires_grad]
-            for name, parameters in groups.items()
-        }
+        wanted = ((n, [p for p in own.values() if p.requires_grad]) for n, own in groups.items())
+        self.wanted = dict(wanted)  # what may train at all, per layer
         self.now: list[str] = []
         if mode not in ("all", "progressive"):
             self.show(self.training_layers(0))
@@ -108,9 +105,9 @@ class Freezing:
         self.now, self.held = layers, list(frozen_modules(self.network))
 
 
-def frozen_modules(network: nn.Module) -> Iterator[nn.Module]:
+def frozen_modules(network: Network) -> Iterator[nn.Module]:
     """Layers without a trainable parameter, and such batch norms within layers that do train."""
-    for layer in network.layers().values():  # type: ignore[operator]
+    for layer in network.layers().values():
         if is_frozen(layer):
             yield layer
         else:

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -68,7 +68,7 @@ def onednn_graphs() -> Iterator[None]:
         torch._C._jit_set_autocast_mode(casting)
 
 
-def fused(network: Network, example: Tensor, dtype: torch.dtype) -> Any:
+def fused(network: Network, example: Tensor, dtype: torch.dtype) -> Network:
     """The same network for inference on inputs like `example` (b, 3, h, w), on the CPU.
 
     Returns a module that takes float32 inputs and gives float32 outputs. Errors: whatever
@@ -78,7 +78,7 @@ def fused(network: Network, example: Tensor, dtype: torch.dtype) -> Any:
     graph = fx.GraphModule(own, LeafConv().trace(own))
     drop_nothings(graph)
     fold_norms(graph)
-    return Compiled(graph, example, kernel_dtype(dtype), network.READS)
+    return cast(Network, Compiled(graph, example, kernel_dtype(dtype), network.READS))
 
 
 class LeafConv(fx.Tracer):
@@ -88,7 +88,7 @@ class LeafConv(fx.Tracer):
         return isinstance(m, nn.Conv2d) or super().is_leaf_module(m, module_qualified_name)
 
 
-def module_of(graph: fx.GraphModule, node: Any) -> nn.Module | None:
+def module_of(graph: fx.GraphModule, node: object) -> nn.Module | None:
     if isinstance(node, fx.Node) and node.op == "call_module":
         return graph.get_submodule(str(node.target))
     return None

@@ -7,17 +7,17 @@ which for a scale, a bias or a position embedding is no simpler a function.
 
 from typing import Any
 
-from torch import nn
 from torch.nn.parameter import Parameter
 
 from layerwise.adapt.freeze import parameters_by_layer
 from layerwise.errors import OptionError
+from layerwise.models.network import Network
 
 EMBEDDINGS = ("pos_embed", "_token")  # endings of parameters that are added to what flows through
 
 
 def parameter_groups(
-    network: nn.Module, weight_decay: float = 0.0, layer_decay: float = 1.0
+    network: Network, weight_decay: float = 0.0, layer_decay: float = 1.0
 ) -> list[dict[str, Any]]:
     """Groups for an optimiser, from input to head: only what trains, each parameter once.
 

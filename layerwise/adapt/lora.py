@@ -29,12 +29,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layerwise import runtime
-from layerwise.adapt.quantize import HEADS, Packed, unpack_module
+from layerwise.adapt.quantize import HEADS, Packed, linears_below_head, unpack_module
 from layerwise.errors import OptionError, WeightsError, unknown
 from layerwise.layers.dropout import dropout
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 VARIANTS = ("lora", "rslora", "dora")
+Run = Callable[[], Tensor]
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,8 @@ class Certificate:
 class LowRank(nn.Module):
     """Put before a linear class: adds the update to its output."""
 
+    weight: Tensor  # of that class, and so is the bias
+    bias: Tensor | None
     lora: Update
     lora_a: nn.Parameter  # (r, n_in)
     lora_b: nn.Parameter  # (n_out, r)
@@ -81,7 +84,7 @@ class LowRank(nn.Module):
         added = self.lora.scale * F.linear(F.linear(x, self.lora_a), self.lora_b)
         if self.lora_m is None:
             return y + added
-        bias: Any = 0 if self.bias is None else self.bias.to(y.dtype)  # type: ignore[operator]
+        bias = 0 if self.bias is None else self.bias.to(y.dtype)
         gain = self.lora_m / self.lengths()  # (n_out,)
         return (y - bias + added) * gain.to(y.dtype) + bias
 
@@ -89,20 +92,20 @@ class LowRank(nn.Module):
     def lengths(self) -> Tensor:
         """Of the rows of W + s B A, (n_out,)."""
         with torch.autocast(self.lora_a.device.type, enabled=False):
-            weight: Tensor = self.weight  # type: ignore[assignment]
-            return torch.addmm(weight, self.lora_b, self.lora_a, alpha=self.lora.scale).norm(dim=1)
+            a, b, scale = self.lora_a, self.lora_b, self.lora.scale
+            return torch.addmm(self.weight, b, a, alpha=scale).norm(dim=1)
 
     def merged(self) -> Tensor:
         """The weight that does the same without an update, (n_out, n_in), in float64."""
         delta = self.lora.scale * (self.lora_b.double() @ self.lora_a.double())
-        weight = self.weight.double() + delta  # type: ignore[operator]
+        weight = self.weight.double() + delta
         if self.lora_m is not None:
             weight *= (self.lora_m.double() / weight.norm(dim=1))[:, None]
         return weight
 
 
 @cache
-def adapted(kind: type[nn.Module]) -> type[nn.Module]:
+def adapted(kind: type[nn.Linear]) -> type[nn.Linear]:
     """The class `kind` with a low-rank update."""
     return type(f"LoRA{kind.__name__}", (LowRank, kind), {})
 
@@ -134,7 +137,8 @@ def add_lora(
         raise unknown("value of --lora-variant", variant, VARIANTS)
     refuse_adapted(network)
     patterns = where.split(",")
-    found = {n: m for n, m in candidates(network) if any(fits(n, p.strip()) for p in patterns)}
+    below = linears_below_head(network)
+    found = {n: m for n, m in below if any(fits(n, p.strip()) for p in patterns)}
     if not found:
         raise OptionError(
             f"no linear layer below the head is called '{where}', so LoRA has nothing to adapt; "
@@ -161,24 +165,17 @@ def fits(name: str, pattern: str) -> bool:
     return any(fnmatch.fnmatchcase(n, pattern) for n in (name, name.rsplit(".", 1)[-1]))
 
 
-def candidates(network: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
-    """The linear layers below the head."""
-    for name, module in network.named_modules():
-        if name.split(".")[0] not in HEADS and isinstance(module, nn.Linear):
-            yield name, module
-
-
-def adapt(module: nn.Module, update: Update, generator: torch.Generator | None = None) -> None:
-    """Turn one module into its adapted self."""
-    weight: Tensor = module.weight  # type: ignore[assignment]
-    n_out, n_in = weight.shape
+def adapt(module: nn.Linear, update: Update, generator: torch.Generator | None = None) -> LowRank:
+    """Give one module the class that adds an update, which adds nothing yet."""
+    weight, (n_out, n_in) = module.weight, module.weight.shape
     a = torch.rand(update.rank, n_in, generator=generator).mul(2).sub(1) / math.sqrt(n_in)
-    module.lora_a = nn.Parameter(a.to(weight))
-    module.lora_b = nn.Parameter(weight.new_zeros(n_out, update.rank))
     lengths = nn.Parameter(weight.detach().norm(dim=1)) if update.dora else None
-    module.register_parameter("lora_m", lengths)
-    module.lora = update  # type: ignore[assignment]
     module.__class__ = adapted(type(module))
+    assert isinstance(module, LowRank)
+    module.lora, module.lora_a = update, nn.Parameter(a.to(weight))
+    module.lora_b = nn.Parameter(weight.new_zeros(n_out, update.rank))
+    module.register_parameter("lora_m", lengths)
+    return module
 
 
 def adapters(network: nn.Module) -> dict[str, LowRank]:
@@ -190,10 +187,7 @@ def adapters(network: nn.Module) -> dict[str, LowRank]:
 
 
 def merge(
-    network: nn.Module,
-    run: Callable[[], Tensor] | None = None,
-    rows: int = 16,
-    tolerance: float | None = None,
+    network: nn.Module, run: Run | None = None, rows: int = 16, tolerance: float | None = None
 ) -> Certificate:
     """Add the updates to the weights, and prove that the network says the same.
 
@@ -230,7 +224,7 @@ def merge(
     return certificate
 
 
-def proof(modules: list[LowRank], rows: int) -> Callable[[], Tensor]:
+def proof(modules: list[LowRank], rows: int) -> Run:
     """Runs each module by itself on random inputs; its outputs relative to their largest."""
     inputs = [
         torch.randn(rows, a.shape[1], generator=runtime.generator(i)).to(a.detach())
@@ -245,15 +239,14 @@ def proof(modules: list[LowRank], rows: int) -> Callable[[], Tensor]:
     return lambda: torch.cat([y / s for y, s in zip(outputs(), scales, strict=True)])
 
 
-def absorb(module: nn.Module) -> None:
+def absorb(module: LowRank) -> None:
     """Back to the module's own class, with the update in its weight."""
-    assert isinstance(module, LowRank)
     weight = module.merged().to(module.lora_a.dtype)
     del module.lora_a, module.lora_b, module.lora_m, module.lora
     module.__class__ = type(module).__mro__[2]  # (adapted, LowRank, kind, ...)
     if isinstance(module, Packed):
         unpack_module(module)
-    module.weight = nn.Parameter(weight, requires_grad=False)  # type: ignore[misc]
+    module.weight = nn.Parameter(weight, requires_grad=False)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ Shapes: n texts of one length, T tokens of each, N tokens in all, D width, H hea
 import copy
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from layerwise.layers.linear import PLAIN
 from layerwise.models.bert import Bert
 from layerwise.models.bert import Block as BertBlock
+from layerwise.models.network import Network
 from layerwise.runtime import Runtime, kernel_dtype, without_autocast
 
 TOKENS = 2048  # of a pack: its widest activations still lie in the processor's cache
@@ -47,7 +48,8 @@ class PackedBert:
             self.places += self.types[0]
             self.types -= self.types[0].clone()
         self.norm = copy.deepcopy(embed.norm)
-        self.blocks = [Block(block, self.dtype) for block in network.blocks]  # type: ignore[arg-type]
+        blocks = (block for block in network.blocks if isinstance(block, BertBlock))
+        self.blocks = [Block(block, self.dtype) for block in blocks]
 
     @torch.inference_mode()
     def __call__(self, texts: Sequence[np.ndarray]) -> np.ndarray:
@@ -99,17 +101,11 @@ class Unpadded:
     def __call__(self, tokens: Tensor, mask: Tensor | None = None, **places: Tensor) -> Tensor:
         return self.network.score(self.features(tokens, mask, **places), mask)
 
-    def features(
-        self,
-        tokens: Tensor,
-        mask: Tensor | None = None,
-        token_types: Tensor | None = None,
-        **places: Tensor,
-    ) -> Tensor:
+    def features(self, tokens: Tensor, mask: Tensor | None = None, **places: Tensor) -> Tensor:
         """As `Bert.features`: (B, T, D), zeros where there is padding."""
-        if places or (mask is not None and mask.ndim != 2):
-            more = {} if token_types is None else {"token_types": token_types}
-            return self.network.features(tokens, mask, **more, **places)
+        token_types = places.get("token_types")
+        if places.keys() - {"token_types"} or (mask is not None and mask.ndim != 2):
+            return self.network.features(tokens, mask, **places)
         B, T = tokens.shape
         lengths = np.full(B, T) if mask is None else mask.sum(1).numpy()
         out = torch.zeros(B, T, self.network.config.dim)
@@ -125,17 +121,17 @@ class Unpadded:
         return out
 
 
-def without_padding(network: Any, machine: Runtime, n: int) -> Any:
+def without_padding(network: Network, machine: Runtime, n: int) -> Network:
     """The network in its packed form where it is an encoder on the CPU, of plain layers, and the
     `n` texts to come are worth it; else the network."""
     if not isinstance(network, Bert) or n < WORTH or machine.device != "cpu":
         return network
-    layers = (m for block in network.blocks for m in (*block.attn.children(), block.fc1, block.fc2))  # type: ignore[union-attr]
-    plain = all(type(layer) in PLAIN for layer in layers)  # no adapters, nothing quantised
-    return Unpadded(network, machine.dtype) if plain else network
+    linears = (m for m in network.blocks.modules() if isinstance(m, nn.Linear))
+    plain = all(type(m) in PLAIN for m in linears)  # no adapters, nothing quantised
+    return cast(Network, Unpadded(network, machine.dtype)) if plain else network
 
 
-def at_once(network: Any, machine: Runtime) -> int:
+def at_once(network: Network, machine: Runtime) -> int:
     """How many times the rows of a usual batch of evaluation this network may look at together."""
     return ALL_TOKENS if isinstance(network, Unpadded) else 1 if machine.device == "cpu" else ON_GPU
 

@@ -81,30 +81,22 @@ def save_adapter(network: Network, rules: Rules, folder: Path | str, base: str =
     tensors, updates = {}, {}
     for theirs, parts in found.items():
         updates[theirs], own = joined(parts)
-        tensors |= {
-            f"{FRONT}{theirs}.{leaf}": own[ours] for leaf, ours in LEAVES.items() if ours in own
-        }
-    trained = {
-        n: p
-        for n, p in network.named_parameters()
-        if p.requires_grad and n.rsplit(".", 1)[-1] not in LEAVES.values()
-    }
-    whole = publish(trained, rules)
+        held = ((leaf, own[ours]) for leaf, ours in LEAVES.items() if ours in own)
+        tensors |= {f"{FRONT}{theirs}.{leaf}": tensor for leaf, tensor in held}
+    trained = {n: p for n, p in network.named_parameters() if p.requires_grad}
+    updated = [n for n in trained if n.rsplit(".", 1)[-1] in LEAVES.values()]
+    whole = publish({n: p for n, p in trained.items() if n not in updated}, rules)
     save_tensors(Path(folder) / WEIGHTS[0], tensors | {FRONT + n: t for n, t in whole.items()})
     kind = head_kind(network) if reads_tokens(network) else ""
     values = config_of(updates, set(named) - set(found)) | {
         "task_type": TASK_TYPES.get(kind),
         "base_model_name_or_path": base,
         "modules_to_save": sorted({n.rsplit(".", 1)[0] for n in whole}) or None,
-        "fan_in_fan_out": transposed(rules),
+        # whether their linear modules hold (n_in, n_out), as GPT-2's
+        "fan_in_fan_out": any("| transpose" in theirs for theirs in rules.values()),
     }
     with replacing(Path(folder) / CONFIG) as path:
         path.write_text(json.dumps(values, indent=1), "utf-8")
-
-
-def transposed(rules: Rules) -> bool:
-    """Whether their linear modules hold (n_in, n_out), as GPT-2's."""
-    return any("| transpose" in theirs for theirs in rules.values())
 
 
 def joined(parts: list[nn.Linear]) -> tuple[Update, dict[str, Tensor]]:
@@ -124,8 +116,11 @@ def joined(parts: list[nn.Linear]) -> tuple[Update, dict[str, Tensor]]:
         update = replace(update, rank=len(a), alpha=alpha)
     tensors = {"lora_a": a, "lora_b": b}
     if update.dora:
-        lengths = [m.lora_m if isinstance(m, LowRank) else m.weight.norm(dim=1) for m in parts]
-        tensors["lora_m"] = torch.cat(lengths)  # type: ignore[arg-type]
+        known = (m.lora_m if isinstance(m, LowRank) else None for m in parts)
+        lengths = [
+            m.weight.norm(dim=1) if k is None else k for m, k in zip(parts, known, strict=True)
+        ]
+        tensors["lora_m"] = torch.cat(lengths)
     return update, tensors
 
 
@@ -237,16 +232,14 @@ def read_adapter(folder: Path, rules: Rules) -> tuple[dict[str, dict], dict[str,
 
 def update_of(theirs: str, values: dict[str, Any]) -> Update:
     def pattern(field: str, usual: Any) -> Any:
-        matching = ((k, v) for k, v in (values[field] or {}).items())
-        return next((v for k, v in matching if re.match(rf"(.*\.)?({k})$", theirs)), usual)
+        own = (values[field] or {}).items()
+        return next((v for k, v in own if re.match(rf"(.*\.)?({k})$", theirs)), usual)
 
-    return Update(
+    rank, alpha = (
         pattern("rank_pattern", values["r"]),
         pattern("alpha_pattern", values["lora_alpha"]),
-        values["use_rslora"],
-        values["use_dora"],
-        values["lora_dropout"],
     )
+    return Update(rank, alpha, *(values[k] for k in ("use_rslora", "use_dora", "lora_dropout")))
 
 
 def wrong_shapes(
@@ -255,11 +248,11 @@ def wrong_shapes(
     n_out = sum(m.out_features for m in parts)
     wanted = {"lora_a": (update.rank, parts[0].in_features), "lora_b": (n_out, update.rank)}
     wanted |= {"lora_m": (n_out,)} if update.dora else {}
+    shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
     return [
-        f"{theirs}.{leaf} {wanted.get(ours, 'none')}: the adapter's is "
-        f"{tuple(own[ours].shape) if ours in own else 'missing'}"
-        for leaf, ours in LEAVES.items()
-        if (tuple(own[ours].shape) if ours in own else None) != wanted.get(ours)
+        f"{theirs}.{leaf} {wanted.get(n, 'none')}: the adapter's is {shapes.get(n, 'missing')}"
+        for leaf, n in LEAVES.items()
+        if shapes.get(n) != wanted.get(n)
     ]
 
 
@@ -281,9 +274,9 @@ def refuse_new_tokens(
 @torch.no_grad()
 def put(parts: list[nn.Linear], update: Update, own: dict[str, Tensor]) -> None:
     """Adapt these modules, which are side by side one of theirs, with its update."""
-    for i, module in enumerate(parts):
-        lora.adapt(module, update)
-        module.lora_a.copy_(own["lora_a"])  # type: ignore[operator]
-        module.lora_b.copy_(own["lora_b"].chunk(len(parts))[i])  # type: ignore[operator]
-        if update.dora:
-            module.lora_m.copy_(own["lora_m"].chunk(len(parts))[i])  # type: ignore[operator]
+    for i, linear in enumerate(parts):
+        module = lora.adapt(linear, update)
+        module.lora_a.copy_(own["lora_a"])
+        module.lora_b.copy_(own["lora_b"].chunk(len(parts))[i])
+        if module.lora_m is not None:
+            module.lora_m.copy_(own["lora_m"].chunk(len(parts))[i])

@@ -12,7 +12,7 @@ Departures: scales are signed whole numbers of 8 bits around their mean, not 8-b
 Shapes: n blocks.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -114,7 +114,7 @@ class Packed(nn.Module):
 
     @property
     def packed(self) -> list[Tensor]:
-        return [self._buffers[n] for n in BUFFERS if n in self._buffers]  # type: ignore[misc]
+        return [self.get_buffer(n) for n in BUFFERS if n in self._buffers]
 
     @property
     def weight(self) -> Tensor:
@@ -129,8 +129,14 @@ class Packed(nn.Module):
 
 
 @cache
-def packed_class(kind: type[nn.Module]) -> type[nn.Module]:
+def packed_class(kind: type[nn.Linear]) -> type[nn.Linear]:
     return type(f"Packed{kind.__name__}", (Packed, kind), {})
+
+
+def linears_below_head(network: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
+    for name, module in network.named_modules():
+        if name.split(".")[0] not in HEADS and isinstance(module, nn.Linear):
+            yield name, module
 
 
 def quantize(network: nn.Module, bits: int) -> int:
@@ -142,8 +148,7 @@ def quantize(network: nn.Module, bits: int) -> int:
     """
     if bits not in (4, 8):
         raise OptionError(f"--quantize takes 8 or 4 bits; {bits} was given")
-    linears = ((n, m) for n, m in network.named_modules() if isinstance(m, nn.Linear))
-    found = {n: m for n, m in linears if type(m) in PLAIN and n.split(".")[0] not in HEADS}
+    found = {n: m for n, m in linears_below_head(network) if type(m) in PLAIN}
     if not found:
         raise OptionError("no plain linear layer below the head to quantize; leave --quantize out")
     for name, module in found.items():
@@ -154,7 +159,7 @@ def quantize(network: nn.Module, bits: int) -> int:
         del module.weight
         for name, tensor in zip(BUFFERS, packed, strict=False):
             module.register_buffer(name, tensor)
-        module.__class__ = packed_class(type(module))  # type: ignore[assignment]
+        module.__class__ = packed_class(type(module))
     return len(found)
 
 
@@ -164,4 +169,4 @@ def unpack_module(module: Packed) -> None:
     for name in BUFFERS:
         module._buffers.pop(name, None)
     module.__class__ = type(module).__mro__[2]
-    module.weight = nn.Parameter(weight, requires_grad=False)  # type: ignore[misc]
+    module.register_parameter("weight", nn.Parameter(weight, requires_grad=False))

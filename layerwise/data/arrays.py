@@ -27,6 +27,7 @@ CLASS_FILES = ("classes.txt", "class_names.txt", "labels.txt", "label_names.txt"
 IDX_KINDS = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 INPUT_WORDS = {"x", "images", "image", "img", "imgs", "data", "inputs", "input", "features", "arr"}
 TARGET_WORDS = {"y", "labels", "label", "targets", "target", "class"}
+ValuesOf = Callable[[np.ndarray, list[str], list[Finding]], tuple[Any, str]]
 NAME_KEYS = ("classes", "class_names", "label_names", "labels_names", "names", "categories")
 
 
@@ -49,9 +50,7 @@ def read_idx(path: Path) -> np.ndarray:
     content, file = read_bytes(path), shown(path.name)
     start = 4 + 4 * content[3] if is_idx(content[:4]) else 0
     if not start or len(content) < start:
-        raise DataError(
-            f"'{file}' is not an idx file, or ends within its header; download it again"
-        )
+        raise DataError(f"'{file}' is not an idx file, or ends in its header; download it again")
     shape = np.frombuffer(content, ">u4", content[3], offset=4).tolist()
     kind = np.dtype(IDX_KINDS[content[2]])
     wanted, came = math.prod(shape) * kind.itemsize, len(content) - start
@@ -191,11 +190,7 @@ def _npz_role(key: str) -> tuple[str, str]:
 
 
 def open_arrays(
-    arrays: Arrays,
-    folder: Path,
-    target_kind: TargetKind | None,
-    kind: str,
-    values_of: Callable[[np.ndarray, list[str], list[Finding]], tuple[Any, str]],
+    arrays: Arrays, folder: Path, target_kind: TargetKind | None, kind: str, values_of: ValuesOf
 ) -> Examples:
     """Examples of what a reader found; names of classes from a classes.txt in `folder` too.
 
@@ -217,7 +212,8 @@ def open_arrays(
     rows = zip(given.tolist(), (i for part in parts for i in range(len(part))), strict=True)
     names = [f"{split or 'row'}[{i}]" for split, i in rows]
     values, what = values_of(x, names, findings)
-    examples = Examples({kind: values}, {kind: kind}, names, given, findings=findings)
+    examples = Examples.of(kind, values, names, given)
+    examples.findings = findings
     if labelled:
         y = np.concatenate([arrays.targets[split] for split in order])
         found = _targets(y, arrays.class_names or class_file(folder), source, names, target_kind)

@@ -25,7 +25,7 @@ NO_TEXT = pa.nulls(1, pa.string())[0]  # pa.scalar would import pandas
 
 
 @dataclass
-class Column:
+class Typed:
     """A typed column: float64, timestamp or string, null where missing."""
 
     values: pa.Array
@@ -34,15 +34,15 @@ class Column:
     note_row: int = 0  # the first row it is about
 
 
-def typed(column: pa.ChunkedArray | pa.Array, decimal_comma: bool = False) -> Column | None:
+def typed(column: pa.ChunkedArray | pa.Array, decimal_comma: bool = False) -> Typed | None:
     """A column as read from a file to what it means; None for cells that no table can hold."""
     array = as_array(column)
     if array.type == pa.string():
         return _from_text(without_missing(array), decimal_comma)
     if is_date(array.type) or is_timestamp(array.type):
-        return Column(array.cast(DATE, safe=False))
+        return Typed(array.cast(DATE, safe=False))
     if pa.types.is_boolean(array.type):
-        return Column(array.cast(pa.string()))
+        return Typed(array.cast(pa.string()))
     if is_number(array.type):
         return _finite(array.cast(pa.float64(), safe=False))
     return None
@@ -66,22 +66,22 @@ def without_missing(text: pa.Array) -> pa.Array:
     return pc.if_else(pc.is_in(pc.utf8_lower(text), pa.array(MISSING)), NO_TEXT, text)
 
 
-def _from_text(text: pa.Array, decimal_comma: bool) -> Column:
+def _from_text(text: pa.Array, decimal_comma: bool) -> Typed:
     if text.null_count == len(text):
-        return Column(text)
+        return Typed(text)
     if decimal_comma and _all(pc.match_substring_regex(text, r"^[+-]?\d+(,\d+)?$")):
         text = pc.replace_substring(text, ",", ".")
     lower = pc.utf8_lower(text)
     if _all(pc.match_substring_regex(lower, "^(true|false)$")):
-        return Column(lower)
-    return _numbers(text) or _dates(text) or Column(text)
+        return Typed(lower)
+    return _numbers(text) or _dates(text) or Typed(text)
 
 
 def _all(mask: pa.Array) -> bool:
     return bool(pc.all(mask).as_py())
 
 
-def _numbers(text: pa.Array) -> Column | None:
+def _numbers(text: pa.Array) -> Typed | None:
     """Numbers, also where at most 5 different words stand among them in at most 5 % of the cells.
 
     Codes such as 00501 are text: their zeros would be lost.
@@ -101,22 +101,22 @@ def _numbers(text: pa.Array) -> Column | None:
     return column
 
 
-def _finite(numbers: pa.Array) -> Column:
+def _finite(numbers: pa.Array) -> Typed:
     """NaN and infinite cells to null; the infinite ones are remembered."""
     x = numbers.to_numpy(zero_copy_only=False)  # null as NaN
     if np.isfinite(x).all():
-        return Column(numbers)
-    return Column(pa.array(x, mask=~np.isfinite(x)), np.flatnonzero(np.isinf(x)))
+        return Typed(numbers)
+    return Typed(pa.array(x, mask=~np.isfinite(x)), np.flatnonzero(np.isinf(x)))
 
 
-def _dates(text: pa.Array) -> Column | None:
+def _dates(text: pa.Array) -> Typed | None:
     """Dates where every filled cell is one, in one form; with day and month in doubt, it says."""
     first = next((cell for cell in text.to_pylist() if cell), "")
     if not (first[:1].isdigit() and any(mark in first for mark in "-/.:")):
         return None
     for kind in (DATE, pa.timestamp("us", "UTC")):
         try:
-            return Column(pc.cast(text, kind).cast(DATE))
+            return Typed(pc.cast(text, kind).cast(DATE))
         except pa.ArrowInvalid:
             continue
     read = [
@@ -127,7 +127,7 @@ def _dates(text: pa.Array) -> Column | None:
     if not fitting:
         return None
     form, dates = fitting[0]
-    return Column(dates, note=f"read as {form}, month before day" if len(fitting) > 1 else "")
+    return Typed(dates, note=f"read as {form}, month before day" if len(fitting) > 1 else "")
 
 
 def numbers_of(values: Any) -> np.ndarray:

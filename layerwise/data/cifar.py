@@ -58,8 +58,8 @@ def _tar_members(path: Path) -> dict[str, bytes]:
         with tarfile.open(path) as archive:
             for member in archive:
                 name = member.name.rsplit("/", 1)[-1]
-                if member.isfile() and _is_cifar(name):
-                    found[name] = archive.extractfile(member).read()  # type: ignore[union-attr]
+                if member.isfile() and _is_cifar(name) and (file := archive.extractfile(member)):
+                    found[name] = file.read()
     except (tarfile.TarError, EOFError, zlib.error, OSError) as e:
         raise DataError(
             f"'{shown(path.name)}' is a damaged archive ({reason(e)}); download it again"
@@ -81,15 +81,12 @@ def read_cifar(members: dict[str, bytes], target: str | None = None) -> Arrays:
     for name in batches:
         split = "" if len(batches) == 1 else "test" if name.startswith("test") else "train"
         parts.setdefault(split, []).append(read(members[name], name, key))
-    arrays = Arrays(
-        {split: _pixels([x for x, _ in pieces]) for split, pieces in parts.items()},
-        {split: np.concatenate([y for _, y in pieces]) for split, pieces in parts.items()},
-        _cifar_names(members, key),
-    )
-    which = (" with coarse classes" if coarse else " with fine classes") if hundred else ""
+    which = f" with {'coarse' if coarse else 'fine'} classes" if hundred else ""
     form = "binary files" if binary else "python batches"
-    arrays.source = f"CIFAR-{100 if hundred else 10} {form}{which}"
-    return arrays
+    inputs = {split: _pixels([x for x, _ in pieces]) for split, pieces in parts.items()}
+    y = {split: np.concatenate([y for _, y in pieces]) for split, pieces in parts.items()}
+    source = f"CIFAR-{100 if hundred else 10} {form}{which}"
+    return Arrays(inputs, y, _cifar_names(members, key), source)
 
 
 def _binary_batch(content: bytes, file: str, key: str) -> tuple[np.ndarray, np.ndarray]:

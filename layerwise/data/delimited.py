@@ -91,19 +91,16 @@ def read_delimited(path: Path) -> RawTable:
     quoting = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
     if not quotes:
         text = _trimmed(text, file, findings)
-    sample = list(csv.reader(
-        _first_lines(text), delimiter=delimiter, skipinitialspace=True, quoting=quoting
-    ))  # fmt: skip
+    form = {"delimiter": delimiter, "skipinitialspace": True, "quoting": quoting}
+    sample = list(csv.reader(_first_lines(text), **form))
     header = _has_header(sample)
     names = [name.strip() for name in sample[0]]
     names = [name if header and name else f"column_{i}" for i, name in enumerate(names, 1)]
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
-        places = ", ".join(str(i) for i, name in enumerate(names, 1) if name == twice[0])
-        raise DataError(
-            f"'{file}' has {names.count(twice[0])} columns named '{twice[0]}' (columns {places}); "
-            "give each its own name"
-        )
+    common, n = Counter(names).most_common(1)[0]
+    if n > 1:
+        places = ", ".join(str(i) for i, name in enumerate(names, 1) if name == common)
+        said = f"'{file}' has {n} columns named '{common}' (columns {places})"
+        raise DataError(f"{said}; give each its own name")
     data = _parse(text, delimiter, header, names, file, quotes)
     return RawTable(data, file, 1 + header, header, delimiter, findings)
 
@@ -224,31 +221,22 @@ def _trimmed(text: str, file: str, findings: list[Finding]) -> str:
     return "\n".join("\t".join(row.split("\t")[: least + 1]) for row in rows)
 
 
-def _parse(
-    text: str, delimiter: str, header: bool, names: list[str], file: str, quotes: bool
-) -> pa.Table:
+def _parse(text: str, mark: str, header: bool, names: list[str], file: str, quotes: bool) -> Any:
+    """An Arrow table; every cell is text."""
     ragged: list[Any] = []
-
-    def note(row: Any) -> str:
-        ragged.append(row)
-        return "skip"
-
+    types = dict.fromkeys(names, pa.string())
+    read = arrow_csv.ReadOptions(
+        use_threads=False, block_size=1 << 26, skip_rows=int(header), column_names=names
+    )
+    parse = arrow_csv.ParseOptions(
+        delimiter=mark, quote_char='"' if quotes else False,
+        newlines_in_values=quotes and '"' in text,
+        invalid_row_handler=lambda row: ragged.append(row) or "skip",
+    )  # fmt: skip
+    convert = arrow_csv.ConvertOptions(column_types=types, strings_can_be_null=False)
     try:
-        data = arrow_csv.read_csv(
-            io.BytesIO(text.encode("utf8", "replace")),
-            arrow_csv.ReadOptions(
-                use_threads=False, block_size=1 << 26, skip_rows=int(header), column_names=names
-            ),
-            arrow_csv.ParseOptions(
-                delimiter=delimiter,
-                quote_char='"' if quotes else False,
-                newlines_in_values=quotes and '"' in text,
-                invalid_row_handler=note,
-            ),
-            arrow_csv.ConvertOptions(
-                column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False
-            ),
-        )
+        content = io.BytesIO(text.encode("utf8", "replace"))
+        data = arrow_csv.read_csv(content, read, parse, convert)
     except pa.ArrowInvalid as e:
         raise DataError(f"'{file}' cannot be read as a table: {reason(e)}") from e
     if ragged:
@@ -256,7 +244,7 @@ def _parse(
         raise DataError(
             f"{file} row {row.number} has {row.actual_columns} cells where {row.expected_columns} "
             f"were expected ({len(ragged):,} such rows): {row.text[:60]!r}; cells are separated by "
-            f"{DELIMITERS[delimiter]}: quote a cell that holds one, or mend the row"
+            f"{DELIMITERS[mark]}: quote a cell that holds one, or fix the row"
         )
     if not data.num_rows:
         raise DataError(f"'{file}' has column names but no rows below them")

@@ -56,6 +56,14 @@ class Examples:
     findings: list[Finding] = field(default_factory=list)
     together: str = ""
 
+    @classmethod
+    def of(
+        cls, kind: str, values: Any, names: Sequence[str], given: Any = None, understood: str = ""
+    ) -> "Examples":
+        """Rows of one field, called as its kind is. given: left out where none was given."""
+        given = np.full(len(names), "", "U5") if given is None else given
+        return cls({kind: values}, {kind: kind}, names, given, understood)
+
     def __len__(self) -> int:
         return len(self.names)
 
@@ -163,7 +171,10 @@ class Batch:
         return Batch({name: t.flatten(0, 1) for name, t in like.items()}, rows)
 
     def first(self, n: int) -> "Batch":
-        return Batch({k: v[:n] for k, v in self.tensors.items()}, self.rows[:n])
+        return self.stretch(0, n)
+
+    def stretch(self, start: int, end: int) -> "Batch":
+        return Batch({k: v[start:end] for k, v in self.tensors.items()}, self.rows[start:end])
 
     def split(self, parts: int, whole: bool = False) -> "list[Batch]":
         """`parts` micro-batches of equal size (the last may be smaller), in order.
@@ -173,11 +184,7 @@ class Batch:
         if parts == 1 or whole:
             return [replace(self, parts=parts)]
         size = -(-len(self) // parts)
-        pieces = range(0, len(self), size)
-        return [
-            Batch({k: v[i : i + size] for k, v in self.tensors.items()}, self.rows[i : i + size])
-            for i in pieces
-        ]
+        return [self.stretch(i, i + size) for i in range(0, len(self), size)]
 
     def to(self, device: str) -> "Batch":
         if device == "cpu":

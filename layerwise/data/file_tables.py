@@ -22,10 +22,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from layerwise.data import records as tables
+from layerwise.data import records as record_files
 from layerwise.data.cells import flat
 from layerwise.data.delimited import RawTable
 from layerwise.data.examples import Column, Examples, Finding
+from layerwise.data.folders import open_folder
 from layerwise.data.listing import FileKind, Listing, split_named, splits_said, walk
 from layerwise.data.naming import about, shown
 from layerwise.data.records import Reading, Records, first_named, no_column, together
@@ -52,6 +53,21 @@ def metadata_files(folder: Path) -> list[Path]:
     return []
 
 
+def open_files(listing: Listing, reading: Reading, what: FileKind) -> Examples | None:
+    """A folder of files of one kind, by what says their labels: metadata, Parquet that holds them,
+    one table that names them, their folders; None where there are none."""
+    if tables := metadata_files(listing.root):
+        return open_metadata(tables, listing, reading, what)
+    if not any(what.mine(listing.path(parts)) for parts in listing.files):
+        raw, splits = record_files.parquet_tables(listing, reading)
+        held = raw and held_column(raw[0], what)
+        return open_held(raw, splits, reading, what) if held else None
+    naming = [path for path in listing.here if names_files(path, reading, what)]
+    if len(naming) == 1:
+        return open_metadata(naming, listing, reading, what)
+    return open_folder(listing, what, reading.learn)
+
+
 def open_table(path: Path, reading: Reading, what: FileKind) -> Examples | None:
     """The files that a table holds or names; None where it does neither."""
     raw = reading.table(path)
@@ -65,7 +81,7 @@ def open_table(path: Path, reading: Reading, what: FileKind) -> Examples | None:
 def names_files(path: Path, reading: Reading, what: FileKind) -> bool:
     """Whether this is a table that names files that lie beside it."""
     try:
-        rows = reading.table(path).sample(20) if tables.is_table(path) else [{}]
+        rows = reading.table(path).sample(20) if record_files.is_table(path) else [{}]
     except DataError:  # some notes beside the files
         return False
     column = first_named(rows[0], what.columns)
@@ -104,8 +120,8 @@ def open_metadata(
     paths = [path for path, there in zip(paths, exist, strict=True) if there]
     names = [_below(root, path) for path in paths]
     said = f"{len(paths):,} {what.noun} named by {records.files}"
-    fields, kinds = {what.kind: paths}, {what.kind: what.kind}
-    examples = Examples(fields, kinds, names, records.given, said, findings=findings)
+    records.findings = records.findings + findings
+    examples = Examples.of(what.kind, paths, names, records.given, said)
     return _labelled(examples, records, column, reading, what)
 
 
@@ -122,7 +138,7 @@ def _absent(paths: list[Path], exist: np.ndarray, records: Records, root: Path) 
         raise DataError(
             f"{records.files} names {len(exist):,} files, of which {len(absent):,} do not exist "
             f"(first: {absent[0]}{nearest(first.name, [p.name for p in there]).rstrip('?')}); "
-            "names are relative to the table: mend them, or put the files there"
+            "names are relative to the table: fix them, or put the files there"
         )
     cure = "their rows are set aside: add the files, or remove the rows"
     return about("absent_file", "error", absent, f"files named by {records.files} are absent", cure)
@@ -207,11 +223,12 @@ def open_held(
     if not there.any():
         raise DataError(f"no row holds {what.noun} ({absent[0]} and all others are empty)")
     cure = f"they are set aside: add the {what.noun}, or remove the rows"
-    findings = about("unreadable", "error", absent, f"rows hold no {what.noun}", cure)
+    said = f"rows hold no {what.noun}"
+    records.findings = records.findings + about("unreadable", "error", absent, said, cure)
     files = records.files if len(raw) == 1 else f"{len(raw)} Parquet files"
     said, records = f"{len(held):,} {what.noun} held in {files}", records.keep(there)
-    fields, kinds = {what.kind: Column(held.drop_null())}, {what.kind: what.kind}
-    examples = Examples(fields, kinds, records.names, records.given, said, findings=findings)
+    values = Column(held.drop_null())
+    examples = Examples.of(what.kind, values, records.names, records.given, said)
     return _labelled(examples, records, column, reading, what)
 
 
@@ -229,14 +246,14 @@ def _labelled(
     examples: Examples, records: Records, held: str, reading: Reading, what: FileKind
 ) -> Examples:
     """Files with the labels of a column of their table, other than the one that holds them."""
-    examples.findings = records.findings + examples.findings
+    examples.findings = records.findings
     columns = [name for name in records.data.column_names if name != held]
     if group := first_named(columns, what.groups):
         examples.fields[group] = [str(cell) for cell in records.cells(group)]
         examples.findings += kept_together(examples, group)
-    column = tables.target_column(records, columns, LABEL_NAMES, reading)
+    column = record_files.target_column(records, columns, LABEL_NAMES, reading)
     if not column and reading.learn:
-        no_column(records.files, records.data.column_names, "label", tables.TARGET_CURE)
+        no_column(records.files, records.data.column_names, "label", record_files.TARGET_CURE)
     if column and (reading.learn or any(cell not in (None, "") for cell in records.cells(column))):
         targets = _targets(records, column, reading)
         examples = with_targets(examples, targets)

@@ -8,6 +8,7 @@ A single folder that only wraps these is passed through.
 """
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from layerwise.errors import DataError
 def open_folder(listing: Listing, what: FileKind, learn: bool = True) -> Examples | None:
     """Files by their folders; None where there are none.
 
-    learn=False: a mixture is no error, its files have no labels.
+    learn=False: a mixture is not an error; its files get no labels.
     Errors: class folders mixed with loose files, or with folders that name splits.
     """
     files = [parts for parts in listing.files if what.mine(listing.path(parts))]
@@ -103,8 +104,8 @@ def _examples(
     said += splits_said(given)
     paths, rows = [listing.path(p) for p in files], [shown(p) for p in files]
     kind = "none" if names is None else "class"
-    kinds = {what.kind: what.kind}
-    return Examples({what.kind: paths}, kinds, rows, given, said, targets, kind, labels)
+    found = Examples.of(what.kind, paths, rows, given, said)
+    return replace(found, targets=targets, target_kind=kind, labels=labels)
 
 
 def one_file(path: Path, what: FileKind) -> Examples:

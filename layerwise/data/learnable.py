@@ -1,4 +1,4 @@
-"""What nothing can be learned from is an error before any time is spent on it."""
+"""Data that nothing can be learned from is an error, before any time is spent on it."""
 
 import numpy as np
 
@@ -28,9 +28,10 @@ def check_learnable(examples: Examples, noun: str) -> None:
     kind, labels, why = examples.target_kind, examples.labels, ""
     if kind == "class":
         return _check_classes(examples, training, noun)
-    if y is None and examples.has("tags") and len(labels) == 1:
-        why = f"every word has the one tag '{labels[0]}', so there is nothing to learn; are the "
-        why += "tags in the last column?"
+    if y is None:
+        if examples.has("tags") and len(labels) == 1:
+            why = f"every word has the one tag '{labels[0]}', so there is nothing to learn; are "
+            why += "the tags in the last column?"
     elif kind == "number" and len(np.unique(y)) == 1:
         why = f"the target has the one value {y[0]:g} in all {n:,} rows, so there is nothing to "
         why += "learn; name another with --target"
@@ -49,24 +50,22 @@ def _check_classes(examples: Examples, training: np.ndarray, what: str) -> None:
     assert y is not None
     counts, trained = (np.bincount(c, minlength=len(labels)) for c in (y, y[training]))
     occurs = np.flatnonzero(counts)
+    only_held, why = labels[(counts > 0) & (trained == 0)], ""
     if len(occurs) == 1:
-        raise DataError(
-            f"{name} has the one class '{labels[occurs[0]]}' in all {len(examples):,} {what}; "
-            "expected at least two classes: add another (for images, a folder per class), or name "
-            "another column with --target"
+        why = f" has the one class '{labels[occurs[0]]}' in all {len(examples):,} {what}; expected "
+        why += (
+            "at least two classes: add another (for images, a folder per class), or name another "
         )
-    if counts.max() == 1:
-        raise DataError(
-            f"{name} has one {what[:-1]} for each of its {len(occurs):,} classes, which leaves "
-            "nothing to test on; add more of each (10 or more is a start)"
-        )
-    only_held = labels[(counts > 0) & (trained == 0)]
-    if len(only_held):
+        why += "column with --target"
+    elif counts.max() == 1:
+        why = f" has one {what[:-1]} for each of its {len(occurs):,} classes, which leaves nothing "
+        why += "to test on; add more of each (10 or more is a start)"
+    elif len(only_held):
         parts = " and ".join(sorted(set(examples.given[~training])))
-        raise DataError(
-            f"{name}: the classes of train and {parts} differ: {some(only_held)} never occur in "
-            "train; add examples, rename them, or remove them"
-        )
+        why = f": the classes of train and {parts} differ: {some(only_held)} never occur in train; "
+        why += "add examples, rename them, or remove them"
+    if why:
+        raise DataError(name + why)
     single, never = labels[counts == 1].tolist(), labels[counts == 0].tolist()
     cure = "add more, or remove the class: it cannot be tested"
     examples.findings += about("few", "warning", single, f"classes have one {what[:-1]}", cure)

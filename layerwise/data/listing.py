@@ -11,6 +11,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -83,7 +84,7 @@ class Listing:
         closed = "entries could not be opened (links to nothing, or no permission)"
         return [
             *about("symlink_loop", "warning", loops, circles, "remove the links"),
-            *about("unreadable", "error", broken, closed, "mend the links, or permit reading"),
+            *about("unreadable", "error", broken, closed, "fix the links or the permissions"),
         ]
 
 
@@ -140,11 +141,9 @@ def is_image(path: Path) -> bool:
     """By the suffix in any case; a file whose name has none is known by its first bytes."""
     if path.suffix:
         return path.suffix.lower() in IMAGE_SUFFIXES
-    try:
-        with open(path, "rb") as f:
-            return starts_image(f.read(12))
-    except OSError:
-        return False
+    with suppress(OSError), open(path, "rb") as f:
+        return starts_image(f.read(12))
+    return False
 
 
 def starts_image(content: bytes) -> bool:
@@ -159,11 +158,9 @@ def split_named(name: str) -> str:
 def split_within(name: str) -> str:
     """As `split_named`, for a word within a name: train-00000-of-00002, train10k, adult.data."""
     words = re.split(r"[^a-z0-9]+", name.lower())
-    found = [SPLITS[w] for w in words if w in SPLITS]
-    found = found or [SPLITS[w] for w in re.split(r"[^a-z]+", name.lower()) if w in SPLITS]
-    if found:
-        return found[0]
-    return "test" if "t10k" in words else "train" if words[-1] == "data" else ""
+    letters = re.split(r"[^a-z]+", name.lower())
+    said = next((SPLITS[w] for w in (*words, *letters) if w in SPLITS), "")
+    return said or ("test" if "t10k" in words else "train" if words[-1] == "data" else "")
 
 
 def split_of(parts: Parts) -> str:
@@ -176,9 +173,8 @@ def splits_said(given: np.ndarray) -> str:
     """The given splits in words: ', train (900) and test (100) given'."""
     counts = Counter(given.tolist())
     named = [f"{part} ({counts[part]:,})" for part in ("train", "val", "test") if counts[part]]
-    if not named:
-        return ""
-    return f", {' and '.join([', '.join(named[:-1]), named[-1]] if named[1:] else named)} given"
+    listed = " and ".join([", ".join(named[:-1]), *named[-1:]]) if named[1:] else "".join(named)
+    return f", {listed} given" if named else ""
 
 
 def natural(text: str) -> tuple:
@@ -187,10 +183,7 @@ def natural(text: str) -> tuple:
     marked = unicodedata.normalize("NFD", text.casefold())
     bare = "".join(letter for letter in marked if not unicodedata.combining(letter))
     key = tuple((int(p), "") if p.isdecimal() else (-1, p) for p in re.split(r"(\d+)", bare) if p)
-    try:
-        whole = float(text)
-    except ValueError:
-        whole = math.nan
-    if math.isfinite(whole):  # numbers by their value, before everything else
-        return (0, whole, key, text)
+    with suppress(ValueError):
+        if math.isfinite(whole := float(text)):  # numbers by their value, before everything else
+            return (0, whole, key, text)
     return (1, 0.0, key, text)

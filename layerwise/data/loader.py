@@ -125,8 +125,7 @@ class Prefetch:
     def __init__(self, batches: Indexed, start: int = 0, depth: int = 2, stop: int | None = None):
         self.batches, self.depth = batches, depth
         self.stop = sys.maxsize if stop is None else stop
-        self.stall_seconds = 0.0
-        self.pool = single_threaded_pool(1)
+        self.stall_seconds, self.pool = 0.0, single_threaded_pool(1)
         self.waiting: dict[int, Future[Batch]] = {}
         self.ask(range(start, min(start + depth, self.stop)))
 

@@ -26,6 +26,7 @@ from layerwise.errors import DataError, nearest
 _SUFFIXES = ".csv .tsv .tab .data .test .txt .parquet .pq .jsonl .ndjson"
 SUFFIXES = frozenset(_SUFFIXES.split())
 TARGET_CURE = "Name the column to learn with --target NAME"
+Names = Sequence[str]  # of columns, or of rows
 SPLIT_NAMES = ("split", "subset", "partition", "set")
 
 
@@ -109,7 +110,7 @@ def _read_parquet(path: Path) -> RawTable:
 def together(raw: Sequence[RawTable], splits: Sequence[str], reading: Reading) -> Records:
     """Tables below each other; a column of splits comes before the split of a file.
 
-    Errors: columns of one name and different kinds; a split that is none.
+    Errors: columns of one name and different kinds; a split of another name.
     """
     files = " and ".join(part.file for part in raw[:3])
     try:
@@ -119,8 +120,7 @@ def together(raw: Sequence[RawTable], splits: Sequence[str], reading: Reading) -
     lengths = [part.data.num_rows for part in raw]
     given = np.repeat(np.array(splits, "U5"), lengths)
     names = [name for part in raw for name in part.row_names()]
-    notes = [finding for part in raw for finding in part.findings]
-    records = Records(data, names, given, files, notes)
+    records = Records(data, names, given, files, [note for part in raw for note in part.findings])
     column, said = read_splits(data.column_names, records.cells, names, files, reading.split_column)
     if column:
         records.given = np.array(said, "U5")
@@ -129,16 +129,12 @@ def together(raw: Sequence[RawTable], splits: Sequence[str], reading: Reading) -
 
 
 def read_splits(
-    columns: Sequence[str],
-    cells: Callable[[str], list[Any]],
-    names: Sequence[str],
-    files: str,
-    asked: str | None,
+    columns: Names, cells: Callable[[str], list[Any]], names: Names, files: str, asked: str | None
 ) -> tuple[str, list[str]]:
     """The column that says the split, and what it says; ('', []) where there is none.
 
     It is the one asked for, else one called `split` whose cells are such words for the most part.
-    names: of the rows. Errors: there is no such column; a cell is no split.
+    names: of the rows. Errors: there is no such column; a cell names no split.
     """
     if asked is not None and asked not in columns:
         no_column(files, columns, asked, "Name the split column")
@@ -156,13 +152,13 @@ def read_splits(
     return "", []
 
 
-def first_named(columns: Iterable[str], known: Sequence[str]) -> str:
+def first_named(columns: Iterable[str], known: Names) -> str:
     """The first of these columns that has a known name, in any case; '' where none has."""
     lower = {name.lower(): name for name in reversed(list(columns))}
     return next((lower[name] for name in known if name in lower), "")
 
 
-def no_column(files: str, columns: Sequence[str], wanted: str, cure: str) -> NoReturn:
+def no_column(files: str, columns: Names, wanted: str, cure: str) -> NoReturn:
     """Errors: always, with the nearest name and the columns there are."""
     raise DataError(
         f"'{files}' has no column '{wanted}'{nearest(wanted, columns) or ';'} it has "
@@ -170,9 +166,7 @@ def no_column(files: str, columns: Sequence[str], wanted: str, cure: str) -> NoR
     )
 
 
-def target_column(
-    records: Records, columns: list[str], known: Sequence[str], reading: Reading
-) -> str:
+def target_column(records: Records, columns: list[str], known: Names, reading: Reading) -> str:
     """The column asked for, else the first with a known name; '' where there is none.
 
     Errors: to learn, a column was asked for that is not there.
@@ -203,5 +197,5 @@ def pair_files(paths: Sequence[Path]) -> list[tuple[Path, str]]:
 
 def _stem(name: str) -> str:
     """A file name without the words for its split, its numbering and its suffixes."""
-    words = [w for w in re.split(r"[^a-z0-9]+", name.lower().split(".")[0]) if w]
+    words = re.findall(r"[a-z0-9]+", name.lower().split(".")[0])
     return " ".join(w for w in words if not split_named(w) and not w.isdigit() and w != "of")

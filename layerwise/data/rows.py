@@ -1,11 +1,10 @@
 """Rows of one file of JSON or CoNLL, before anybody knows what their fields mean.
 
 A row is a dict: of a JSON object, of a sentence with its tags (CoNLL), of a question with its
-context (SQuAD). Which fields are the text and which the label: `text_forms.py`.
+context (SQuAD). Which fields are the text and which the label: `kinds/text/forms.py`.
 """
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +36,7 @@ def read_json_rows(path: Path) -> RawTable:
 
 def _json_lines(path: Path) -> RawTable:
     file = shown(path.name)
-    rows: list[Row] = []
-    names: list[str] = []
+    rows: dict[str, Row] = {}  # by their names
     for number, line in lines(path):
         try:
             row = json.loads(line) if line.strip() else {}
@@ -47,15 +45,14 @@ def _json_lines(path: Path) -> RawTable:
         row = {"text": row} if isinstance(row, str) else row
         if not isinstance(row, dict):
             raise DataError(
-                f"{file} line {number} is no JSON object: {line[:50]!r}; each line should be one "
-                'with named fields, such as {"label": "cat"}'
+                f"{file} line {number} is not a JSON object: {line[:50]!r}; each line should be "
+                'one with named fields, such as {"label": "cat"}'
             )
         if row:
-            rows.append(row)
-            names.append(f"{file} line {number}")
+            rows[f"{file} line {number}"] = row
     if not rows:
         raise DataError(f"'{file}' has no rows; expected one JSON object per line")
-    return RawTable(rows, file, names=names)
+    return RawTable(list(rows.values()), file, names=list(rows))
 
 
 def _from_json(held: Any, file: str) -> RawTable:
@@ -90,19 +87,13 @@ def _objects(held: Any) -> bool:
 def _squad(articles: list[Row], file: str) -> RawTable:
     rows: list[Row] = []
     names: list[str] = []
-    for context, question in _questions(articles):
+    paragraphs = [paragraph for article in articles for paragraph in article["paragraphs"]]
+    for context, question in [(p["context"], q) for p in paragraphs for q in p["qas"]]:
         answers = question.get("answers") or []
         spans = [{"text": a["text"], "start": a["answer_start"]} for a in answers]
         rows.append({"context": context, "question": question["question"], "answers": spans})
         names.append(f"{file} question {question.get('id', len(rows))}")
     return RawTable(rows, file, names=names, what="SQuAD")
-
-
-def _questions(articles: list[Row]) -> Iterator[tuple[str, Row]]:
-    for article in articles:
-        for paragraph in article["paragraphs"]:
-            for question in paragraph["qas"]:
-                yield paragraph["context"], question
 
 
 def read_tagged(path: Path) -> RawTable:
@@ -112,8 +103,7 @@ def read_tagged(path: Path) -> RawTable:
     aside, as its words and tags are not of one length.
     """
     file = shown(path.name)
-    rows: list[Row] = []
-    names: list[str] = []
+    rows: dict[str, Row] = {}  # by their names
     sentence: Row = {}
     width = 0
     for number, line in lines(path):
@@ -129,12 +119,10 @@ def read_tagged(path: Path) -> RawTable:
         if universal and not cells[0].isdigit():
             continue  # 3-4 and 3.1 of CoNLL-U repeat other words
         if not sentence:
-            sentence = {"tokens": [], "tags": []}
-            rows.append(sentence)
-            names.append(f"{file} line {number}")
+            sentence = rows[f"{file} line {number}"] = {"tokens": [], "tags": []}
         sentence["tokens"].append(cells[1] if universal else cells[0])
         if len(cells) == width:
             sentence["tags"].append((cells[3] if universal else cells[-1]).strip())
     if not rows:
         raise DataError(f"'{file}' has no rows; expected a word and its tag on each line")
-    return RawTable(rows, file, names=names, what="CoNLL")
+    return RawTable(list(rows.values()), file, names=list(rows), what="CoNLL")

@@ -24,6 +24,7 @@ from layerwise.storage import DIGEST, content_hash
 
 RAW = Path, bytes, np.ndarray  # values that hold a file or what is in one
 PARTS = ("train", "val", "test")
+Carved = tuple[np.ndarray, dict[str, np.ndarray]]
 FEW_FOR_VALIDATION = 100  # rows below which a tenth is too few to choose by
 
 
@@ -151,9 +152,7 @@ class _Groups:
         ends = np.flatnonzero(np.diff(self.stratum[order])) + 1
         return np.split(order, ends)
 
-    def carve(
-        self, rows: np.ndarray, shares: dict[str, float]
-    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    def carve(self, rows: np.ndarray, shares: dict[str, float]) -> Carved:
         """These rows without the carved ones, and the rows carved out for each share."""
         strata = self.strata(np.unique(self.of[rows]))
         part = np.full(self.n, "train", "U5")

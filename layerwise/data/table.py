@@ -24,9 +24,7 @@ class Table(Sequence[dict[str, Any]]):
         if isinstance(rows, pa.Table):
             return cls(rows)
         if isinstance(rows, Mapping):
-            one = any(
-                isinstance(cell, str) or not hasattr(cell, "__len__") for cell in rows.values()
-            )
+            one = any(isinstance(x, str) or not hasattr(x, "__len__") for x in rows.values())
             columns = {name: [cell] for name, cell in rows.items()} if one else rows
         elif hasattr(rows, "to_dict"):
             columns = rows.to_dict("list")

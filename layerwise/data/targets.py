@@ -211,12 +211,12 @@ def _numbers(
     if odd:
         raise DataError(
             f"{what} should be a number in every row, but {names[odd[0]]} has {cells[odd[0]]!r}; "
-            "mend the cell, or learn classes"
+            "fix the cell, or learn classes"
         )
     values = np.array(numbers, np.float64)  # NaN where there is none
     finite = np.isfinite(values)
     infinite = take(names, np.flatnonzero(labelled & ~finite))
-    cure = "they are set aside: mend the cells"
+    cure = "they are set aside: fix the cells"
     aside += about("infinite_target", "error", infinite, f"rows have an infinite {what}", cure)
     if not finite.any():
         raise DataError(f"{what} has no finite number in any row; name another with --target")

@@ -79,7 +79,12 @@ def pieces(path: Path) -> Iterator[str]:
         first, last = block.find(b"\n"), block.rfind(b"\n")
         since += len(block) if first < 0 else first
         if since > LONGEST_LINE:
-            raise _too_long(path, line)
+            most = LONGEST_LINE / 2**20
+            raise DataError(
+                f"'{shown(path.name)}' line {line:,} is longer than {most:,.0f} MiB, more than is "
+                "read at once; put line ends into it (fold -s -w 100000 FILE > NEW), or one "
+                "document per line"
+            )
         since = since if last < 0 else len(block) - last - 1
         try:
             text = decoder.decode(block)
@@ -135,14 +140,6 @@ def _zero_bytes(path: Path, line: int) -> DataError:
     )
 
 
-def _too_long(path: Path, line: int) -> DataError:
-    return DataError(
-        f"'{shown(path.name)}' line {line:,} is longer than {LONGEST_LINE / 2**20:,.0f} MiB, more "
-        "than is read at once; put line ends into it (fold -s -w 100000 FILE > NEW), or one "
-        "document per line"
-    )
-
-
 # ---- what a file holds ---------------------------------------------------------------------------
 PROSE = frozenset(".txt .text .md .rst .tex .html .htm .xml .org .adoc .log .srt".split())  # noqa: SIM905
 _CODE = """.py .pyi .ipynb .js .jsx .mjs .ts .tsx .java .kt .scala .c .h .cc .cpp .cxx .hpp .hh .cs
@@ -158,7 +155,7 @@ _OTHERS = """.pdf .doc .docx .odt .rtf .xls .xlsx .ods .ppt .pptx .epub .mobi .z
 .onnx .gguf .safetensors .h5 .wav .flac .mp3 .ogg .m4a .mp4 .avi .mov .mkv .webm .svg .psd .woff
 .woff2 .ttf .otf .lock .sum .map"""
 OTHERS = frozenset(_OTHERS.split())  # that are not text, or none that anybody wants to learn
-MARKS = (  # that belong to the letter before them, and are no letters to `re`
+MARKS = (  # that belong to the letter before them; `re` does not count them as letters
     "\u0300-\u036f\u0591-\u05bd\u064b-\u065f\u0670\u0900-\u0903\u093a-\u094f\u0981-\u0983"
     "\u09bc-\u09cd\u0a01-\u0a4d\u0a81-\u0acd\u0b01-\u0b57\u0b82-\u0bcd\u0c00-\u0c56\u0c81-\u0cd6"
     "\u0d00-\u0d4d\u0e31-\u0e4e\u200c\u200d"

@@ -14,11 +14,11 @@ import numpy as np
 from layerwise import kinds, runtime
 from layerwise.console import Console, duration
 from layerwise.data.examples import Examples
-from layerwise.data.label_errors import suspect_labels
 from layerwise.fitting.cure import metrics_of
 from layerwise.fitting.inside import look_inside
 from layerwise.fitting.job import Contender, Job, Result, Rows
 from layerwise.inspection.diagnosis import Diagnosis
+from layerwise.kinds.label_errors import suspect_labels
 from layerwise.model.evaluation import evaluation_of, wrong_rows
 from layerwise.model.model import Model
 from layerwise.storage import write_json
@@ -175,7 +175,9 @@ def shown(rows: Examples, mistake: dict[str, Any]) -> dict[str, Any]:
     """A mistake with what a person is shown of its row, where it does not say that itself."""
     if "text" in mistake:
         return mistake
-    return mistake | kinds.of(rows).show(rows, mistake["row"]).to_dict()
+    for kind in kinds.several(rows):
+        mistake = kind.show(rows, mistake["row"]).to_dict() | mistake
+    return mistake
 
 
 # ---- data ------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ def look_inside(
     if not reads_tokens(model.network):
         out |= depth_of(job, rows, model, out["layers"])
         pictured = kinds.of(rows.test).raw_picture(rows.test, 0, model.processor) is not None
-        if pictured and job.task.named_by_classes:
+        if pictured and job.task.named_by_classes and len(model.processors) == 1:
             runtime.give_back()
             show_favourites(job, rows, model, out["layers"])
             out["saliency"] = saliency(job, rows, model)

@@ -254,7 +254,6 @@ def plan_contender(job: Job, contender: Contender) -> Plan:
     """What the training takes; of rows that differ in length, time by usual ones and memory by the
     longest."""
     r, processors, network = contender.recipe, contender.choice.processors, contender.network
-    kind = kinds.of(job.train)
 
     def planned(rows: Examples, measure: bool) -> Plan:
         batch = batch_of(job.task, rows, processors)
@@ -270,9 +269,9 @@ def plan_contender(job: Job, contender: Contender) -> Plan:
         return make_plan(network, batch, job.task, measure=measure, extra=extra, **setting)
 
     some = job.train.subset(np.linspace(0, len(job.train) - 1, SAMPLED).astype(int))
-    processor = processors[kind.name]
-    lengths = kind.lengths(some, processor)
-    if lengths is None:
+    measured = [(k, k.lengths(some, processors[k.name])) for k in kinds.several(job.train)]
+    kind, lengths = next(((k, n) for k, n in measured if n is not None), (None, None))
+    if kind is None or lengths is None:
         plan = planned(some.subset(np.arange(2)), measure=True)
         return replace(plan, forecast=contender.forecast)
     usual = np.argsort(np.abs(lengths - lengths.mean()), kind="stable")[:2]
@@ -280,7 +279,7 @@ def plan_contender(job: Job, contender: Contender) -> Plan:
     memory, plan = dict(largest.memory), planned(some.subset(usual), measure=True)
     if job.machine.device == "cpu":
         n = r.global_batch_size
-        shapes = {kind.longest_padded(t, processor, n) for t in lengths.tolist()}
+        shapes = {kind.longest_padded(t, processors[kind.name], n) for t in lengths.tolist()}
         more = lengths_in_turn(largest.trace, len(shapes))
         memory["peak"] = memory["peak"].plus(more)
         request = replace(largest.request, extra=largest.request.extra + int(more.value))

@@ -51,7 +51,7 @@ def look(rows: Examples, processors: Mapping[str, Any], task: Task) -> Lens | No
     Errors: DataError where nothing in it carries loss.
     """
     picked = np.unique(np.linspace(0, len(rows) - 1, min(SAMPLE, len(rows))).astype(int))
-    some, kind = rows.subset(picked), kinds.of(rows)
+    some = rows.subset(picked)
     batch = batch_of(task, some, processors)
     if not batch.tokens_per_row:
         return None
@@ -60,6 +60,7 @@ def look(rows: Examples, processors: Mapping[str, Any], task: Task) -> Lens | No
             f"not one token of {len(some):,} rows of {rows.source} carries loss, so nothing could "
             "be learned; look at what the rows ask for"
         )
+    kind = kinds.read_by(["tokens"])
     processor = processors[kind.name]
     marked = [marks(batch, i, row) for i, row in enumerate(task.lens(batch))]
     long, said = kind.cut(rows, processor)

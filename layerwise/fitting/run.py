@@ -148,7 +148,12 @@ def choose_fresh(job: Job) -> tuple[Choice, Forecast | None]:
     s, kind = job.settings, kinds.of(job.train)
     if job.task.follows_law and s.model == "auto" and s.budget:
         return choose_by_law(job, job.reader, job.deadline - time.monotonic())
-    return kind.choose(job.train, ends_of(job.task), s, job.reader), None
+    ends = ends_of(job.task)
+    choice = kind.choose(job.train, ends, s, job.reader)
+    for other in kinds.several(job.train):
+        if other.name not in choice.processors:
+            choice.processors[other.name] = other.processor_for(job.train, ends, s)
+    return choice, None
 
 
 def show_ladder(job: Job) -> None:

@@ -90,7 +90,7 @@ def top_examples(
 
 
 class Strongest:
-    """Keeps, for every unit of a layer, the rows with its largest answers."""
+    """Keeps, for every unit of a layer, the rows to which it answers most."""
 
     def __init__(self, keep: int):
         self.keep, self.n = keep, 0
@@ -121,8 +121,8 @@ class Strongest:
         deviation = np.sqrt(np.maximum(self.squares / self.n - mean**2, 0))
         alive, strongest = deviation > 1e-6, self.best["values"].mean(0)
         selective = np.where(alive, (strongest - mean) / np.maximum(deviation, 1e-6), -1)
-        chosen = [int(u) for u in np.argsort(-selective, kind="stable")[:count] if alive[u]]
-        return [self.unit(layer, u, float(selective[u])) for u in chosen]
+        order = np.argsort(-selective, kind="stable")[:count].tolist()
+        return [self.unit(layer, u, float(selective[u])) for u in order if alive[u]]
 
     def unit(self, layer: str, u: int, selectivity: float) -> Unit:
         columns = {k: v[:, u].tolist() for k, v in self.best.items()}
@@ -136,11 +136,13 @@ def strongest_place(x: Tensor) -> tuple[Tensor, Tensor, tuple[int, int]]:
     In a sequence the places after any leading class token form the square grid of patches.
     """
     if x.ndim == 4:
-        return *x.flatten(2).max(2), (x.shape[2], x.shape[3])
+        answer, place = x.flatten(2).max(2)
+        return answer, place, (x.shape[2], x.shape[3])
     if x.ndim == 3:
         side = int((x.shape[1]) ** 0.5)
         extra = x.shape[1] - side * side
         if extra > 1:  # no square of patches: places in a row
             side, extra = 0, 0
-        return *x[:, extra:].max(1), (side, side) if side else (1, x.shape[1])
+        answer, place = x[:, extra:].max(1)
+        return answer, place, (side, side) if side else (1, x.shape[1])
     return x, torch.zeros_like(x, dtype=torch.long), (1, 1)

@@ -13,25 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from layerwise.inspection import limits
 from layerwise.inspection.signal import Signal
 from layerwise.inspection.structure import Structure
-
-# Thresholds, set on the development half of bench/diagnosis.py
-POOR_FALL = 0.15  # a training that removed less of the chance loss than this has not learned
-SLOW_FALL = 0.35  # and less than this is slow, where initialisation or depth is the suspect
-DEAD, SATURATED = 0.75, 0.5  # share of a layer's units
-GAIN_LOW, GAIN_HIGH = 0.25, 3.0  # of fresh weights; sound starts lie between 0.5 and 1.5
-FADED, GROWN = 0.02, 30.0  # size of the last hidden activations over that of the inputs
-VANISHED, EXPLODED = 1e-3, 1e3  # relative gradient of the lowest layers over that of the highest
-DEEP, VERY_DEEP = 12, 20  # weight layers without a shortcut
-ALIKE = 0.02  # spread below which a layer hands on nearly the same for every row
-WILD, IDLE = 0.15, 5e-4  # pace that is far too large, far too small
-AIM = {"sgd": 3e-3, "": 8e-3}  # the pace that a corrected learning rate aims at
-ALMOST_ALL = 0.9  # of a token embedding's size that is the same for every token
-PARALLEL = 0.995  # mean cosine between what the network makes of different texts
-STUCK = 0.5  # share of a layer's heads that read one key alone
-EMPTY_ROWS = 0.1  # share of rows without any loss
-UNDERFLOW = 0.3  # share of gradient entries that are zero in fp16, beside those of silent units
 
 
 @dataclass
@@ -82,37 +66,42 @@ class Case:
 
     @cached_property
     def poor(self) -> bool:
-        """Whether it has not learned; without any loss that cannot be said, and is not."""
-        return self.broke or bool(len(self.losses) and not self.fall > POOR_FALL)
+        """Whether it has not learned; False where no loss is known."""
+        return self.broke or bool(len(self.losses) and not self.fall > limits.POOR_FALL)
 
     @cached_property
     def slow(self) -> bool:
-        """Whether it has learned little: enough where the cause itself is in sight."""
-        return self.broke or bool(len(self.losses) and not self.fall > SLOW_FALL)
+        """Whether it has learned little, which is enough where the cause itself can be seen."""
+        return self.broke or bool(len(self.losses) and not self.fall > limits.SLOW_FALL)
 
     def loss_sentence(self) -> str:
         if self.broke:
             return "loss or gradient stopped being finite"
         return f"the loss stands at {self.end:.3g}, where guessing gives {self.start:.3g}"
 
-    def values(self, key: str, look: int) -> dict[str, float]:
-        """{layer: value} of one look, layers without a value left out."""
-        layers = self.history[look]["layers"]
+    def values(self, key: str, at: int) -> dict[str, float]:
+        """{layer: value} in snapshot number `at`; layers without a value are left out."""
+        layers = self.history[at]["layers"]
         return {n: s[key] for n, s in layers.items() if s.get(key) is not None and finite(s[key])}
 
-    def hidden(self, key: str, look: int) -> dict[str, float]:
+    def hidden(self, key: str, at: int) -> dict[str, float]:
         """The same without the last layer, whose outputs are the answer."""
-        return {n: v for n, v in self.values(key, look).items() if n != self.names[-1]}
+        return {n: v for n, v in self.values(key, at).items() if n != self.names[-1]}
 
-    def flow(self, look: int) -> dict[str, float]:
+    def always(self, key: str, numbers: Sequence[int]) -> dict[str, float]:
+        """{layer: its smallest value in these snapshots}, for the layers of the first one."""
+        found = [self.values(key, i) for i in numbers]
+        return {n: min(v.get(n, 0.0) for v in found) for n in found[0]} if found else {}
+
+    def flow(self, at: int) -> dict[str, float]:
         """{layer: relative gradient} of the layers that train and have matrices."""
-        norms, weights = self.values("grad_norm", look), self.values("weight_norm", look)
-        gains = self.values("gain", look)
+        norms, weights = self.values("grad_norm", at), self.values("weight_norm", at)
+        gains = self.values("gain", at)
         return {n: g / weights[n] for n, g in norms.items() if weights.get(n) and n in gains}
 
-    def tilt(self, look: int) -> float | None:
+    def tilt(self, at: int) -> float | None:
         """Relative gradient of the lowest third of the layers over that of the highest third."""
-        flow = [v for v in self.flow(look).values()]
+        flow = list(self.flow(at).values())
         if len(flow) < 4:
             return None
         third = max(1, len(flow) // 3)
@@ -121,21 +110,25 @@ class Case:
 
     @cached_property
     def complete(self) -> list[int]:
-        """Looks whose gradients were read."""
+        """Snapshots whose gradients were read."""
         return [i for i, _ in enumerate(self.history) if self.values("grad_norm", i)]
 
-    def pace(self, look: int) -> float | None:
+    def pace(self, at: int) -> float | None:
         """Median update ratio of the layers that moved."""
-        moved = [v for v in self.values("update_ratio", look).values() if v > 0]
+        moved = [v for v in self.values("update_ratio", at).values() if v > 0]
         return float(np.median(moved)) if moved else None
 
     @cached_property
     def paces(self) -> list[float]:
         return [p for i in range(len(self.history)) if (p := self.pace(i)) is not None]
 
+    def wild(self, first: int) -> bool:
+        """Whether one of the first updates was far too large."""
+        return max(self.paces[:first], default=0.0) > limits.WILD
+
     @cached_property
     def fade(self) -> float:
-        """Size of the last hidden activations over that of the inputs, at the first look.
+        """Size of the last hidden activations over that of the inputs, in the first snapshot.
 
         1 for transformers: a norm stands before every matrix, whatever the stream's own size.
         """
@@ -147,29 +140,29 @@ class Case:
 
     @cached_property
     def alike(self) -> float:
-        """The spread in the highest third of the hidden layers at the first look."""
+        """The spread in the highest third of the hidden layers in the first snapshot."""
         spread = list(self.hidden("spread", 0).values())
         top = spread[-max(1, len(spread) // 3) :]
         return float(np.median(top)) if top else 1.0
 
     @cached_property
     def tilts(self) -> list[float]:
-        """Relative gradient, bottom over top, in the first looks."""
+        """Relative gradient, bottom over top, in the first snapshots."""
         return [t for i in self.complete[:3] if (t := self.tilt(i)) is not None]
 
     @property
     def plain_and_deep(self) -> bool:
         s = self.structure
-        return s is not None and not s.residual and s.shortest >= DEEP
+        return s is not None and not s.residual and s.shortest >= limits.DEEP
 
     @property
     def sound_pace(self) -> bool:
-        return bool(self.paces) and max(self.paces) > IDLE and max(self.paces[:4]) < WILD
+        return bool(self.paces) and max(self.paces) > limits.IDLE and not self.wild(4)
 
-    def lost_entries(self, look: int) -> dict[str, float]:
+    def lost_entries(self, at: int) -> dict[str, float]:
         """Share of zero gradient entries by layer, beyond what silent units account for."""
-        dead, below, lost = self.values("dead", look), 0.0, {}
-        for name, zeros in self.values("zero_grad", look).items():
+        dead, below, lost = self.values("dead", at), 0.0, {}
+        for name, zeros in self.values("zero_grad", at).items():
             own = dead.get(name, 0.0)
             lost[name] = max(0.0, zeros - (1 - (1 - own) * (1 - below)))
             below = own
@@ -177,15 +170,15 @@ class Case:
 
     def aimed_lr(self) -> float:
         """A learning rate whose first updates have a sound size against the weights."""
-        aim = AIM.get(self.optimizer, AIM[""])
-        look = next((i for i in range(len(self.history)) if self.pace(i)), None)
-        if look is None:
+        aim = limits.AIM.get(self.optimizer, limits.AIM[""])
+        at = next((i for i in range(len(self.history)) if self.pace(i)), None)
+        if at is None:
             return self.lr / 10
-        used = self.history[look].get("lr") or self.lr
-        return float(f"{used * aim / (self.pace(look) or aim):.2g}")
+        used = self.history[at].get("lr") or self.lr
+        return float(f"{used * aim / (self.pace(at) or aim):.2g}")
 
 
-def finite(value: Any) -> bool:
+def finite(value: float | str | None) -> bool:
     """Whether a value is a finite number; None counts as finite: it was not measured."""
     try:
         return value is None or math.isfinite(float(value))

@@ -1,4 +1,4 @@
-"""Which layers a fine-tune changed: by how much their weights moved, and what they now say."""
+"""Which layers a fine-tune changed: how far weights moved, and how much outputs differ."""
 
 import math
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ from layerwise.inspection.probe import cka
 from layerwise.inspection.texts import tokenwise
 from layerwise.models.network import Network
 
-LEAST_CHANGE = 5e-4  # of a layer's size: below it a base was taken as it is
+LEAST_CHANGE = 5e-4  # of a layer's size: below it the base counts as unchanged
 
 
 def changed_layers(
@@ -18,13 +18,14 @@ def changed_layers(
 ) -> list[dict[str, Any]]:
     """[{name, change, cka}] of the layers that both have, in order.
 
-    change: norm of the difference of the weights over that of the base's; cka: likeness of what
-    the layer hands on in both, on the same rows (1: the same picture). A layer whose weights have
+    change: norm of the difference of the weights over that of the base's; cka: likeness of
+    the layer's outputs in both, on the same rows (1: the same picture). A layer whose weights have
     another shape (a fresh head) is left out.
     """
     batches = list(batches)
     if not all(map(tokenwise, batches)):  # then a row is a text, whatever shape its answers have
-        batches = [without_targets(batch) for batch in batches]
+        kept = [{k: v for k, v in b.tensors.items() if k != "targets"} for b in batches]
+        batches = [Batch(tensors, b.rows) for tensors, b in zip(kept, batches, strict=True)]
     ours, theirs = network.layers(), base.layers()
     now, before = collect(network, batches)[0], collect(base, batches)[0]
     out: list[dict[str, Any]] = []
@@ -38,10 +39,6 @@ def changed_layers(
         alike = float(cka([x[name][:: -(-len(x[name]) // CKA_ROWS)] for x in (now, before)])[0, 1])
         out.append({"name": name, "change": moved / max(size, 1e-12), "cka": alike})
     return out
-
-
-def without_targets(batch: Batch) -> Batch:
-    return Batch({k: v for k, v in batch.tensors.items() if k != "targets"}, batch.rows)
 
 
 def changed_sentences(rows: list[dict[str, Any]]) -> list[str]:

@@ -42,8 +42,8 @@ def depth_report(
     """Probe every layer of a trained network.
 
     batches: rows with "targets": (B,) classes, (B,) numbers, (B, C) several labels, or
-    (B, T) a class for each token of a text, negative where there is none; best rows it was not
-    trained on; about 2,000 are used. labels: names of the classes, for the sentences.
+    (B, T) a class for each token of a text, negative where there is none; preferably rows it was
+    not trained on; about 2,000 are used. labels: names of the classes, for the sentences.
     gradients: {layer: gradient norm}, as the watch saw them.
     Errors: DataError when there are too few rows to score a probe on.
     """
@@ -55,11 +55,24 @@ def depth_report(
     floors: list[LayerDepth] = []
     merits: list[np.ndarray] = []  # (n,) per layer: how right the probe was on each row
     for name, x in features.items():
-        before = merits[-1] if merits else None
-        gradient = (gradients or {}).get(name)
-        floor, merit = probe_layer(name, x, question, properties, before, gradient)
+        fit = CrossFit(x, question.folds)
+        merits.append(question.merit(fit.predict(question.targets), question.targets))
+        change = merits[-1] - merits[max(0, len(merits) - 2)]
+        controls = [question.merit(fit.predict(y), y).mean() for y in question.shuffled]
+        reads = {k: round(r_squared(fit.predict(v), v), 4) for k, v in properties.items()}
+        floor = LayerDepth(
+            name=name,
+            probe=float(merits[-1].mean()),
+            error=standard_error(merits[-1]),
+            gain=float(change.mean()),
+            gain_error=standard_error(change),
+            control=float(np.mean(controls)),
+            width=x.shape[1],
+            effective_rank=effective_rank(x),
+            reads=reads,
+            gradient=(gradients or {}).get(name),
+        )
         floors.append(floor)
-        merits.append(merit)
     some = np.random.default_rng(seed).permutation(n)[:CKA_ROWS]
     return DepthReport(
         layers=floors,
@@ -95,34 +108,6 @@ class Question:
         return 1 - ((targets - predicted) ** 2 / spread).mean(1)
 
 
-def probe_layer(
-    name: str,
-    x: np.ndarray,
-    question: Question,
-    properties: dict[str, np.ndarray],
-    before: np.ndarray | None,
-    gradient: float | None,
-) -> tuple[LayerDepth, np.ndarray]:
-    """One floor from its features (n, D), and how right the probe was on each row."""
-    fit = CrossFit(x, question.folds)
-    merit = question.merit(fit.predict(question.targets), question.targets)
-    change = merit - before if before is not None else np.zeros_like(merit)
-    controls = [question.merit(fit.predict(y), y).mean() for y in question.shuffled]
-    floor = LayerDepth(
-        name=name,
-        probe=float(merit.mean()),
-        error=standard_error(merit),
-        gain=float(change.mean()),
-        gain_error=standard_error(change),
-        control=float(np.mean(controls)),
-        width=x.shape[1],
-        effective_rank=effective_rank(x),
-        reads={k: round(r_squared(fit.predict(v), v), 4) for k, v in properties.items()},
-        gradient=gradient,
-    )
-    return floor, merit
-
-
 def recall_by_class(
     merits: list[np.ndarray], targets: np.ndarray, labels: Sequence[str]
 ) -> dict[str, list[float]]:
@@ -150,7 +135,7 @@ def collect(
     Of texts with a class for each token such a token is a row, the commonest class `thinned`.
     """
     layers = dict(network.layers())
-    layers.pop("pos_embed", None)  # says the same of every text
+    layers.pop("pos_embed", None)  # outputs the same for every text
     device = str(next(network.parameters()).device)
     kept: dict[str, list[np.ndarray]] = {"inputs": [], **{name: [] for name in layers}}
     seen: list[dict[str, np.ndarray]] = []
@@ -177,7 +162,9 @@ def collect(
 
 def features_of(x: Tensor, batch: Batch) -> np.ndarray:
     """(n, D): one row per example, or per token where those have the labels."""
-    return rows_of_text(x.detach(), batch).cpu().numpy() if is_text(batch) else pooled(x)
+    if x.ndim < 4 and is_text(batch):
+        return rows_of_text(x.detach(), batch).cpu().numpy()
+    return pooled(x)
 
 
 def pooled(x: Tensor) -> np.ndarray:

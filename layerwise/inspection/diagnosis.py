@@ -1,18 +1,16 @@
-"""Why a training goes wrong: what the watch saw, the loss curve and the structure, put to rules.
+"""Why a training goes wrong: rules over what the watch saw, the loss curve and the structure.
 
 A symptom alone is not reported: a small gradient in a network that learns is no fault. Each rule
 asks for the cause's own mark (the scale of the fresh weights, the size of the first updates, units
 that are silent, weights nothing reaches) together with harm, and a cause silences the faults that
 follow from it, so that one fault gives one diagnosis.
 
-`rules.py` holds the rules, `case.py` the measures and thresholds they compare.
+`rules.py` holds the rules, `case.py` the measures that they compare with those of `limits.py`.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from typing import Any
-
-import numpy as np
 
 from layerwise.data.examples import Batch
 from layerwise.inspection import rules, text_rules
@@ -24,25 +22,12 @@ from layerwise.inspection.texts import is_text, tokenwise
 from layerwise.models.network import Network
 from layerwise.settings import Settings
 
-__all__ = ["Diagnosis", "diagnose", "split_cure"]
-
 RULES: tuple[Callable[[Case], Iterable[Diagnosis]], ...] = (  # causes before consequences
-    rules.fp16_underflow,
-    rules.detached_layer,
-    rules.frozen_layer,
-    text_rules.masked_labels,
-    text_rules.dead_heads,
-    rules.saturated_units,
-    rules.dead_units,
-    rules.bad_init,
-    text_rules.embedding_collapse,
-    text_rules.saturated_attention,
-    rules.vanishing_gradients,
-    rules.exploding_gradients,
-    rules.no_residuals,
-    rules.wrong_lr,
-    rules.shuffled_labels,
-)
+    rules.fp16_underflow, rules.detached_layer, rules.frozen_layer, text_rules.masked_labels,
+    text_rules.dead_heads, rules.saturated_units, rules.dead_units, rules.bad_init,
+    text_rules.embedding_collapse, text_rules.saturated_attention, rules.vanishing_gradients,
+    rules.exploding_gradients, rules.no_residuals, rules.wrong_lr, rules.shuffled_labels,
+)  # fmt: skip
 ATTENTION = ("saturated_attention", "embedding_collapse")
 FLOW = ("vanishing_gradients", "exploding_gradients", "no_residuals")
 RATE = ("lr_too_high", "lr_too_low")
@@ -55,7 +40,7 @@ EXPLAINS: dict[str, tuple[str, ...]] = {  # a cause and the faults that follow f
     "masked_labels": (),
     "embedding_collapse": ("saturated_attention", *FLOW, *RATE, "shuffled_labels"),
     "saturated_attention": (*FLOW, *RATE, "shuffled_labels"),
-    "dead_heads": ("dead_units", "embedding_collapse"),  # what silent heads hand on is silent
+    "dead_heads": ("dead_units", "embedding_collapse"),  # the outputs of silent heads are silent
     "init_too_small": (*FLOW, *RATE, "shuffled_labels"),
     "init_too_large": (*ATTENTION, *FLOW, *RATE, "shuffled_labels"),
     "vanishing_gradients": (*FLOW, *RATE, "shuffled_labels"),
@@ -74,7 +59,6 @@ def diagnose(
     *,
     probe: Batch | None = None,
     held_out: Batch | None = None,
-    chance: float | None = None,
     lr: float = 0.0,
     optimizer: str = "",
     frozen: Iterable[str] = (),
@@ -82,35 +66,33 @@ def diagnose(
 ) -> list[Diagnosis]:
     """What is wrong with a training, root cause first; empty when it is healthy.
 
-    history: the looks of a `Watch`; curve: rows with "step", "loss" as the run's log has them (a
-    row with "guardian", or a loss that is no number, marks a breakdown).
+    history: the snapshots of a `Watch`; curve: rows with "step", "loss" as in the run's log (a
+    row with "guardian", or a loss that is not finite, marks a breakdown).
     network: lets the rules read its structure, when `probe` is given too.
     probe: a few hundred training rows as the task makes them; held_out: rows it did not train on.
-    chance: loss of the best constant answer (from `probe` when left out); lr, optimizer: as set.
-    frozen: layers that are not meant to train; stopped: the message with which a run ended early.
+    lr, optimizer: as set; frozen: layers that are not meant to train; stopped: the message with
+    which a run ended early.
     """
     if not history:
         return []
     case = Case(history, curve, lr=lr, optimizer=optimizer, frozen=frozenset(frozen))
-    case.stopped, case.chance = stopped, chance
+    case.stopped = stopped
     if probe is not None:
-        case.chance = chance if chance is not None else chance_loss(probe)
-        case.carried = carried(probe) if tokenwise(probe) else None
+        case.chance = chance_loss(probe)
+        if tokenwise(probe):
+            case.carried = (probe["targets"] >= 0).double().mean(1).cpu().numpy()
     if probe is not None and network is not None and "targets" in probe.tensors:
         device = str(next(network.parameters()).device)
-        rows = [b.to(device) if b is not None else None for b in (probe, held_out)]
-        assert rows[0] is not None
-        if not is_text(rows[0]):
-            case.structure = structure(network, rows[0].first(2).main(network.READS))
-        elif not tokenwise(rows[0]):
-            case.likeness = likeness(network, rows[1] or rows[0])
-        case.signal = signal(network, rows[0], rows[1])
+        probe, held_out = probe.to(device), held_out and held_out.to(device)
+        if not is_text(probe):
+            some = probe.first(2)
+            main = some.main(network.READS)
+            beside = {k: t for k, t in some.select(network.READS).items() if t is not main}
+            case.structure = structure(network, main, **beside)
+        elif not tokenwise(probe):
+            case.likeness = likeness(network, held_out or probe)
+        case.signal = signal(network, probe, held_out)
     return ranked(case)
-
-
-def carried(batch: Batch) -> np.ndarray:
-    """(n,) the share of each row's tokens that carry loss."""
-    return (batch["targets"] >= 0).double().mean(1).cpu().numpy()
 
 
 def ranked(case: Case) -> list[Diagnosis]:
@@ -132,7 +114,5 @@ def split_cure(options: dict[str, Any], config: Any) -> tuple[dict[str, Any], di
     """
     known = {f.name for f in fields(Settings)}
     own = {f.name for f in fields(config)}
-    return (
-        {k: v for k, v in options.items() if k in known and k not in own},
-        {k: v for k, v in options.items() if k in own},
-    )
+    chosen = {k: v for k, v in options.items() if k in known and k not in own}
+    return chosen, {k: v for k, v in options.items() if k in own}

@@ -1,4 +1,4 @@
-"""Where each attention head looks: its weights, taken beside the fast kernel, which keeps none.
+"""Where each attention head looks: its weights, computed beside the fast kernel, which keeps none.
 
 The forward pass of every attention module calls `layers.attention.attention`. While a module is
 watched, its own forward pass runs with that name bound to a witness, so what is seen is exact for
@@ -25,6 +25,7 @@ SHARP = 0.1  # of the possible entropy: a head below it reads hardly more than o
 RESTING = 0.5  # of its weight on the first token: such a head looks away, it is not stuck
 IDLE = 1e-3  # of the strongest head's contribution
 FEWEST_KEYS = 4  # a query that sees fewer says nothing about where a head looks
+Mask = Tensor | None
 MEASURES = ("entropy", "distance", "first", "itself", "previous")
 
 
@@ -33,9 +34,10 @@ def attention_modules(network: nn.Module) -> dict[str, nn.Module]:
     return {name: m for name, m in network.named_modules() if calls_attention(type(m).forward)}
 
 
-def calls_attention(forward: Any) -> bool:
-    known = getattr(forward, "__globals__", {}).get("attention") is attention
-    return known and "attention" in forward.__code__.co_names
+def calls_attention(forward: Callable) -> bool:
+    if not isinstance(forward, FunctionType) or "attention" not in forward.__code__.co_names:
+        return False
+    return forward.__globals__.get("attention") is attention
 
 
 @contextmanager
@@ -67,12 +69,7 @@ def witnessed(module: nn.Module, see: Callable[..., None]) -> FunctionType:
 
 @torch.no_grad()
 def measures(
-    q: Tensor,
-    k: Tensor,
-    mask: Tensor | None,
-    causal: bool,
-    options: dict[str, Any],
-    keep: Tensor | None = None,
+    q: Tensor, k: Tensor, mask: Mask, causal: bool, options: dict[str, Any], keep: Mask = None
 ) -> tuple[dict[str, np.ndarray], Tensor]:
     """Where the heads look: (H,) of each of MEASURES, and the weights (B, H, T, S).
 
@@ -114,7 +111,7 @@ def contributions(module: nn.Module, weights: Tensor, v: Tensor) -> np.ndarray:
     """(H,) how much each head adds to the stream: its output's size times its part of `o_proj`."""
     v = v.repeat_interleave(weights.shape[1] // v.shape[1], dim=1)  # (B, H, S, Dh)
     sizes = (weights.to(v.dtype) @ v).float().square().mean((0, 2, 3)).sqrt()  # (H,)
-    out: Tensor = module.o_proj.weight  # type: ignore[union-attr, assignment]
+    out = module.get_parameter("o_proj.weight")
     parts = out.detach().unflatten(1, (len(sizes), -1)).float().norm(dim=(0, 2))
     return (sizes * parts).double().cpu().numpy()
 
@@ -135,15 +132,11 @@ def head_statistics(layer: nn.Module, args: tuple, options: dict[str, Any]) -> d
     with evaluating(layer), heads_seen(layer, see):
         layer.forward(*first_row(args, n_rows), **first_row(options, n_rows))
     where = {n: np.concatenate([w[n] for w, _ in found]) for n in ("entropy", "first")}
-    idle = [(c <= IDLE * c.max()).mean() for _, c in found]
+    out = {"idle": float(np.mean([(c <= IDLE * c.max()).mean() for _, c in found]))}
     if np.isnan(where["entropy"]).any():
-        return {"idle": float(np.mean(idle))}
+        return out
     stuck = (where["entropy"] < SHARP) & (where["first"] < RESTING)
-    return {
-        "entropy": float(np.median(where["entropy"])),
-        "sharp": float(stuck.mean()),
-        "idle": float(np.mean(idle)),
-    }
+    return out | {"entropy": float(np.median(where["entropy"])), "sharp": float(stuck.mean())}
 
 
 def first_row(value: Any, n_rows: int) -> Any:

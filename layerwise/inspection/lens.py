@@ -1,7 +1,7 @@
-"""What the head would say at every depth of a language model, and which tokens are hard.
+"""What the head would predict at every depth of a language model, and which tokens are hard.
 
 The logit lens (nostalgebraist 2020; Belrose et al., arXiv:2303.08112, section 2): the last norm and
-the head are put on what each block hands on. The scores never are held whole.
+the head are applied to the output of each block. The scores are never held as a whole.
 
 Shapes: B rows, T positions, D width, V vocabulary, N positions that carry loss.
 """

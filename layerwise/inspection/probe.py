@@ -97,16 +97,13 @@ def r_squared(predicted: np.ndarray, targets: np.ndarray) -> float:
 def effective_rank(x: np.ndarray) -> float:
     """exp(entropy of the normalised singular values) of the centred rows: 1 to min(n, D)."""
     centred = x - x.mean(0, dtype=np.float64)
-    values = np.sqrt(np.linalg.eigvalsh(smaller_gram(centred)).clip(0))
+    wide = x.shape[1] > x.shape[0]
+    gram = centred @ centred.T if wide else centred.T @ centred  # the smaller one
+    values = np.sqrt(np.linalg.eigvalsh(gram).clip(0))
     if not values.sum() > 0:
         return 0.0
-    shares = values / values.sum()
-    shares = shares[shares > 0]
+    shares = values[values > 0] / values.sum()
     return float(np.exp(-(shares * np.log(shares)).sum()))
-
-
-def smaller_gram(x: np.ndarray) -> np.ndarray:
-    return x.T @ x if x.shape[1] <= x.shape[0] else x @ x.T
 
 
 def cka(features: list[np.ndarray]) -> np.ndarray:
@@ -125,7 +122,7 @@ def cka(features: list[np.ndarray]) -> np.ndarray:
 
 
 def hollow(x: np.ndarray) -> np.ndarray:
-    """Inner products of all rows with a zero diagonal, of mean size 1 for good numbers: (n, n)."""
+    """Inner products of all rows with a zero diagonal, scaled to mean size 1: (n, n)."""
     kernel = x @ x.T
     np.fill_diagonal(kernel, 0.0)
     size = np.sqrt((kernel**2).mean())

@@ -72,12 +72,13 @@ def reading(
     seed: int = 0,
     gradients: dict[str, float] | None = None,
 ) -> Reading:
-    """Look into a trained text network.
+    """Inspect a trained text network.
 
-    batches: as its task makes them, best of rows it was not trained on. names_tokens: whether it
-    learned what each token is; probes: whether it learned labels that probes can look for. stream:
-    makes a decoder of tokens, for the example. base: the network it was fine-tuned from. The rest
-    as for `depth_report`. Errors: DataError when there are too few rows to score a probe on.
+    batches: as its task makes them, preferably of rows it was not trained on. names_tokens:
+    whether it learned what each token is; probes: whether it learned labels that probes can
+    predict. stream: makes a decoder of tokens, for the example. base: the network it was
+    fine-tuned from. The rest as for `depth_report`.
+    Errors: DataError when there are too few rows to score a probe on.
     """
     device = str(next(network.parameters()).device)
     batches = [batch.to(device) for batch in batches]

@@ -9,22 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from layerwise.inspection.case import (
-    ALIKE,
-    DEAD,
-    EXPLODED,
-    FADED,
-    GAIN_HIGH,
-    GAIN_LOW,
-    GROWN,
-    IDLE,
-    SATURATED,
-    UNDERFLOW,
-    VANISHED,
-    VERY_DEEP,
-    WILD,
-    Case,
-)
+from layerwise.inspection import limits
+from layerwise.inspection.case import Case
 from layerwise.inspection.floors import span
 
 
@@ -45,51 +31,47 @@ class Diagnosis:
 
 def fp16_underflow(case: Case) -> Iterable[Diagnosis]:
     """In half precision, gradients below 6e-8 become zero."""
-    looks = [i for i in case.complete if case.history[i].get("dtype") == "float16"]
-    if not looks:
+    half = [i for i in case.complete if case.history[i].get("dtype") == "float16"]
+    if not half:
         return
-    zeros = case.lost_entries(looks[len(looks) // 2])
-    share = float(np.median(list(zeros.values())))
-    if share < UNDERFLOW:
-        return
-    where = span([n for n, v in zeros.items() if v >= UNDERFLOW])
-    worst = max(zeros, key=zeros.__getitem__)
-    yield Diagnosis(
-        "fp16_underflow",
-        where,
-        f"{share:.0%} of the gradient entries are exactly zero in fp16, beside those "
-        f"of silent units (worst: {worst} with {zeros[worst]:.0%})",
-        "train in bf16 or fp32, whose smallest numbers are far smaller than fp16's",
-        {"dtype": "fp32"},
-    )
+    zeros = case.lost_entries(half[len(half) // 2])
+    share, worst = float(np.median(list(zeros.values()))), max(zeros, key=zeros.__getitem__)
+    if share >= limits.UNDERFLOW:
+        yield Diagnosis(
+            "fp16_underflow",
+            span(list(at_least(zeros, limits.UNDERFLOW))),
+            f"{share:.0%} of the gradient entries are exactly zero in fp16, beside those "
+            f"of silent units (worst: {worst} with {zeros[worst]:.0%})",
+            "train in bf16 or fp32, whose smallest numbers are far smaller than fp16's",
+            {"dtype": "fp32"},
+        )
 
 
 def detached_layer(case: Case) -> Iterable[Diagnosis]:
-    """Layers that ask for a gradient and get none: the forward pass cuts the graph above them."""
-    if not case.complete:
-        return
-    layers = case.history[case.complete[-1]]["layers"]
+    """Layers that require a gradient and get none: the forward pass cuts the graph above them."""
+    layers = case.history[case.complete[-1]]["layers"] if case.complete else {}
     cut = [n for n, s in layers.items() if s["trainable"] and s["grad_norm"] is None]
     cut = [n for n in cut if n not in case.frozen]
     if cut:
         yield Diagnosis(
             "detached_layer",
             span(cut),
-            f"{span(cut)} asks for a gradient but gets none, while the layers above it do",
-            f"look in the forward pass for a detach(), no_grad() or .data after {cut[-1]}, or for "
-            "a layer whose output is not used",
+            f"{span(cut)} requires a gradient but gets none, while the layers above it do",
+            f"in the forward pass, check for a detach(), no_grad() or .data after {cut[-1]}, or "
+            "for a layer whose output is not used",
         )
 
 
 def frozen_layer(case: Case) -> Iterable[Diagnosis]:
     """Layers that are never updated, though nobody asked for it."""
-    looks = [i for i in case.complete if case.values("update_ratio", i)]
-    if not looks:
+    updated = [i for i in case.complete if case.values("update_ratio", i)]
+    if not updated:
         return
-    layers = case.history[looks[-1]]["layers"]
+    layers, flow = case.history[updated[-1]]["layers"], case.flow(updated[-1])
+    pull = 1e-4 * max(flow.values(), default=0.0)  # gradients that an optimiser would follow
     still = [n for n, s in layers.items() if s["weight_norm"] and n not in case.frozen]
     off = [n for n in still if not layers[n]["trainable"]]
-    idle = [n for n in still if layers[n]["update_ratio"] == 0 and pulls(case, looks[-1], n)]
+    idle = [n for n in still if layers[n]["update_ratio"] == 0 and flow.get(n, 0.0) > pull]
     for names, why in ((off, "takes no gradient"), (idle, "has a gradient but is never updated")):
         if names and len(names) < len(still):
             yield Diagnosis(
@@ -97,33 +79,25 @@ def frozen_layer(case: Case) -> Iterable[Diagnosis]:
                 span(names),
                 f"{span(names)} {why}: its update is exactly 0 while other layers move by "
                 f"{case.paces[-1] if case.paces else 0:.1e} of their size per step",
-                "set requires_grad and hand its parameters to the optimiser (--unfreeze all)",
+                "set requires_grad and give its parameters to the optimiser (--unfreeze all)",
                 {"unfreeze": "all"},
             )
 
 
-def pulls(case: Case, look: int, name: str) -> bool:
-    """Whether a layer's gradient is large enough that an optimiser which has it would move it."""
-    flow = case.flow(look)
-    return flow.get(name, 0.0) > 1e-4 * max(flow.values(), default=0.0)
-
-
 def saturated_units(case: Case) -> Iterable[Diagnosis]:
     """Sigmoids in their flat part from the start: a scale too large for them."""
-    if not case.poor:
-        return
-    for i in range(min(3, len(case.history))):
-        worst = worst_layers(case.hidden("saturated", i), SATURATED)
-        few = len(worst) < len(case.hidden("saturated", i)) / 2
-        if few and np.median(list(case.hidden("gain", 0).values()) or [1.0]) > GAIN_HIGH:
+    for i in range(min(3, len(case.history)) if case.poor else 0):
+        shares = case.hidden("saturated", i)
+        worst, gains = at_least(shares, limits.SATURATED), case.hidden("gain", 0)
+        large = np.median(list(gains.values()) or [1.0]) > limits.GAIN_HIGH
+        if len(worst) < len(shares) / 2 and large:
             return  # one squashed layer among many: bad_init says why
-        if worst and not (i and max(case.paces[:i], default=0) > WILD):  # else the rate did it
-            share = max(worst.values())
-            step = case.history[i]["step"]
+        if worst and not case.wild(i):  # else the learning rate did it
+            where, step = span(list(worst)), case.history[i]["step"]
             yield Diagnosis(
                 "saturated_units",
-                span(list(worst)),
-                f"in {span(list(worst))} {share:.0%} of the units sit in the flat part of their "
+                where,
+                f"in {where} {max(worst.values()):.0%} of the units sit in the flat part of their "
                 f"sigmoid or tanh at step {step}, where the slope is below 0.04; "
                 + case.loss_sentence(),
                 "replace the activation by ReLU with Kaiming initialisation, or make the fresh "
@@ -136,18 +110,13 @@ def saturated_units(case: Case) -> Iterable[Diagnosis]:
 def dead_units(case: Case) -> Iterable[Diagnosis]:
     """ReLUs that are zero for every row; after wild updates that is the learning rate's doing."""
     late = [i for i in range(len(case.history)) if case.hidden("dead", i)][-3:]
-    if not late:
-        return
-    common = {
-        n: min(case.hidden("dead", i).get(n, 0.0) for i in late)
-        for n in case.hidden("dead", late[0])
-    }
-    worst = worst_layers(common, DEAD)
+    worst = at_least(case.always("dead", late), limits.DEAD)
+    worst.pop(case.names[-1], None)  # its outputs are the answer
     if not worst:
         return
     n, share = max(worst.items(), key=lambda x: x[1])
-    at_start = case.hidden("dead", 0).get(n, 0.0) > DEAD
-    if not at_start and max(case.paces[:4], default=0) > WILD:
+    at_start = case.hidden("dead", 0).get(n, 0.0) > limits.DEAD
+    if not at_start and case.wild(4):
         return  # wrong_lr says it
     yield Diagnosis(
         "dead_units",
@@ -155,7 +124,7 @@ def dead_units(case: Case) -> Iterable[Diagnosis]:
         f"in {n} {share:.0%} of the units are zero for every row"
         + (" from the first step on" if at_start else ", though they were not at the start"),
         "start again from fresh weights with zero biases (Kaiming initialisation) and a lower "
-        "learning rate; an activation that never goes silent (GELU) keeps it from coming back",
+        "learning rate; an activation that never goes silent (GELU) prevents it",
         {"init": "kaiming", "activation": "gelu", **({} if at_start else {"lr": case.lr / 10})},
     )
 
@@ -165,39 +134,29 @@ def bad_init(case: Case) -> Iterable[Diagnosis]:
     gains = case.hidden("gain", 0)
     if not gains or not case.slow:
         return
-    gain = float(np.median(list(gains.values())))
-    size = case.fade
-    if gain < GAIN_LOW and size < FADED:
-        how = f"the last hidden layer hands on {size:.1e} of the size of the inputs"
-        yield init_diagnosis("init_too_small", gains, gain, how, case)
-    elif gain > GAIN_HIGH:
-        how = f"the last hidden layer hands on {size:.1e} times the size of the inputs"
-        yield init_diagnosis("init_too_large", gains, gain, how, case)
-
-
-def init_diagnosis(
-    fault: str, gains: dict[str, float], gain: float, how: str, case: Case
-) -> Diagnosis:
-    return Diagnosis(
-        fault,
-        span(list(gains)),
-        f"fresh weights have a scale of {gain:.2g} / sqrt(fan-in), where 0.6 to 1.4 is sound; "
-        f"{how}; {case.loss_sentence()}",
-        "initialise after Kaiming (He et al. 2015): variance 2/fan-in before a ReLU",
-        {"init": "kaiming"},
-    )
+    gain, size = float(np.median(list(gains.values()))), case.fade
+    small = gain < limits.GAIN_LOW and size < limits.FADED
+    if small or gain > limits.GAIN_HIGH:
+        yield Diagnosis(
+            "init_too_small" if small else "init_too_large",
+            span(list(gains)),
+            f"fresh weights have a scale of {gain:.2g} / sqrt(fan-in), where 0.6 to 1.4 is sound; "
+            f"the outputs of the last hidden layer have {size:.1e} {'of' if small else 'times'} "
+            f"the size of the inputs; {case.loss_sentence()}",
+            "initialise after Kaiming (He et al. 2015): variance 2/fan-in before a ReLU",
+            {"init": "kaiming"},
+        )
 
 
 def vanishing_gradients(case: Case) -> Iterable[Diagnosis]:
     """Gradients that shrink layer by layer on their way down, by squashing activations or scale."""
-    if not case.tilts or not case.poor or min(case.tilts) > VANISHED:
+    if not case.tilts or not case.poor or min(case.tilts) > limits.VANISHED:
         return
     squashing = case.structure.squashing if case.structure else ""
     if case.plain_and_deep and not squashing:
         return  # no_residuals says it
     flow = case.flow(case.complete[0])
     names = list(flow)
-    options = {"activation": "relu", "init": "kaiming", **shortcuts(case)}
     yield Diagnosis(
         "vanishing_gradients",
         span(names[: max(1, len(names) // 3)]),
@@ -205,13 +164,14 @@ def vanishing_gradients(case: Case) -> Iterable[Diagnosis]:
         f"{flow[names[-1]]:.1e} in {names[-1]}; {case.loss_sentence()}",
         (f"{squashing} halves the gradient in every layer: use ReLU" if squashing else "use ReLU")
         + " with Kaiming initialisation, and shortcuts around the layers of a deep network",
-        options,
+        {"activation": "relu", "init": "kaiming", **shortcuts(case)},
     )
 
 
 def exploding_gradients(case: Case) -> Iterable[Diagnosis]:
     """Gradients or activations that grow layer by layer until no step size fits."""
-    if not case.slow or not (case.fade > GROWN or max(case.tilts, default=0) > EXPLODED):
+    explode = max(case.tilts, default=0) > limits.EXPLODED
+    if not case.slow or not (case.fade > limits.GROWN or explode):
         return
     scale = f"activations grow to {case.fade:.1e} times the size of the inputs"
     flow = case.flow(case.complete[0]) if case.complete else {}
@@ -233,16 +193,16 @@ def no_residuals(case: Case) -> Iterable[Diagnosis]:
     if not case.slow or not case.plain_and_deep:
         return
     assert case.structure is not None
-    tilt = case.tilts[0] if case.tilts else None
-    seen = case.alike < ALIKE or (tilt is not None and not 1 / 30 < tilt < 30)
+    depth, tilt = case.structure.shortest, case.tilts[0] if case.tilts else None
+    seen = case.alike < limits.ALIKE or (tilt is not None and not 1 / 30 < tilt < 30)
     unlabelled = case.signal is not None and case.signal.present is False
-    if not seen and (case.structure.shortest < VERY_DEEP or unlabelled or not case.sound_pace):
+    if not seen and (depth < limits.VERY_DEEP or unlabelled or not case.sound_pace):
         return
     yield Diagnosis(
         "no_residuals",
         span(case.names),
-        f"every way through the network passes {case.structure.shortest} weight layers, none has a "
-        f"shortcut; at the top only {case.alike:.1%} of the activations' size differs between rows"
+        f"every path through the network passes {depth} weight layers, and none has a shortcut; at "
+        f"the top only {case.alike:.1%} of the activations' size differs between rows"
         + (f", the gradient at the bottom is {tilt:.1e} of that at the top" if tilt else "")
         + f"; {case.loss_sentence()}",
         "add shortcuts around the layers (residual) with normalisation, or use fewer layers",
@@ -254,36 +214,27 @@ def wrong_lr(case: Case) -> Iterable[Diagnosis]:
     """Updates far too large or too small against the weights they change."""
     if not case.poor or not case.paces:
         return
-    first, most = max(case.paces[:4]), max(case.paces)
-    new = case.aimed_lr()
-    change = {"lr": new} if new > 0 else {}
-    if first > WILD or (most > WILD and (case.broke or case.end > case.start)):
-        pace = first if first > WILD else most
+    most, new = max(case.paces), case.aimed_lr()
+    high = case.wild(4) or (most > limits.WILD and (case.broke or case.end > case.start))
+    pace = max(case.paces[:4]) if case.wild(4) else most
+    if high or (most < limits.IDLE and not case.broke):
         yield Diagnosis(
-            "lr_too_high",
+            "lr_too_high" if high else "lr_too_low",
             "",
-            f"one step changes the weights by {pace:.1%} of their size, where about 1% is sound; "
+            f"one step changes the weights by {f'{pace:.1%}' if high else f'{pace:.1e}'} of their "
+            f"size, where about 1% is sound; {'' if high else 'gradients flow, but '}"
             + case.loss_sentence(),
-            f"lower the learning rate to about {new:g}",
-            change,
-        )
-    elif most < IDLE and not case.broke:
-        yield Diagnosis(
-            "lr_too_low",
-            "",
-            f"one step changes the weights by {most:.1e} of their size, where about 1% is sound; "
-            f"gradients flow, but {case.loss_sentence()}",
-            f"raise the learning rate to about {new:g}",
-            change,
+            f"{'lower' if high else 'raise'} the learning rate to about {new:g}",
+            {"lr": new} if new > 0 else {},
         )
 
 
 def shuffled_labels(case: Case) -> Iterable[Diagnosis]:
-    """Nothing in the rows foretells their labels: neither to the network nor to simple probes."""
+    """Neither the network nor simple probes can predict the labels of the rows."""
     found = case.signal
     if found is None or found.present is not False:
         return
-    learned = "learned its rows by heart" if case.fall > 0.5 else "cannot beat guessing on its rows"
+    learned = "memorised its rows" if case.fall > 0.5 else "cannot beat guessing on its rows"
     yield Diagnosis(
         "shuffled_labels",
         "",
@@ -299,5 +250,5 @@ def shortcuts(case: Case) -> dict[str, Any]:
     return {"residual": True, "norm": "batch"} if case.plain_and_deep else {}
 
 
-def worst_layers(shares: dict[str, float], least: float) -> dict[str, float]:
+def at_least(shares: dict[str, float], least: float) -> dict[str, float]:
     return {n: v for n, v in shares.items() if v >= least}

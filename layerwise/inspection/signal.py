@@ -1,4 +1,4 @@
-"""Do the labels belong to the rows? Asked of the network and of probes too simple to be at fault.
+"""Do the labels belong to the rows? The network and probes too simple to be at fault are tried.
 
 Legend: n rows, C classes, D features.
 """
@@ -29,7 +29,7 @@ PRIOR = 20.0  # times that a token must have been seen to count as much as the f
 
 @dataclass(frozen=True)
 class Signal:
-    """Whether labels can be foretold: True, False, or None when there are too few rows to say."""
+    """Whether labels can be predicted: True, False, or None when there are too few rows to say."""
 
     present: bool | None
     sentence: str
@@ -40,14 +40,9 @@ def chance_loss(batch: Batch) -> float | None:
 
     None for numbers and several labels per row, where it depends on the task.
     """
-    targets = batch.tensors.get("targets")
-    if (
-        targets is None
-        or targets.is_floating_point()
-        or not (targets.ndim == 1 or tokenwise(batch))
-    ):
+    if not names_classes(batch) and not tokenwise(batch):
         return None
-    targets = targets[targets >= 0]
+    targets = batch["targets"][batch["targets"] >= 0]
     if not len(targets):
         return None
     shares = torch.bincount(targets).double() / len(targets)
@@ -58,9 +53,9 @@ def chance_loss(batch: Batch) -> float | None:
 def signal(network: Network, probe: Batch, held_out: Batch | None) -> Signal:
     """Does anything beat guessing on rows it has not seen?
 
-    The network is asked on `held_out`; a ridge regression in five folds on the raw values is asked
-    on `probe` and `held_out`, and on the network's features only on `held_out`: of the rows it was
-    trained on, the network may have learned the labels by heart.
+    The network is tried on `held_out`; a ridge regression in five folds on the raw values is tried
+    on `probe` and `held_out`, and one on the network's features only on `held_out`: of the rows it
+    was trained on, the network may have memorised the labels.
     """
     if tokenwise(probe):
         return token_signal(network, probe, held_out or probe)
@@ -80,15 +75,13 @@ def signal(network: Network, probe: Batch, held_out: Batch | None) -> Signal:
                 return Signal(True, tried[-1])
     unseen = probe if held_out is None else held_out
     if not usable(unseen):
-        few = f"only {len(unseen)} rows: too few to tell whether labels can be foretold"
+        few = f"only {len(unseen)} rows: too few to tell whether labels can be predicted"
         return Signal(None, few)
     return Signal(False, "; ".join(tried))
 
 
 def names_classes(batch: Batch) -> bool:
-    targets = batch.tensors.get("targets")
-    if targets is None:
-        return False
+    targets = batch.tensors.get("targets", torch.zeros(0))
     return len(batch) > 0 and targets.ndim == 1 and not targets.is_floating_point()
 
 
@@ -101,7 +94,7 @@ def views(
 ) -> list[tuple[str, np.ndarray]]:
     """The rows as numbers (n, D): the raw values, and the network's features where it is given."""
     inputs = batch.main(reads)
-    raw = rows_of_text(inputs, batch) if is_text(batch) else inputs.float()
+    raw = rows_of_text(inputs, batch) if is_text(batch) and inputs.ndim < 4 else inputs.float()
     while raw.ndim == 4 and raw[0].numel() > LARGEST:
         raw = nn.functional.avg_pool2d(raw, 2)
     what = "the counts of the words" if is_text(batch) else "the raw values"
@@ -117,7 +110,7 @@ def views(
 def in_pieces(network: Network, call: Callable[..., Tensor], batch: Batch) -> Tensor:
     """call(inputs) in evaluation mode, PIECE rows at a time: large images would not fit at once.
 
-    What is said of a text token by token is pooled, (B, T, D) to (B, D).
+    Outputs for each token of a text are pooled, (B, T, D) to (B, D).
     """
     out = []
     with evaluating(network):
@@ -133,7 +126,7 @@ def network_score(network: Network, batch: Batch) -> float:
 
 
 def likeness(network: Network, batch: Batch) -> float:
-    """The mean cosine between what the network makes of different texts: 1 where it is the same."""
+    """The mean cosine between the features of different texts: 1 where they are all the same."""
     x = in_pieces(network, network.features, batch)
     x = nn.functional.normalize(x.double(), dim=1)  # (n, D)
     n = len(x)
@@ -141,10 +134,10 @@ def likeness(network: Network, batch: Batch) -> float:
 
 
 def token_signal(network: Network, probe: Batch, held_out: Batch) -> Signal:
-    """Can the targets of tokens be foretold better than by their frequencies?
+    """Can the targets of tokens be predicted better than by their frequencies?
 
-    Asked is the network on `held_out`, against the frequencies there, and a table of which target
-    follows on which input token, counted on `probe` and thinned out where a token is rare, against
+    Tried are the network on `held_out`, against the frequencies there, and a table of which target
+    follows which input token, counted on `probe` and thinned out where a token is rare, against
     the frequencies in `probe`.
     """
     seen, wanted = (b["targets"][b["targets"] >= 0] for b in (probe, held_out))

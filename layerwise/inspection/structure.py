@@ -7,9 +7,9 @@ where there are shortcuts), which non-linearities there are, and which parameter
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 
 from layerwise.inspection.taps import eager
 
@@ -39,41 +39,42 @@ class Structure:
         return main if main in ("sigmoid", "tanh") else ""
 
 
-def structure(network: nn.Module, inputs: Tensor) -> Structure:
+def structure(network: nn.Module, inputs: Tensor, **beside: Tensor) -> Structure:
     """Read the structure from a forward pass on a few rows, in evaluation mode.
 
-    inputs: (B, ...) floating point; two rows are enough.
+    inputs: (B, ...) floating point; two rows are enough. beside: what else the network reads.
     """
     flags = [(p, p.requires_grad) for p in network.parameters()]
     try:
-        for p, _ in flags:
-            p.requires_grad_(True)
+        network.requires_grad_(True)
         start = inputs.detach().clone().requires_grad_(True)
         with eager(network, gradients=True):
-            return read(ordered(network(start).grad_fn), start)
+            return read(ordered(network(start, **beside).grad_fn), start)
     finally:
         for p, flag in flags:
             p.requires_grad_(flag)
 
 
-def ordered(root: Any) -> list[Any]:
+def ordered(root: Node | None) -> list[Node]:
     """Every node of the graph below `root`, each after all that it depends on."""
-    done: list[Any] = []
-    seen: set[Any] = set()
-    stack = [(root, False)]
+    done: list[Node] = []
+    seen: set[Node] = set()
+    stack: list[tuple[Node | None, bool]] = [(root, False)]
     while stack:
         node, finished = stack.pop()
+        if node is None:
+            continue
         if finished:
             done.append(node)
-        elif node is not None and node not in seen:
+        elif node not in seen:
             seen.add(node)
             stack.append((node, True))
             stack += [(n, False) for n, _ in node.next_functions]
     return done
 
 
-def read(nodes: list[Any], start: Tensor) -> Structure:
-    ways: dict[Any, tuple[int, int]] = {}  # node -> weights on the (longest, shortest) way down
+def read(nodes: list[Node], start: Tensor) -> Structure:
+    ways: dict[Node, tuple[int, int]] = {}  # node -> weights on the (longest, shortest) way down
     for node in nodes:
         if getattr(node, "variable", None) is start:
             ways[node] = (0, 0)
@@ -93,7 +94,7 @@ def read(nodes: list[Any], start: Tensor) -> Structure:
     )
 
 
-def is_weight_node(node: Any, start: Tensor) -> bool:
+def is_weight_node(node: Node, start: Tensor) -> bool:
     """Whether a matrix or filter enters here, straight or through a transpose or cast."""
     if node.name().startswith(COMBINE + PASSING):
         return False

@@ -48,7 +48,7 @@ def tap(module: nn.Module, see: Callable[..., None], before: bool = False) -> Ca
         return register(lambda _, *call: see(*call), with_kwargs=True).remove
     inner: Any = module._compiled_call_impl
 
-    def call(*args: Any, **options: Any) -> Any:
+    def call(*args: object, **options: object) -> object:
         if before:
             see(args, options)
         out = inner(*args, **options)
@@ -124,13 +124,6 @@ class Sampled:
     def squares(self) -> np.ndarray:
         """(P,) sum of the squares of each tensor's sample."""
         return self.sums(self.values * self.values)
-
-    def mean_squares(self) -> np.ndarray:
-        return self.squares() / np.maximum(self.sizes, 1)
-
-    def zeros(self) -> np.ndarray:
-        """(P,) number of exact zeros in each tensor's sample."""
-        return self.sums(self.values == 0)
 
     def sums(self, values: np.ndarray) -> np.ndarray:
         """(P,) sums over each tensor's own entries."""

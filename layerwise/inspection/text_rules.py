@@ -1,36 +1,37 @@
-"""The rules for networks that read text by attention: one function per fault, as in `rules.py`."""
+"""The rules for transformers that read text: one function per fault, as in `rules.py`."""
 
 from collections.abc import Iterable
 
 import numpy as np
 
-from layerwise.inspection import rules
-from layerwise.inspection.case import ALMOST_ALL, EMPTY_ROWS, PARALLEL, STUCK, WILD, Case
+from layerwise.inspection import limits
+from layerwise.inspection.case import Case
 from layerwise.inspection.floors import span
-from layerwise.inspection.rules import Diagnosis
+from layerwise.inspection.rules import Diagnosis, at_least
 
 
 def masked_labels(case: Case) -> Iterable[Diagnosis]:
     """Texts in which no token carries loss: nothing is learned from them."""
     if case.carried is None or not len(case.carried):
         return
+    loss = case.carried[case.carried > 0].mean() if case.carried.any() else 0
     empty = float((case.carried == 0).mean())
-    if empty > EMPTY_ROWS:
+    if empty > limits.EMPTY_ROWS:
         yield Diagnosis(
             "masked_labels",
             "",
             f"in {empty:.0%} of {len(case.carried)} texts no token carries loss, in the others "
-            f"{case.carried[case.carried > 0].mean() if empty < 1 else 0:.0%} of the tokens do",
-            "look at what carries loss before training: usually the answer was cut off by "
+            f"{loss:.0%} of the tokens do",
+            "check what carries loss before training: usually the answer was cut off by "
             "max_seq_len, or the part to learn was not found in the text",
         )
 
 
 def embedding_collapse(case: Case) -> Iterable[Diagnosis]:
     """All tokens, or all texts, nearly the same to the network: it cannot tell them apart."""
-    if not case.slow or max(case.paces[:4], default=0) > WILD:
+    if not case.slow or case.wild(4):
         return
-    common = rules.worst_layers(case.values("common", 0), ALMOST_ALL)
+    common = at_least(case.values("common", 0), limits.ALMOST_ALL)
     cure = "start from fresh embeddings of mean zero (normal of 0.02)"
     if common:
         share = max(common.values())
@@ -42,11 +43,11 @@ def embedding_collapse(case: Case) -> Iterable[Diagnosis]:
             cure,
             {"init": "normal"},
         )
-    elif case.poor and case.likeness > PARALLEL and case.signal and case.signal.present:
+    elif case.poor and case.likeness > limits.PARALLEL and case.signal and case.signal.present:
         yield Diagnosis(
             "embedding_collapse",
             case.names[-2] if len(case.names) > 1 else "",
-            f"what the network makes of different texts has a mean cosine of {case.likeness:.4f}, "
+            f"the network's features of different texts have a mean cosine of {case.likeness:.4f}, "
             f"though their labels can be told apart: {case.signal.sentence}; "
             + case.loss_sentence(),
             cure + ", and a lower learning rate",
@@ -56,38 +57,31 @@ def embedding_collapse(case: Case) -> Iterable[Diagnosis]:
 
 def saturated_attention(case: Case) -> Iterable[Diagnosis]:
     """Heads that read one key alone: their softmax passes no gradient to queries and keys."""
-    if not case.slow:
-        return
-    for i in range(len(case.history)):
+    for i in range(len(case.history) if case.slow else 0):
         sharp = case.values("sharp", i)
-        worst = rules.worst_layers(sharp, STUCK)
-        wild = i and max(case.paces[:i], default=0) > WILD  # else the rate did it
-        if worst and not wild and len(worst) >= len(sharp) / 2:
-            look = case.history[i]
+        worst = at_least(sharp, limits.STUCK)
+        if worst and not case.wild(i) and len(worst) >= len(sharp) / 2:  # else: the rate
+            where, step = span(list(worst)), case.history[i]["step"]
             left = np.median([case.values("entropy", i)[n] for n in worst])
-            options = {"qk_norm": True, "init": "normal"}
+            lower = {"lr": case.lr / 3} if i > 1 else {}
             yield Diagnosis(
                 "saturated_attention",
-                span(list(worst)),
-                f"in {span(list(worst))} {max(worst.values()):.0%} of the heads read a single "
-                f"token at step {look['step']} (entropy {left:.2f} of what it could be), so no "
-                f"gradient reaches their queries and keys; {case.loss_sentence()}",
-                "norms of query and key (qk_norm), or smaller fresh weights"
-                + (", with a lower learning rate" if i > 1 else ""),
-                options | ({"lr": case.lr / 3} if i > 1 else {}),
+                where,
+                f"in {where} {max(worst.values()):.0%} of the heads read a single token at step "
+                f"{step} (entropy {left:.2f} of what it could be), so no gradient reaches their "
+                f"queries and keys; {case.loss_sentence()}",
+                "use norms of query and key (qk_norm), or smaller fresh weights"
+                + (", with a lower learning rate" if lower else ""),
+                {"qk_norm": True, "init": "normal", **lower},
             )
             return
 
 
 def dead_heads(case: Case) -> Iterable[Diagnosis]:
-    """Attention heads that add nothing in any of the last looks."""
+    """Attention heads that add nothing in any of the last snapshots."""
     late = [i for i in range(len(case.history)) if case.values("idle", i)][-3:]
-    if len(late) < 3:
-        return
-    names = case.values("idle", late[0])
-    common = {n: min(case.values("idle", i).get(n, 0.0) for i in late) for n in names}
-    worst = rules.worst_layers(common, 1e-9)
-    if worst:
+    worst = at_least(case.always("idle", late), 1e-9)
+    if worst and len(late) == 3:
         n, share = max(worst.items(), key=lambda x: x[1])
         yield Diagnosis(
             "dead_heads",

@@ -41,7 +41,7 @@ def legible(batch: Batch, token_targets: Callable[[Batch], Tensor | None]) -> Ba
 def thinned(batch: Batch) -> Batch:
     """Where tokens have the labels: of the commonest class as many as of all others together.
 
-    Nine words of ten are no name, and a probe that says so of all would look as if it knew.
+    Nine words of ten are not names, and a probe that says so of every word would seem to know.
     """
     if not tokenwise(batch):
         return batch
@@ -60,7 +60,7 @@ def thinned(batch: Batch) -> Batch:
 
 
 def rows_of_text(x: Tensor, batch: Batch) -> Tensor:
-    """(n, D) fp32 of tokens (B, T), of what a layer makes of them (B, T, D), or of outputs (B, D).
+    """(n, D) fp32 of tokens (B, T), of a layer's outputs for them (B, T, D), or of outputs (B, D).
 
     A text is the mean over its tokens beside its first one, or counts of its tokens.
     """

@@ -1,7 +1,7 @@
 """Kinds by name: an explicit table, each imported only when asked for. See `contract.py`."""
 
 import functools
-import importlib
+import pkgutil
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -24,8 +24,7 @@ def kind(name: str) -> "Kind":
     """Errors: OptionError for an unknown name, with the nearest."""
     if name not in KINDS:
         raise unknown("kind of data", name, KINDS)
-    module, _, found = KINDS[name].partition(":")
-    return getattr(importlib.import_module(module), found)()
+    return pkgutil.resolve_name(KINDS[name])()
 
 
 def every() -> "list[Kind]":

@@ -15,10 +15,10 @@ import numpy as np
 from layerwise import kinds
 from layerwise.data.examples import Examples, Finding, Severity
 from layerwise.data.groups import first_alike
-from layerwise.data.label_errors import out_of_fold, stratified_groups, suspect_labels
 from layerwise.data.naming import about
 from layerwise.errors import DataError
 from layerwise.kinds.contract import Looks
+from layerwise.kinds.label_errors import out_of_fold, stratified_groups, suspect_labels
 
 IMBALANCE = 10  # largest class over smallest, from which on it is said
 FOLDS = 5  # for predictions of rows that were not learned from
@@ -40,7 +40,7 @@ class AuditReport:
     looks: Looks
 
     def lines(self) -> list[str]:
-        """The findings as sentences for a terminal, the gravest first."""
+        """The findings as sentences for a terminal, the most severe first."""
         order = {"error": 0, "warning": 1, "note": 2}
         found = sorted(self.findings, key=lambda f: order[f.severity])
         return [f"{f.severity}: {f.message}" + f" -> {f.cure}" * bool(f.cure) for f in found]
@@ -88,8 +88,8 @@ def audit_labels(
     Copies stay in one fold. None when nothing is suspected, or where there are not two classes of
     at least FOLDS rows to tell apart.
     """
-    known = report.looks.features
-    if examples.target_kind != "class" or (features is None and known is None):
+    own = report.looks.features
+    if examples.target_kind != "class" or (features is None and own is None):
         return None
     targets = np.asarray(examples.targets)
     rows = np.flatnonzero(report.keep) if rows is None else rows
@@ -98,16 +98,12 @@ def audit_labels(
     sizes = np.bincount(targets[rows], minlength=len(examples.labels))
     enough = (sizes >= FOLDS)[targets[rows]] & report.keep[rows]
     rows = rows[enough]
-    if len(np.unique(targets[rows])) < 2:
-        return None
-    if features is not None:
-        features = features[enough]
-    elif known is not None:
-        features = known(rows, seed)
     classes, y = np.unique(targets[rows], return_inverse=True)
+    if len(classes) < 2:
+        return None
+    known = features[enough] if features is not None else own(rows, seed) if own else rows
     fold = stratified_groups(y, report.looks.groups[rows], FOLDS, seed)
-    assert features is not None
-    probabilities = out_of_fold(features, y, fold, seed)
+    probabilities = out_of_fold(known, y, fold, seed)
     names = [str(examples.names[i]) for i in rows.tolist()]
     return suspect_labels(probabilities, y, names, [examples.labels[c] for c in classes])
 
@@ -180,9 +176,8 @@ def conflicts(examples: Examples, sets: list[np.ndarray], severity: Severity) ->
 def label_of(examples: Examples, row: int) -> str:
     assert examples.targets is not None
     y = examples.targets[row]
-    if np.ndim(y) == 0:
-        return examples.labels[int(y)]
-    return ", ".join(examples.labels[c] for c in np.flatnonzero(y))
+    chosen = np.flatnonzero(y) if np.ndim(y) else [int(y)]
+    return ", ".join(examples.labels[c] for c in chosen)
 
 
 # ---- classes ---------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from layerwise.data.listing import Place
 from layerwise.data.records import Reading
 from layerwise.data.sources import Source, Tensors
 from layerwise.data.splits import content_hashes
+from layerwise.errors import OptionError
 from layerwise.runtime import Runtime
 from layerwise.settings import Settings
 from layerwise.storage import write_json
@@ -136,7 +137,7 @@ class Kind(Protocol):
     bases: ClassVar[tuple[str, ...]] = ()  # published bases on the hub, the preferred one first
     suggested: ClassVar[str] = ""  # the base to name where none is in reach; "": there are none
     alike: ClassVar[str] = "have nearly the same content as another"  # of near copies
-    copies: ClassVar[Severity] = "warning"  # how grave it is that two rows are equal
+    copies: ClassVar[Severity] = "warning"  # of the finding that two rows are equal
     insists: ClassVar[bool] = False  # whether its models read data so, whatever they look like
     has_vectors: ClassVar[bool] = True  # whether `embed` takes them
 
@@ -215,12 +216,16 @@ class Kind(Protocol):
         Errors: a network for something else."""
         ...
 
+    def processor_for(self, train: Examples, ends: Ends, settings: Settings) -> Any:
+        """The processor of these rows where they have another kind first, which chooses."""
+        raise OptionError(f"{self.noun} beside other kinds are learned from a base only: name one")
+
     def start(self, way: str, train: Examples, choice: Choice) -> Start:
         """The recipe to start from. way: "scratch", "full" or "lora"."""
         ...
 
     def study(self, train: Examples, settings: Settings) -> tuple[Any, list[str]]:
-        """What augmentation has to know of training rows, found once; and what is said of it."""
+        """What augmentation has to know about the training rows, found once; notes for the user."""
         return None, []
 
     def augmentation(self, processor: Any, settings: Settings, studied: Any) -> Any:

@@ -35,7 +35,7 @@ def open_data(
     target: the column to learn, where there are columns. kind: a name of `kinds.KINDS`, to overrule
     what is recognised. target_kind: "class", "classes" or "number", likewise. split_column: the
     column that says train, val or test. learn=False: to predict or evaluate; then labels may be
-    absent and what cannot be learned from is no error.
+    absent, and data that cannot be learned from is not an error.
 
     Returns Examples; `.understood` says in a line what was found, `.findings` what is odd and what
     was not used. Errors: DataError, one sentence with the file and row, and what to do.
@@ -54,11 +54,11 @@ def open_data(
         name = shown(e.filename or where)
         if isinstance(e, FileNotFoundError):
             raise DataError(f"'{name}' does not exist{_instead(Path(e.filename or where))}") from e
-        loop = "a loop of symbolic links; name the real file"
-        why = loop if e.errno == errno.ELOOP else e.strerror or e
-        raise DataError(
-            f"'{name}' cannot be read ({why}); check its permissions, its links and the disk"
-        ) from e
+        why = e.strerror or e
+        if e.errno == errno.ELOOP:
+            why = "a loop of symbolic links; name the real file"
+        said = f"'{name}' cannot be read ({why}); check its permissions, its links and the disk"
+        raise DataError(said) from e
     opened.source = shown(where)
     if learn:
         check_learnable(opened, kinds.of(opened).noun)
@@ -96,7 +96,7 @@ def _open(place: Place, reading: Reading) -> Examples:
 def _instead(path: Path) -> str:
     """What may be meant by a path that does not exist."""
     if path.is_symlink():
-        return f": it is a symbolic link to '{shown(os.readlink(path))}'; mend the link"
+        return f": it is a symbolic link to '{shown(os.readlink(path))}'; fix the link"
     there = path.parent
     while not there.is_dir() and there != there.parent:
         path, there = there, there.parent

@@ -155,7 +155,7 @@ def causal_mask(n_queries: int, n_keys: int, device: torch.device | None = None)
     return ones.tril(diagonal=n_keys - n_queries)
 
 
-def project(x: Tensor, *linears: nn.Module) -> list[Tensor]:
+def project(x: Tensor, *linears: nn.Linear) -> list[Tensor]:
     """Several linear layers of one input (..., D), as one matrix product where that is faster.
 
     The same as [linear(x) for linear in linears]; adapted, quantised and hooked layers are called.
@@ -164,10 +164,9 @@ def project(x: Tensor, *linears: nn.Module) -> list[Tensor]:
     plain = all(type(m) in PLAIN and not m._forward_hooks for m in linears)
     if not plain or x.numel() < MANY_ROWS * x.shape[-1]:
         return [linear(x) for linear in linears]
-    sizes = [len(m.weight) for m in linears]  # type: ignore[arg-type]
-    weight = torch.cat([m.weight for m in linears])  # type: ignore[misc]
-    bias = None if linears[0].bias is None else torch.cat([m.bias for m in linears])  # type: ignore[misc]
-    return list(linear(x, weight, bias).split(sizes, -1))  # type: ignore[arg-type]
+    weight = torch.cat([m.weight for m in linears])
+    bias = None if linears[0].bias is None else torch.cat([m.bias for m in linears])
+    return list(linear(x, weight, bias).split([m.out_features for m in linears], -1))
 
 
 def split_heads(x: Tensor, n_heads: int) -> Tensor:

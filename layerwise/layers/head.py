@@ -1,4 +1,4 @@
-"""A language model's last layer when it shares its matrix with the token embedding.
+"""A language model's last layer, which may share its matrix with the token embedding.
 
 Paper: Press and Wolf, "Using the Output Embedding to Improve Language Models", arXiv:1608.05859.
 """
@@ -23,7 +23,7 @@ class TiedHead(nn.Linear):
         self._embed = (embed,)  # inside a tuple it is no submodule
 
     @property
-    def weight(self) -> Tensor:  # type: ignore[override]
+    def weight(self) -> Tensor:  # type: ignore[override]  # of the embedding, not its own
         return self._embed[0].weight
 
     def forward(self, x: Tensor) -> Tensor:
@@ -46,3 +46,12 @@ def untied_head(embed: nn.Embedding, n_outputs: int) -> nn.Linear:
     head = nn.Linear(embed.embedding_dim, n_outputs, bias=False)
     nn.init.normal_(head.weight, std=0.02)
     return head.to(embed.weight)
+
+
+def normal_init(network: nn.Module) -> None:
+    """Normal of 0.02 for every matrix; biases start at zero, scales as they are."""
+    for name, parameter in network.named_parameters():
+        if parameter.ndim == 2:
+            nn.init.normal_(parameter, std=0.02)
+        elif name.endswith("bias"):
+            nn.init.zeros_(parameter)

@@ -47,50 +47,59 @@ def rotate(x: Tensor, cos_sin: CosSin) -> Tensor:
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
 
 
-def make_rope(
-    head_dim: int,
-    theta: float,
-    scaling: str = "",
-    factor: float = 1.0,
-    original_len: int = 0,
-    low: float = 1.0,
-    high: float = 4.0,
-    magnitude: float = 0.0,
-) -> Rope:
-    """The frequencies theta^(-2i/Dh), those that turn too slowly for `original_len` stretched.
+@dataclass(frozen=True)
+class RopeFields:
+    """What the Config of a decoder says of its rotary positions.
 
-    scaling: "" as trained; "linear" divides all by `factor`; "llama3" and "yarn" divide those with
-        fewer than `low` turns within `original_len` positions, keep those with more than `high`,
-        and blend between: llama3 by the number of turns, yarn by the index of the pair.
-    magnitude: of yarn; 0 is the paper's 0.1 ln(factor) + 1.
+    rope_scaling: "" as trained; "linear" divides all frequencies by the factor; "llama3" and "yarn"
+        divide those with fewer than `low` turns within the length it was trained on, keep those
+        with more than `high`, and blend between: llama3 by the number of turns, yarn by the index
+        of the pair.
+    rope_magnitude: of yarn; 0 is the paper's 0.1 ln(factor) + 1.
+    """
+
+    rope_theta: float = 10_000.0
+    rope_scaling: str = ""
+    rope_factor: float = 1.0
+    rope_original_len: int = 0
+    rope_low: float = 1.0
+    rope_high: float = 4.0
+    rope_magnitude: float = 0.0
+
+
+def make_rope(head_dim: int, f: RopeFields) -> Rope:
+    """The frequencies theta^(-2i/Dh), those that turn too slowly for the trained length stretched.
+
     Errors: OptionError for an unknown scaling, or one without the length it was trained on.
     """
+    scaling, factor, magnitude = f.rope_scaling, f.rope_factor, 1.0
     if scaling not in SCALINGS:
         raise unknown("rope_scaling", scaling, SCALINGS)
-    if scaling in ("llama3", "yarn") and original_len < 1:
+    if scaling in ("llama3", "yarn") and f.rope_original_len < 1:
         raise OptionError(f"rope_scaling {scaling!r} needs rope_original_len, the trained length")
-    frequencies = theta ** (-np.arange(0, head_dim, 2) / head_dim)
+    frequencies = f.rope_theta ** (-np.arange(0, head_dim, 2) / head_dim)
     if scaling == "linear":
         kept = np.zeros_like(frequencies)
     elif scaling == "llama3":
-        turns = original_len * frequencies / (2 * math.pi)
-        kept = np.clip((turns - low) / (high - low), 0, 1)
+        turns = f.rope_original_len * frequencies / (2 * math.pi)
+        kept = np.clip((turns - f.rope_low) / (f.rope_high - f.rope_low), 0, 1)
     elif scaling == "yarn":
-        kept = _yarn_kept(head_dim, theta, original_len, low, high)
-        magnitude = magnitude or (0.1 * math.log(factor) + 1 if factor > 1 else 1.0)
+        kept = _yarn_kept(head_dim, f)
+        magnitude = f.rope_magnitude or (0.1 * math.log(factor) + 1 if factor > 1 else 1.0)
     else:
         kept = np.ones_like(frequencies)
     frequencies = frequencies * (kept + (1 - kept) / factor)
-    return Rope(tuple(frequencies.tolist()), magnitude if scaling == "yarn" else 1.0)
+    return Rope(tuple(frequencies.tolist()), magnitude)
 
 
-def _yarn_kept(head_dim: int, theta: float, length: int, low: float, high: float) -> np.ndarray:
+def _yarn_kept(head_dim: int, f: RopeFields) -> np.ndarray:
     """How much of each frequency stays: 1 up to the pair of `high` turns, 0 from that of `low`."""
 
     def pair_of(turns: float) -> float:
-        return head_dim * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(theta))
+        ratio = f.rope_original_len / (turns * 2 * math.pi)
+        return head_dim * math.log(ratio) / (2 * math.log(f.rope_theta))
 
-    first = max(math.floor(pair_of(high)), 0)
-    last = min(math.ceil(pair_of(low)), head_dim - 1)
+    first = max(math.floor(pair_of(f.rope_high)), 0)
+    last = min(math.ceil(pair_of(f.rope_low)), head_dim - 1)
     ramp = (np.arange(head_dim // 2) - first) / max(last - first, 1e-3)
     return 1 - np.clip(ramp, 0, 1)

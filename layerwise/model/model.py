@@ -101,11 +101,12 @@ class Model:
     def fast(self, feed: Feed, machine: runtime.Runtime, batch_size: int) -> Network:
         """The network fused for inference, once it has been seen to say the same on these rows.
 
-        The network itself where its rows are no maps, where its forward pass cannot be followed, or
-        where both differ by more (relative to the largest output) than rounding explains.
+        The network itself where its rows are not maps alone, where its forward pass cannot be
+        followed, or where both differ by more (relative to the largest output) than rounding explains.
         """
-        x = feed.look(np.arange(min(CERTIFIED, feed.n))).main(self.network.READS)
-        if not x.is_floating_point() or x.ndim < 3:
+        given = feed.look(np.arange(min(CERTIFIED, feed.n))).select(self.network.READS)
+        x = next(iter(given.values()))
+        if len(given) > 1 or not x.is_floating_point() or x.ndim < 3:
             return self.network
         machine = replace(machine, dtype=runtime.kernel_dtype(machine.dtype))
         size = min(batch_size or len(feed.parts()[0]), feed.n)
@@ -148,11 +149,21 @@ class Model:
         if isinstance(data, Examples):
             return data
         if not isinstance(data, str | pathlib.Path):
-            return self.kind.of_values([data] if isinstance(data, bytes) else data)
+            return self.of_values([data] if isinstance(data, bytes) else data)
         kind = self.kind.name if self.kind.insists else None
         rows = open_data(data, target=self.card.get("target"), kind=kind, learn=False)
         document = pathlib.Path(data).is_file() and sniff(pathlib.Path(data)) == "document"
         return lines_of(rows) if document and rows.has("text") and self.reads_lines else rows
+
+    def of_values(self, values: Sequence[Any]) -> Examples:
+        """Values in hand; where it reads several kinds, a dict of them for each row."""
+        if len(self.processors) == 1:
+            return self.kind.of_values(values)
+        found = [kinds.kind(k).of_values([row[k] for row in values]) for k in self.processors]
+        fields = {name: values for part in found for name, values in part.fields.items()}
+        return replace(
+            found[0], fields=fields, kinds={k: v for p in found for k, v in p.kinds.items()}
+        )
 
     @property
     def reads_lines(self) -> bool:

@@ -40,12 +40,22 @@ def save(model: Model, folder: pathlib.Path) -> pathlib.Path:
     if form != OURS:
         tensors = names.publish(tensors, models.family(model.family).PUBLISHED[form])
     files.save_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
-    kept = {name: kinds.kind(name).save(p, folder) for name, p in model.processors.items()}
+    kept = {
+        name: kinds.kind(name).save(p, home(folder, name, model.kind.name))
+        for name, p in model.processors.items()
+    }
     if head_kind(model.network) == "embed":
         save_pooling(model, folder)
     write_json(folder / "config.json", config_json(model, form))
     write_json(folder / "layerwise.json", own_json(model, form, kept))
     return folder
+
+
+def home(folder: pathlib.Path, kind: str, first: str) -> pathlib.Path:
+    """Where the files of this kind's processor lie: of all but the first in a folder each."""
+    place = folder if kind == first else folder / kind
+    place.mkdir(exist_ok=True)
+    return place
 
 
 def saved_format(model: Model) -> str:
@@ -55,6 +65,8 @@ def saved_format(model: Model) -> str:
         return encoders.published_format(model.network.config)
     if "causal" in model.network.HEADS:
         return "huggingface"
+    if "timm" not in module.PUBLISHED:
+        return OURS
     known, config = module.VARIANTS.get(model.variant), model.network.config
     own = None if known is None else dataclasses.replace(known, n_classes=config.n_classes)
     in_timm = model.variant in {c.variant for c in CARDS.values() if c.format == "timm"}
@@ -173,7 +185,10 @@ def load_saved(folder: pathlib.Path) -> Model:
     return Model(
         network,
         own["family"],
-        {name: kinds.kind(name).load(folder, saved, config) for name, saved in kept.items()},
+        {
+            name: kinds.kind(name).load(home(folder, name, own["kind"]), saved, config)
+            for name, saved in kept.items()
+        },
         task_from_dict(own["task"]),
         own["variant"],
         Calibration(own["temperature"], tuple(own["conformal"])),

@@ -87,10 +87,8 @@ class Group(nn.Module):
         self.convs = nn.ModuleList(
             nn.Conv2d(i, o, 3, padding=1, bias=False) for i, o in pairwise(widths)
         )
-        self.norms = nn.ModuleList(
-            nn.BatchNorm2d(n_out, eps=config.norm_eps, momentum=config.norm_momentum)
-            for _ in self.convs
-        )
+        eps, momentum = config.norm_eps, config.norm_momentum
+        self.norms = nn.ModuleList(nn.BatchNorm2d(n_out, eps, momentum) for _ in self.convs)
         self.residual = config.n_convs > 2
         for conv, norm in zip(self.convs, self.norms, strict=True):
             assert isinstance(conv, nn.Conv2d)
@@ -183,8 +181,8 @@ def muon_groups(network: nn.Module, batch_size: int) -> list[dict[str, Any]]:
     record's rates are per summed loss, hence the batch size.
     """
     named = {n: p for n, p in network.named_parameters() if p.requires_grad}
-    turned = {"momentum": 0.6, "ns_steps": 3, "renormalise": True}
-    rest = {"rest": "sgd", "betas": (0.85, 0.0)}
+    shared = {"momentum": 0.6, "ns_steps": 3, "renormalise": True}
+    shared |= {"rest": "sgd", "betas": (0.85, 0.0)}
     kinds = ((4, 1.0, 0.0), (2, 0.67, 2e-6 / 0.67), (1, 0.053, 2e-6 / 0.053))  # axes, rate, decay
     return [
         {
@@ -192,8 +190,7 @@ def muon_groups(network: nn.Module, batch_size: int) -> list[dict[str, Any]]:
             "names": [n for n, p in named.items() if p.ndim == axes],
             "lr_scale": rate if axes == 4 else rate * batch_size / 0.24,
             "weight_decay": decay,
-            **turned,
-            **rest,
+            **shared,
         }
         for axes, rate, decay in kinds
     ]

@@ -186,17 +186,16 @@ class First(nn.Module):
 
 def make_head(config: Config, words: nn.Embedding) -> tuple[nn.Module, nn.Module]:
     """What stands before the last layer, and the last layer."""
-    C = {"span": 2}.get(config.head_kind, config.n_classes)
-    if config.head_kind == "masked":
+    kind = config.head_kind
+    if kind == "masked":
         head = TiedHead(words)
         head.bias = nn.Parameter(torch.zeros(config.vocab_size))
         return Transform(config), head
-    if config.head_kind == "embed":
+    if kind == "embed":
         return nn.Identity(), nn.Identity()  # pooled by `score`
-    if config.head_kind == "class":
-        return First(config), nn.Linear(config.dim, C)
-    drops = config.head_kind in ("tag", "pooled")
-    return Dropout(config.head_dropout) if drops else nn.Identity(), nn.Linear(config.dim, C)
+    drop = Dropout(config.head_dropout if kind in ("tag", "pooled") else 0.0)
+    before = First(config) if kind == "class" else drop
+    return before, nn.Linear(config.dim, 2 if kind == "span" else config.n_classes)
 
 
 class Bert(nn.Module):
@@ -222,19 +221,13 @@ class Bert(nn.Module):
     def forward(self, tokens: Tensor, mask: Tensor | None = None, **places: Tensor) -> Tensor:
         return self.score(self.features(tokens, mask, **places), mask)
 
-    def features(
-        self,
-        tokens: Tensor,
-        mask: Tensor | None = None,
-        token_types: Tensor | None = None,
-        positions: Tensor | None = None,
-        documents: Tensor | None = None,
-    ) -> Tensor:
+    def features(self, tokens: Tensor, mask: Tensor | None = None, **places: Tensor) -> Tensor:
         """What is known at each position, normalised: (B, T, D)."""
+        documents = places.pop("documents", None)
         if documents is not None:
             mask = documents[:, None, :, None] == documents[:, None, None, :]  # (B, 1, T, T)
-            positions = positions_of(tokens, {"documents": documents})
-        x = self.embed(tokens, token_types, positions)
+            places["positions"] = positions_of(tokens, {"documents": documents})
+        x = self.embed(tokens, **places)
         bias = None if mask is None else attention_bias(mask, x.dtype)
         for block in self.blocks:
             x = block(x, bias)

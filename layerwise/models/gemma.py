@@ -15,7 +15,7 @@ F mlp width, V vocabulary.
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Unpack
+from typing import Any, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -24,11 +24,11 @@ from torch import Tensor, nn
 from layerwise.errors import OptionError
 from layerwise.layers.cache import Cache, LayerCache
 from layerwise.layers.gelu import gelu_tanh
-from layerwise.layers.head import language_head, untied_head
+from layerwise.layers.head import language_head, normal_init, untied_head
 from layerwise.layers.mask import Given, Mask, attention_mask, positions_of
 from layerwise.layers.mlp import GatedMlp
 from layerwise.layers.pool import pool
-from layerwise.layers.rope import CosSin, make_rope
+from layerwise.layers.rope import CosSin, RopeFields, make_rope
 from layerwise.layers.self_attention import SelfAttention
 from layerwise.layers.stack import stack
 
@@ -66,26 +66,19 @@ class Config:
 
 
 GEMMA2 = Config()
-GEMMA3 = Config(
-    vocab_size=262_144,
-    max_seq_len=32_768,
-    rope_theta=1e6,
-    window=512,
-    global_every=6,
-    attn_softcap=0.0,
-    logit_softcap=0.0,
-    qk_norm=True,
+NORMED = Config(attn_softcap=0.0, logit_softcap=0.0, qk_norm=True)  # instead of softcaps
+GEMMA3 = replace(
+    NORMED, vocab_size=262_144, max_seq_len=32_768, rope_theta=1e6, window=512, global_every=6
 )
-GEMMA3_LARGE = replace(
-    GEMMA3, vocab_size=262_208, max_seq_len=131_072, window=1024, rope_factor=8.0
-)
+LONG = {"max_seq_len": 131_072, "window": 1024, "rope_factor": 8}
+GEMMA3_LARGE = replace(GEMMA3, vocab_size=262_208, **LONG)
 
 
-def _sized(
-    base: Config, dim: int, n_layers: int, n_heads: int, n_kv_heads: int, mlp_dim: int, **more
-) -> Config:
-    sizes = {"dim": dim, "n_layers": n_layers, "n_heads": n_heads, "n_kv_heads": n_kv_heads}
-    return replace(base, **sizes, mlp_dim=mlp_dim, **more)
+SIZES = ("dim", "n_layers", "n_heads", "n_kv_heads", "mlp_dim")
+
+
+def _sized(base: Config, *sizes: int, **more: Any) -> Config:
+    return replace(base, **dict(zip(SIZES, sizes, strict=True)), **more)
 
 
 VARIANTS = {
@@ -123,15 +116,8 @@ class Block(nn.Module):
         c = config
         norm = partial(Norm, c.head_dim, c.norm_eps) if c.qk_norm else nn.Identity
         self.attn_norm = Norm(c.dim, c.norm_eps)
-        self.attn = SelfAttention(
-            c.dim,
-            c.n_heads,
-            c.n_kv_heads,
-            c.head_dim,
-            norm=norm,
-            scale=c.query_scalar**-0.5,
-            softcap=c.attn_softcap,
-        )
+        sizes, scale = (c.dim, c.n_heads, c.n_kv_heads, c.head_dim), c.query_scalar**-0.5
+        self.attn = SelfAttention(*sizes, norm=norm, scale=scale, softcap=c.attn_softcap)
         self.attn_post_norm = Norm(c.dim, c.norm_eps)
         self.mlp_norm = Norm(c.dim, c.norm_eps)
         self.mlp = GatedMlp(c.dim, c.mlp_dim, gelu_tanh)
@@ -151,15 +137,13 @@ class Gemma(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         c = self.config = config
-        self.rope = make_rope(c.head_dim, c.rope_theta, "linear", c.rope_factor)
-        self.local_rope = make_rope(c.head_dim, c.local_rope_theta)
+        self.rope = make_rope(c.head_dim, RopeFields(c.rope_theta, "linear", c.rope_factor))
+        self.local_rope = make_rope(c.head_dim, RopeFields(c.local_rope_theta))
         self.token_embed = nn.Embedding(c.vocab_size, c.dim)
         self.blocks = nn.ModuleList([Block(c) for _ in range(c.n_layers)])
         self.norm = Norm(c.dim, c.norm_eps)
         self.head = language_head(self.token_embed, c.n_classes, softcap=c.logit_softcap)
-        for parameter in self.parameters():
-            if parameter.ndim == 2:
-                nn.init.normal_(parameter, std=0.02)
+        normal_init(self)
 
     def forward(self, tokens: Tensor, **given: Unpack[Given]) -> Tensor:
         """Scores of what follows each token: (B, T, V)."""

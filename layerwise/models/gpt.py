@@ -142,16 +142,16 @@ def init_weights(network: GPT) -> None:
 
 Model = GPT
 
-_HF = "transformer.h.{}"
+_HF, QKV = "transformer.h.{}", ((0, "q"), (1, "k"), (2, "v"))
 
 PUBLISHED = {  # ours -> theirs, prefix by prefix; the rename engine reads it in both directions
     "huggingface": {
         "token_embed": "transformer.wte",
         "pos_embed": "transformer.wpe",
         "blocks.{}.attn_norm": f"{_HF}.ln_1",
-        "blocks.{}.attn.q_proj": f"{_HF}.attn.c_attn[:, 0/3] | transpose",
-        "blocks.{}.attn.k_proj": f"{_HF}.attn.c_attn[:, 1/3] | transpose",
-        "blocks.{}.attn.v_proj": f"{_HF}.attn.c_attn[:, 2/3] | transpose",
+        **{
+            f"blocks.{{}}.attn.{p}_proj": f"{_HF}.attn.c_attn[:, {i}/3] | transpose" for i, p in QKV
+        },
         "blocks.{}.attn.o_proj": f"{_HF}.attn.c_proj | transpose",
         "blocks.{}.mlp_norm": f"{_HF}.ln_2",
         "blocks.{}.mlp.fc1": f"{_HF}.mlp.c_fc | transpose",

@@ -14,24 +14,24 @@ F mlp width, V vocabulary.
 """
 
 from dataclasses import dataclass, replace
-from typing import Unpack
+from typing import Any, Unpack
 
 from torch import Tensor, nn
 
 from layerwise.errors import OptionError
 from layerwise.layers.cache import Cache, LayerCache
-from layerwise.layers.head import language_head, untied_head
+from layerwise.layers.head import language_head, normal_init, untied_head
 from layerwise.layers.mask import Given, Mask, attention_mask, positions_of
 from layerwise.layers.mlp import GatedMlp
 from layerwise.layers.norm import RMSNorm
 from layerwise.layers.pool import pool
-from layerwise.layers.rope import CosSin, make_rope
+from layerwise.layers.rope import CosSin, RopeFields, make_rope
 from layerwise.layers.self_attention import SelfAttention
 from layerwise.layers.stack import stack
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(RopeFields):
     vocab_size: int = 32000
     max_seq_len: int = 4096  # trained for; longer texts run
     dim: int = 4096
@@ -41,13 +41,6 @@ class Config:
     head_dim: int = 128
     mlp_dim: int = 11008
     norm_eps: float = 1e-5
-    rope_theta: float = 10_000.0
-    rope_scaling: str = ""  # "", "linear", "llama3" or "yarn": see layers/rope.py
-    rope_factor: float = 1.0
-    rope_original_len: int = 0
-    rope_low: float = 1.0
-    rope_high: float = 4.0
-    rope_magnitude: float = 0.0
     window: int = 0  # tokens that each one sees back, itself included; 0 for all
     qkv_bias: bool = False
     qk_norm: bool = False
@@ -61,11 +54,11 @@ class Config:
             raise OptionError(f"head_dim {self.head_dim} is odd; rotary positions turn pairs")
 
 
-def _sized(
-    base: Config, dim: int, n_layers: int, n_heads: int, n_kv_heads: int, mlp_dim: int, **more
-) -> Config:
-    sizes = {"dim": dim, "n_layers": n_layers, "n_heads": n_heads, "n_kv_heads": n_kv_heads}
-    return replace(base, **sizes, mlp_dim=mlp_dim, **more)
+SIZES = ("dim", "n_layers", "n_heads", "n_kv_heads", "mlp_dim")
+
+
+def _sized(base: Config, *sizes: int, **more: Any) -> Config:
+    return replace(base, **dict(zip(SIZES, sizes, strict=True)), **more)
 
 
 LLAMA3 = Config(vocab_size=128256, max_seq_len=8192, rope_theta=500_000.0)
@@ -142,13 +135,12 @@ class Llama(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         c = self.config = config
-        scaling = c.rope_scaling, c.rope_factor, c.rope_original_len, c.rope_low, c.rope_high
-        self.rope = make_rope(c.head_dim, c.rope_theta, *scaling, c.rope_magnitude)
+        self.rope = make_rope(c.head_dim, c)
         self.token_embed = nn.Embedding(c.vocab_size, c.dim)
         self.blocks = nn.ModuleList([Block(c) for _ in range(c.n_layers)])
         self.norm = RMSNorm(c.dim, eps=c.norm_eps)
         self.head = language_head(self.token_embed, c.n_classes, c.tied_head)
-        init_weights(self)
+        normal_init(self)
 
     def forward(self, tokens: Tensor, **given: Unpack[Given]) -> Tensor:
         """Scores of what follows each token: (B, T, V)."""
@@ -180,15 +172,6 @@ class Llama(nn.Module):
         """A fresh last layer, tied to nothing; everything below keeps what it learned."""
         self.config = replace(self.config, n_classes=n_classes)
         self.head = untied_head(self.token_embed, n_classes)
-
-
-def init_weights(network: nn.Module) -> None:
-    """Normal of 0.02 for every matrix; biases start at zero, scales at one."""
-    for name, parameter in network.named_parameters():
-        if parameter.ndim == 2:
-            nn.init.normal_(parameter, std=0.02)
-        elif name.endswith("bias"):
-            nn.init.zeros_(parameter)
 
 
 Model = Llama

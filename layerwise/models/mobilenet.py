@@ -176,53 +176,42 @@ def _in_order(repeats: tuple[int, ...]) -> list[str]:
 
 
 _NUMBERED = (("expand", "0.0", "0.1"), ("depthwise", "1.0", "1.1"), ("project", "2", "3"))
+_KERAS = {
+    "stem": ("conv1", "conv1_bn"),
+    **{
+        f"{block}.{ours}": (f"conv_{theirs}_{n}", f"conv_{theirs}_{n}_bn")
+        for n, block in enumerate(_in_order((1, 2, 2, 6, 2)), start=1)
+        for ours, theirs in (("filter", "dw"), ("combine", "pw"))
+    },
+}
+_TIMM = {  # the first block of v2 does not expand
+    "stem": ("conv_stem", "bn1"),
+    "blocks.{}.{}.filter": ("blocks.{}.{}.conv_dw", "blocks.{}.{}.bn1"),
+    "blocks.{}.{}.combine": ("blocks.{}.{}.conv_pw", "blocks.{}.{}.bn2"),
+    "blocks.0.0.depthwise": ("blocks.0.0.conv_dw", "blocks.0.0.bn1"),
+    "blocks.0.0.project": ("blocks.0.0.conv_pw", "blocks.0.0.bn2"),
+    "blocks.{}.{}.expand": ("blocks.{}.{}.conv_pw", "blocks.{}.{}.bn1"),
+    "blocks.{}.{}.depthwise": ("blocks.{}.{}.conv_dw", "blocks.{}.{}.bn2"),
+    "blocks.{}.{}.project": ("blocks.{}.{}.conv_pwl", "blocks.{}.{}.bn3"),
+    "last": ("conv_head", "bn2"),
+}
+_TORCHVISION = {
+    "stem": ("features.0.0", "features.0.1"),
+    "blocks.0.0.depthwise": ("features.1.conv.0.0", "features.1.conv.0.1"),
+    "blocks.0.0.project": ("features.1.conv.1", "features.1.conv.2"),
+    **{
+        f"{block}.{part}": (f"features.{n}.conv.{conv}", f"features.{n}.conv.{norm}")
+        for n, block in enumerate(_in_order((1, 2, 3, 4, 3, 3, 1)), start=1)
+        for part, conv, norm in _NUMBERED
+        if n > 1
+    },
+    "last": ("features.18.0", "features.18.1"),
+}
+_UNCOUNTED = {"(drop)": "*.num_batches_tracked"}  # Keras does not count batches
 
 PUBLISHED = {  # ours -> theirs, prefix by prefix; the rename engine reads it in both directions
-    "keras": {  # v1, any width
-        **conv_norm_names(
-            {
-                "stem": ("conv1", "conv1_bn"),
-                **{
-                    f"{block}.{ours}": (f"conv_{theirs}_{n}", f"conv_{theirs}_{n}_bn")
-                    for n, block in enumerate(_in_order((1, 2, 2, 6, 2)), start=1)
-                    for ours, theirs in (("filter", "dw"), ("combine", "pw"))
-                },
-            }
-        ),
-        "head": "conv_preds | squeeze",
-        "(drop)": "*.num_batches_tracked",  # Keras does not count batches
-    },
-    "timm": {  # both versions, any width; the first block of v2 does not expand
-        **conv_norm_names(
-            {
-                "stem": ("conv_stem", "bn1"),
-                "blocks.{}.{}.filter": ("blocks.{}.{}.conv_dw", "blocks.{}.{}.bn1"),
-                "blocks.{}.{}.combine": ("blocks.{}.{}.conv_pw", "blocks.{}.{}.bn2"),
-                "blocks.0.0.depthwise": ("blocks.0.0.conv_dw", "blocks.0.0.bn1"),
-                "blocks.0.0.project": ("blocks.0.0.conv_pw", "blocks.0.0.bn2"),
-                "blocks.{}.{}.expand": ("blocks.{}.{}.conv_pw", "blocks.{}.{}.bn1"),
-                "blocks.{}.{}.depthwise": ("blocks.{}.{}.conv_dw", "blocks.{}.{}.bn2"),
-                "blocks.{}.{}.project": ("blocks.{}.{}.conv_pwl", "blocks.{}.{}.bn3"),
-                "last": ("conv_head", "bn2"),
-            }
-        ),
-        "head": "classifier",
-    },
-    "torchvision": {  # v2
-        **conv_norm_names(
-            {
-                "stem": ("features.0.0", "features.0.1"),
-                "blocks.0.0.depthwise": ("features.1.conv.0.0", "features.1.conv.0.1"),
-                "blocks.0.0.project": ("features.1.conv.1", "features.1.conv.2"),
-                **{
-                    f"{block}.{part}": (f"features.{n}.conv.{conv}", f"features.{n}.conv.{norm}")
-                    for n, block in enumerate(_in_order((1, 2, 3, 4, 3, 3, 1)), start=1)
-                    for part, conv, norm in _NUMBERED
-                    if n > 1
-                },
-                "last": ("features.18.0", "features.18.1"),
-            }
-        ),
-        "head": "classifier.1",
-    },
+    # v1, any width
+    "keras": {**conv_norm_names(_KERAS), "head": "conv_preds | squeeze", **_UNCOUNTED},
+    "timm": {**conv_norm_names(_TIMM), "head": "classifier"},  # both versions, any width
+    "torchvision": {**conv_norm_names(_TORCHVISION), "head": "classifier.1"},  # v2
 }

@@ -13,6 +13,7 @@ Shapes: b images, c channels, h x w pixels, D features, C classes.
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 
 import torch.nn.functional as F
@@ -76,15 +77,11 @@ class Block(nn.Module):
         inner, n_out = config.inner[number], config.channels[number]
         kernel, stride = config.kernel[number], config.stride[number]
         act = nn.Hardswish if config.hard_swish[number] else nn.ReLU
-        eps = config.norm_eps
-        self.expand = nn.Identity()
-        if inner != n_in:
-            self.expand = ConvNorm(n_in, inner, activation=act, norm_eps=eps)
-        self.depthwise = ConvNorm(
-            inner, inner, kernel, stride, groups=inner, activation=act, norm_eps=eps
-        )
+        unit = partial(ConvNorm, activation=act, norm_eps=config.norm_eps)
+        self.expand = unit(n_in, inner) if inner != n_in else nn.Identity()
+        self.depthwise = unit(inner, inner, kernel, stride, groups=inner)
         self.excite = SqueezeExcite(inner) if config.excite[number] else nn.Identity()
-        self.project = ConvNorm(inner, n_out, activation=None, norm_eps=eps)
+        self.project = unit(inner, n_out, activation=None)
         self.residual = stride == 1 and n_in == n_out
 
     def forward(self, x: Tensor) -> Tensor:
@@ -107,17 +104,12 @@ class MobileNetV3(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
-        eps, swish = config.norm_eps, nn.Hardswish
+        unit = partial(ConvNorm, activation=nn.Hardswish, norm_eps=config.norm_eps)
         widths = (config.stem_channels, *config.channels)
-        self.stem = ConvNorm(3, widths[0], 3, stride=2, activation=swish, norm_eps=eps)
-        last = ConvNorm(widths[-1], config.last_channels, activation=swish, norm_eps=eps)
-        self.blocks = nn.Sequential(
-            *(
-                nn.Sequential(*(Block(config, number, widths[number]) for number in stage))
-                for stage in stages(config.channels)
-            ),
-            nn.Sequential(last),
-        )
+        self.stem = unit(3, widths[0], 3, stride=2)
+        last = unit(widths[-1], config.last_channels)
+        blocks = ([Block(config, i, widths[i]) for i in stage] for stage in stages(config.channels))
+        self.blocks = nn.Sequential(*(nn.Sequential(*b) for b in blocks), nn.Sequential(last))
         self.fc = nn.Linear(config.last_channels, config.n_features)
         self.dropout = Dropout(config.dropout)
         self.head = nn.Linear(config.n_features, config.n_classes)

@@ -21,18 +21,20 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from layerwise.errors import OptionError
 from layerwise.layers.cache import Cache, LayerCache
-from layerwise.layers.head import language_head, untied_head
+from layerwise.layers.head import language_head, normal_init, untied_head
 from layerwise.layers.mask import Given, Mask, attention_mask, positions_of
 from layerwise.layers.mlp import GatedMlp
 from layerwise.layers.norm import RMSNorm
 from layerwise.layers.pool import pool
-from layerwise.layers.rope import CosSin, make_rope
+from layerwise.layers.rope import CosSin, RopeFields, make_rope
 from layerwise.layers.self_attention import SelfAttention
 from layerwise.layers.stack import stack
 
+Routed = list[Tensor] | None  # collects each layer's router scores, for `balance_loss`
+
 
 @dataclass(frozen=True)
-class Config:
+class Config(RopeFields):
     vocab_size: int = 32000
     max_seq_len: int = 32768  # trained for; longer texts run
     dim: int = 4096
@@ -47,12 +49,6 @@ class Config:
     balance_weight: float = 0.02  # of `balance_loss`, beside the mean loss per token
     norm_eps: float = 1e-5
     rope_theta: float = 1e6
-    rope_scaling: str = ""  # "", "linear", "llama3" or "yarn": see layers/rope.py
-    rope_factor: float = 1.0
-    rope_original_len: int = 0
-    rope_low: float = 1.0
-    rope_high: float = 4.0
-    rope_magnitude: float = 0.0
     window: int = 0  # tokens that each one sees back, itself included; 0 for all
     qk_norm: bool = False
     tied_head: bool = False
@@ -65,10 +61,10 @@ class Config:
             raise OptionError(f"n_active {self.n_active} of n_experts {self.n_experts}")
 
 
-def _qwen3(dim: int, n_layers: int, n_heads: int, mlp_dim: int) -> Config:
-    sizes = {"vocab_size": 151936, "max_seq_len": 40960, "n_experts": 128, "n_active": 8}
-    shared = {"n_kv_heads": 4, "balance_weight": 0.001, "norm_eps": 1e-6, "qk_norm": True}
-    return Config(dim=dim, n_layers=n_layers, n_heads=n_heads, mlp_dim=mlp_dim, **sizes, **shared)
+def _qwen3(**sizes: int) -> Config:
+    shared = {"vocab_size": 151936, "max_seq_len": 40960, "n_experts": 128, "n_active": 8}
+    more: dict[str, Any] = {"balance_weight": 0.001, "norm_eps": 1e-6, "qk_norm": True}
+    return Config(**sizes, **shared, **more, n_kv_heads=4)
 
 
 VARIANTS = {
@@ -76,8 +72,8 @@ VARIANTS = {
     "mixtral_8x22b": Config(  # mistralai/Mixtral-8x22B-v0.1, config.json
         dim=6144, n_layers=56, n_heads=48, mlp_dim=16384, max_seq_len=65536, balance_weight=0.001
     ),
-    "qwen3_30b_a3b": _qwen3(2048, 48, 32, 768),  # Qwen3, table 2
-    "qwen3_235b_a22b": _qwen3(4096, 94, 64, 1536),
+    "qwen3_30b_a3b": _qwen3(dim=2048, n_layers=48, n_heads=32, mlp_dim=768),  # Qwen3, table 2
+    "qwen3_235b_a22b": _qwen3(dim=4096, n_layers=94, n_heads=64, mlp_dim=1536),
 }
 
 
@@ -91,7 +87,7 @@ class Moe(nn.Module):
         experts = [GatedMlp(config.dim, config.mlp_dim) for _ in range(config.n_experts)]
         self.experts = nn.ModuleList(experts)
 
-    def forward(self, x: Tensor, routed: list[Tensor] | None = None) -> Tensor:  # (B, T, D)
+    def forward(self, x: Tensor, routed: Routed = None) -> Tensor:  # (B, T, D)
         tokens = x.flatten(0, -2)  # (N, D)
         scores = self.router(tokens).float()  # (N, E)
         if routed is not None:
@@ -102,9 +98,8 @@ class Moe(nn.Module):
         order = chosen.flatten().argsort(stable=True)  # (N * n,) choices, grouped by expert
         rows = order // self.n_active  # the token of each
         parts = tokens[rows].split(shares(chosen, len(self.experts)))
-        mixed = [
-            expert(part) for expert, part in zip(self.experts, parts, strict=True) if len(part)
-        ]
+        pairs = zip(self.experts, parts, strict=True)
+        mixed = [expert(part) for expert, part in pairs if len(part)]
         weighted = torch.cat(mixed) * weights.flatten()[order, None].to(x.dtype)
         return torch.zeros_like(tokens).index_add(0, rows, weighted.to(x.dtype)).view_as(x)
 
@@ -127,14 +122,10 @@ def balance_loss(routed: list[Tensor], n_active: int, keep: Tensor | None = None
     counts = torch.ones_like(scores[:, 0]) if keep is None else keep.float().repeat(len(routed))
     share = scores.softmax(-1)
     chosen = share.topk(n_active).indices  # (layers * N, n)
-    used = torch.zeros_like(scores[0]).scatter_add(
-        0, chosen.flatten(), counts.repeat_interleave(n_active)
-    )
-    return (
-        scores.shape[-1]
-        * (used * (counts[:, None] * share).sum(0)).sum()
-        / counts.sum().clamp(min=1) ** 2
-    )
+    each = counts.repeat_interleave(n_active)
+    used = torch.zeros_like(scores[0]).scatter_add(0, chosen.flatten(), each)
+    uneven = (used * (counts[:, None] * share).sum(0)).sum()
+    return scores.shape[-1] * uneven / counts.sum().clamp(min=1) ** 2
 
 
 class Block(nn.Module):
@@ -150,12 +141,7 @@ class Block(nn.Module):
         self.moe = Moe(c)
 
     def forward(
-        self,
-        x: Tensor,
-        cos_sin: CosSin,
-        mask: Mask,
-        cache: LayerCache | None,
-        routed: list[Tensor] | None = None,
+        self, x: Tensor, cos_sin: CosSin, mask: Mask, cache: LayerCache | None, routed: Routed
     ) -> Tensor:  # (B, T, D)
         x = x + self.attn(self.attn_norm(x), cos_sin, mask, cache)
         return x + self.moe(self.mlp_norm(x), routed)
@@ -170,23 +156,18 @@ class MoeDecoder(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         c = self.config = config
-        scaling = c.rope_scaling, c.rope_factor, c.rope_original_len, c.rope_low, c.rope_high
-        self.rope = make_rope(c.head_dim, c.rope_theta, *scaling, c.rope_magnitude)
+        self.rope = make_rope(c.head_dim, c)
         self.token_embed = nn.Embedding(c.vocab_size, c.dim)
         self.blocks = nn.ModuleList([Block(c) for _ in range(c.n_layers)])
         self.norm = RMSNorm(c.dim, eps=c.norm_eps)
         self.head = language_head(self.token_embed, c.n_classes, c.tied_head)
-        for parameter in self.parameters():
-            if parameter.ndim == 2:
-                nn.init.normal_(parameter, std=0.02)
+        normal_init(self)
 
     def forward(self, tokens: Tensor, **given: Any) -> Tensor:
         """Scores of what follows each token: (B, T, V)."""
         return self.head(self.features(tokens, **given))
 
-    def features(
-        self, tokens: Tensor, routed: list[Tensor] | None = None, **given: Unpack[Given]
-    ) -> Tensor:
+    def features(self, tokens: Tensor, routed: Routed = None, **given: Unpack[Given]) -> Tensor:
         """What the head sees, normalised: (B, T, D).
 
         routed: an empty list that collects each layer's router scores, for `balance_loss`.

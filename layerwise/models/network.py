@@ -4,9 +4,12 @@ For type checkers alone: families are plain modules and inherit nothing from her
 `tests/models/test_battery.py` holds every family to it.
 """
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
+
+from layerwise.layers.cache import Cache
 
 
 class Network(nn.Module):
@@ -19,10 +22,10 @@ class Network(nn.Module):
     READS: ClassVar[tuple[str, ...]]
     HEADS: ClassVar[tuple[str, ...]]
     config: Any
-    head: Any
+    head: nn.Linear  # most often
     unit_vectors: bool
-    transform: Any  # of encoders: what stands before the head
-    score: Any  # of encoders: the head on features
+    transform: nn.Module  # of encoders: what stands before the head
+    score: Callable[..., Tensor]  # of encoders: the head on features
 
     def features(self, *args: Any, **given: Any) -> Tensor:
         """What is known before the head: (B, D), (B, T, D) of tokens, or (B, D, h, w) of places."""
@@ -48,9 +51,9 @@ class Decoder(Network):
     """
 
     BALANCES: ClassVar[bool]
-    balance: Any
+    balance: Callable[[list[Tensor], Tensor], Tensor]
 
-    def make_cache(self, batch: int, length: int) -> Any:
+    def make_cache(self, batch: int, length: int) -> Cache:
         raise NotImplementedError
 
 

@@ -84,7 +84,7 @@ class ConvHead(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, n_classes, 1)
         nn.init.normal_(self.conv.weight, std=0.01)
-        nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]
+        nn.init.zeros_(self.conv.get_parameter("bias"))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(x).relu().mean((2, 3))
@@ -120,7 +120,7 @@ class SqueezeNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_uniform_(module.weight)
-                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+                nn.init.zeros_(module.get_parameter("bias"))
 
     def forward(self, image: Tensor) -> Tensor:
         return self.head(self.features(image))  # (b, C)

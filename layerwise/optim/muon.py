@@ -89,7 +89,7 @@ class Muon(Eager):
                 super().add_param_group({**group, "params": chosen, "matrices": matrices})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]  # torch has overloads
         """One update from the gradients; parameters without one are left alone."""
         loss = None
         if closure is not None:

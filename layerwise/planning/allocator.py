@@ -143,10 +143,8 @@ class CudaCache:
         self.pools[pool].add(*self.pools[pool].merge(start, size))
 
     def _segment(self, pool: str, size: int) -> tuple[int, int]:
-        if pool == "small":
-            segment = 2 * MB
-        else:
-            segment = 20 * MB if size < 10 * MB else _round_up(size, 2 * MB)
+        large = 20 * MB if size < 10 * MB else _round_up(size, 2 * MB)
+        segment = 2 * MB if pool == "small" else large
         start, self._next = self._next, self._next + segment + 1  # segments never touch
         self.high += segment
         return start, segment

@@ -1,4 +1,4 @@
-"""What a run costs in energy and money, with intervals that carry the time's."""
+"""What a run costs in energy and money, with intervals that follow from that of its time."""
 
 from layerwise.planning.estimate import Estimate
 from layerwise.planning.hardware import Hardware

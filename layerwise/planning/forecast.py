@@ -3,36 +3,32 @@
 It keeps what it was asked, so that each remedy is planned by the same code as the run itself.
 """
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
-
 from layerwise.data.examples import Batch
 from layerwise.errors import DoesNotFit
+from layerwise.models.network import Network
+from layerwise.planning import sentences
 from layerwise.planning.estimate import Estimate
 from layerwise.planning.hardware import Hardware
 from layerwise.planning.rehearsal import Trace
 from layerwise.planning.scaling import Forecast
-from layerwise.planning.step import Setting
-
-Builder = Callable[[], nn.Module]
+from layerwise.planning.step import Builder, Learned, Setting
 
 
 @dataclass(frozen=True)
 class Request:
     """What a plan was asked for; a remedy changes one thing in it."""
 
-    network: nn.Module | Builder
+    network: Network | Builder
     batch: Batch
-    task: Any
+    task: Learned
     setting: Setting
     steps: int
     hardware: Hardware
     base: int | None  # resident bytes of the process before the run
     extra: int  # bytes that live beside the step: prefetched batches, a decoded data set
-    remedies: Mapping[str, Callable[[nn.Module], nn.Module]]
 
 
 @dataclass(frozen=True)
@@ -40,7 +36,6 @@ class Remedy:
     """Something that would fit, and its own plan."""
 
     words: str  # "device_batch_size 8 with grad_accum_steps 4"
-    setting: Setting
     plan: "Plan"
 
 
@@ -82,39 +77,28 @@ class Plan:
         """
         available = self.request.hardware.memory if available is None else available
         if not self.fits(available):
-            from layerwise.planning.sentences import does_not_fit
-
-            raise DoesNotFit(does_not_fit(self, available, self.suggest(available)))
+            raise DoesNotFit(sentences.does_not_fit(self, available, self.suggest(available)))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers for JSON; value, low and high of each estimate."""
-        plain = ("params", "trainable", "embedding", "flops_per_sample", "flops_total", "steps")
-        setting = {k: v for k, v in vars(self.setting).items() if not callable(v)}
-        return {
-            **{name: getattr(self, name) for name in (*plain, "hardware", "timed_by")},
-            "setting": setting,
+        out = {k: vars(v) if isinstance(v, Estimate) else v for k, v in vars(self).items()}
+        del out["trace"], out["request"]
+        return out | {
+            "setting": {k: v for k, v in vars(self.setting).items() if not callable(v)},
             "memory": {part: vars(e) for part, e in self.memory.items()},
-            **{name: vars(getattr(self, name)) for name in ("seconds", "joules", "money")},
             "layers": [vars(layer) for layer in self.trace.layers],
             "forecast": self.forecast and self.forecast.beside(self.forecast.best.tokens),
         }
 
     def rows(self) -> list[tuple[str, str]]:
         """(what, how much) for printing."""
-        from layerwise.planning.sentences import rows
-
-        return rows(self)
+        return sentences.rows(self)
 
     def lines(self) -> list[str]:
         """The rows as aligned text, and what each size would come to, where that was measured."""
-        from layerwise.planning.sentences import curve
-
-        rows = self.rows()
-        width = max(len(what) for what, _ in rows) + 2
-        out = [f"{what:<{width}}{much}" for what, much in rows]
-        return out + (curve(self.forecast) if self.forecast else [])
+        width = max(len(what) for what, _ in self.rows()) + 2
+        out = [f"{what:<{width}}{much}" for what, much in self.rows()]
+        return out + (sentences.curve(self.forecast) if self.forecast else [])
 
     def __str__(self) -> str:
-        from layerwise.planning.sentences import summary
-
-        return summary(self)
+        return sentences.summary(self)

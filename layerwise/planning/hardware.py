@@ -16,7 +16,7 @@ from layerwise.planning.machine import available_memory, cpu_cores
 
 GB = 10**9
 T = 10**12  # operations per second
-CUDA_STARTED = 500 * 2**20  # what the context has taken already when free memory is asked for
+CUDA_STARTED = 500 * 2**20  # what the context has already taken when free memory is read
 
 
 @dataclass(frozen=True)
@@ -32,32 +32,20 @@ class Hardware:
     dollars_per_hour: Estimate
     efficiency: Estimate = field(default=Estimate(0.4, 0.2, 0.65))  # of the roofline; see below
 
-    def rate(self, dtype: str) -> float:
-        return self.rates.get(dtype) or self.rates["fp32"]
-
 
 # What eager PyTorch reaches of the roofline on an accelerator: 20-65%, from published training
-# throughputs of ResNet-50, ViT and GPT (MFU 25-60%). An estimate: no accelerator was at hand.
+# throughputs of ResNet-50, ViT and GPT (MFU 25-60%). An estimate: no accelerator was available.
 
 
-def _gpu(
-    name: str,
-    gb: float,
-    rates: dict[str, float],
-    bandwidth: float,
-    watts: float,
-    price: tuple[float, float, float],
-) -> Hardware:
-    """rates in TFLOP/s, bandwidth in GB/s, watts of the board, price: usual, low, high."""
-    return Hardware(
-        name,
-        "cuda",
-        int(gb * GB),
-        MappingProxyType({k: v * T for k, v in rates.items()}),
-        bandwidth * GB,
-        Estimate(0.75 * watts, 0.5 * watts, watts),
-        Estimate(*price),
-    )
+Rates = dict[str, float]
+Price = tuple[float, float, float]
+
+
+def _gpu(name: str, gb: float, rates: Rates, gb_s: float, board: float, price: Price) -> Hardware:
+    """rates in TFLOP/s, gb_s: bandwidth, board: its watts, price: usual, low, high."""
+    flops = MappingProxyType({k: v * T for k, v in rates.items()})
+    watts = Estimate(0.75 * board, 0.5 * board, board)
+    return Hardware(name, "cuda", int(gb * GB), flops, gb_s * GB, watts, Estimate(*price))
 
 
 # fp32: the TF32 units are off by default in PyTorch for matrix products, so plain fp32 is planned
@@ -76,24 +64,18 @@ _TABLE = (
 )
 ACCELERATORS = {h.name: h for h in _TABLE}
 NAMES = ("cpu", "cuda", "mps", *ACCELERATORS)
-__all__ = ["ACCELERATORS", "NAMES", "Hardware", "available_memory", "hardware"]
 
 
 def hardware(name: str) -> Hardware:
-    """A machine by name: "cpu", "cuda" and "mps" are at hand, the others stand in the table.
+    """A machine by name: "cpu", "cuda" and "mps" are of this one, the others are in the table.
 
     Errors: an unknown name, with the nearest known one.
     """
     name = name.lower().removeprefix("rtx").strip("-_ ")
-    if name == "cpu":
-        return _this_processor()
-    if name == "mps":
-        return _apple()
-    if name == "cuda":
-        return _local_gpu()
-    if name not in ACCELERATORS:
+    if name not in NAMES:
         raise unknown("hardware", name, NAMES)
-    return ACCELERATORS[name]
+    at_hand = {"cpu": _this_processor, "mps": _apple, "cuda": _local_gpu}
+    return at_hand[name]() if name in at_hand else ACCELERATORS[name]
 
 
 def _this_processor() -> Hardware:
@@ -103,16 +85,9 @@ def _this_processor() -> Hardware:
     0.06 $ per core and hour, as clouds list virtual cores in 2025-2026 [estimate].
     """
     cores = cpu_cores()
-    return Hardware(
-        "cpu",
-        "cpu",
-        available_memory(),
-        {},
-        0.0,
-        Estimate(8.0, 4.0, 15.0).scaled(cores),
-        Estimate(0.04, 0.02, 0.06).scaled(cores),
-        Estimate(0.65, 0.35, 1.1),  # of the roofline of measured rates; see timing.py
-    )
+    watts, price = (e.scaled(cores) for e in (Estimate(8, 4, 15), Estimate(0.04, 0.02, 0.06)))
+    reached = Estimate(0.65, 0.35, 1.1)  # of the roofline of measured rates; see timing.py
+    return Hardware("cpu", "cpu", available_memory(), {}, 0.0, watts, price, reached)
 
 
 def _local_gpu() -> Hardware:
@@ -141,13 +116,6 @@ def _apple() -> Hardware:
 
     Sources: Apple's M3 family announcement, 2023-10 (bandwidth); public fp32 figures [estimate].
     """
-    return Hardware(
-        "mps",
-        "mps",
-        available_memory(),
-        {"fp32": 6.5 * T, "bf16": 6.5 * T, "fp16": 6.5 * T},
-        150 * GB,
-        Estimate(35, 15, 80),
-        Estimate(0.0, 0.0, 1.0),
-        Estimate(0.4, 0.12, 1.0),
-    )
+    rates = {dtype: 6.5 * T for dtype in ("fp32", "bf16", "fp16")}
+    watts, price, reached = Estimate(35, 15, 80), Estimate(0, 0, 1), Estimate(0.4, 0.12, 1)
+    return Hardware("mps", "mps", available_memory(), rates, 150 * GB, watts, price, reached)

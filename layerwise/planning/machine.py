@@ -9,16 +9,17 @@ import sys
 from layerwise.runtime import give_back
 
 MB = 2**20
+CGROUP_FILES = (  # limit and use, in version 2 and 1
+    ("memory.max", "memory.current"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+)
 
 
 def resident() -> int:
     """Bytes of this process that are in memory now, freed memory returned first where possible."""
     give_back()
-    try:
-        with open("/proc/self/status") as f:
-            return next(int(x.split()[1]) * 1024 for x in f if x.startswith("VmRSS"))
-    except (OSError, StopIteration):
-        return 300 * MB  # where it cannot be read: a process that has imported PyTorch
+    found = _kilobytes("/proc/self/status", "VmRSS")
+    return 300 * MB if found is None else found  # unread: a process that has imported PyTorch
 
 
 def allocator_keeps() -> bool:
@@ -37,9 +38,7 @@ def glibc_version() -> tuple[int, int]:
 
 
 def cpu_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def available_memory() -> int:
@@ -48,18 +47,20 @@ def available_memory() -> int:
     What is free or reclaimable counts, within the limits of its cgroup. A plan's peak is the
     whole process too, so the two compare.
     """
-    rooms = [n for n in (_meminfo(), *_cgroup_room()) if n is not None]
-    if rooms:
-        return max(0, min(rooms)) + resident()
+    free = _kilobytes("/proc/meminfo", "MemAvailable")
+    left = [n for n in (free, *_cgroup_room()) if n is not None]
+    if left:
+        return max(0, min(left)) + resident()
     if platform.system() in ("Darwin", "FreeBSD"):  # no /proc: three quarters of what is built in
         return int(0.75 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     return 8 * 10**9
 
 
-def _meminfo(path: str = "/proc/meminfo") -> int | None:
+def _kilobytes(path: str, name: str) -> int | None:
+    """Bytes of the line "name: 123 kB" of a file; None where it is not there."""
     try:
         with open(path) as f:
-            return next(int(x.split()[1]) * 1024 for x in f if x.startswith("MemAvailable"))
+            return next(int(x.split()[1]) * 1024 for x in f if x.startswith(name))
     except (OSError, StopIteration):
         return None
 
@@ -68,10 +69,7 @@ def _cgroup_room(root: str = "/sys/fs/cgroup") -> list[int]:
     """What is left under the memory limits of this process's cgroup and of those above it."""
     rooms = []
     for folder in _cgroup_folders(root):
-        for limit, used in (
-            ("memory.max", "memory.current"),  # version 2
-            ("memory.limit_in_bytes", "memory.usage_in_bytes"),  # version 1
-        ):
+        for limit, used in CGROUP_FILES:
             bound, now = _read_int(f"{folder}/{limit}"), _read_int(f"{folder}/{used}")
             if bound is not None and now is not None and bound < 2**60:
                 rooms.append(bound - now + _reclaimable(folder))

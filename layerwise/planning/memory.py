@@ -49,21 +49,20 @@ def cpu_peak(trace: Trace, base: int | None = None, steps: int | None = None) ->
 
     base: resident bytes before the network is built; None for this process now.
     """
-    if base is None:
-        base = resident()
+    base = resident() if base is None else base
     loaded = base + CODE + PER_CONV * _convolutions(trace) + PER_MATMUL * _products(trace)
     if not allocator_keeps():
-        return Estimate.around(loaded + trace.peak + _largest_scratch(trace), 0.1, 0.15)
+        largest = max((sum(scratch(op)) for op in trace.operations), default=0)
+        return Estimate.around(loaded + trace.peak + largest, 0.1, 0.15)
     pinned = 0.0 if glibc_version() >= (2, 38) else PINNED
     life = PIN_LIFE * mean_lifetime(trace)
     replays = REPLAYS if steps is None else max(0, min(REPLAYS, steps - STEPS))
-    heaps = []
-    for seed in range(SEEDS if pinned else 1):
-        heap = Heap(pinned, life, seed)
+    heaps = [Heap(pinned, life, seed) for seed in range(SEEDS if pinned else 1)]
+    for heap in heaps:
         replay(trace, heap, scratch, replays)
-        heaps.append(heap.high)
-    value = statistics.median(heaps)
-    low, high = min(heaps) - MARGIN * value, max(heaps) + MARGIN * value
+    extents = [heap.high for heap in heaps]
+    value = statistics.median(extents)
+    low, high = min(extents) - MARGIN * value, max(extents) + MARGIN * value
     return Estimate(value, low, high).plus(Estimate.around(loaded, 0.03))
 
 
@@ -98,10 +97,10 @@ def replay(
         elif event.kind == "-":
             allocator.release(event.ident)
         elif wanted[event.ident]:
-            idents = range(-len(wanted[event.ident]), 0)
-            for ident, nbytes in zip(idents, wanted[event.ident], strict=True):
+            blocks = wanted[event.ident]
+            for ident, nbytes in enumerate(blocks, -len(blocks)):
                 allocator.allocate(ident, nbytes)
-            for ident in idents:
+            for ident in range(-len(blocks), 0):
                 allocator.release(ident)
 
 
@@ -121,13 +120,12 @@ def _events(trace: Trace, replays: int) -> Iterator[Event]:
 def mean_lifetime(trace: Trace) -> float:
     """How many allocations a block of the last rehearsed step lives through, on average."""
     born: dict[int, int] = {}
-    lives, clock = [], 0
+    lives = []
     for event in trace.events[trace.last_step :]:
         if event.kind == "+":
-            clock += 1
-            born[event.ident] = clock
+            born[event.ident] = len(born)
         elif event.kind == "-" and event.ident in born:
-            lives.append(clock - born[event.ident])
+            lives.append(len(born) - 1 - born[event.ident])
     return max(1.0, statistics.mean(lives)) if lives else 1.0
 
 
@@ -145,31 +143,21 @@ def scratch(op: Operation) -> tuple[int, ...]:
     if op.unit not in ("conv", "depthwise") or not op.operands:
         return ()  # nothing is multiplied where only the bias learns
     sizes = [prod(shape) * itemsize for shape, _, itemsize in op.operands]
-    plain = any(len(s) == 4 and not last for s, last, _ in _images(op))
-    if op.name == "aten.convolution":
+    forward = op.name == "aten.convolution"
+    images = op.operands[: 1 if forward else 2]
+    plain = any(len(shape) == 4 and not last for shape, last, _ in images)
+    if forward:
         x, weight = sizes[:2]
         return (weight, x, sizes[-1]) if plain else (weight,)
     grad_out, x, weight = sizes[:3]
-    images = (grad_out, x, x) if plain else ()
-    return (weight, 2 * weight, weight, *images)
-
-
-def _images(op: Operation) -> list[tuple[tuple[int, ...], bool, int]]:
-    return [op.operands[0]] if op.name == "aten.convolution" else list(op.operands[:2])
-
-
-def _largest_scratch(trace: Trace) -> int:
-    return max((sum(scratch(op)) for op in trace.operations), default=0)
+    return (weight, 2 * weight, weight, *((grad_out, x, x) if plain else ()))
 
 
 def _convolutions(trace: Trace) -> int:
     """How many kernels oneDNN compiles for them: one per shape forward, two backward."""
-    kernels = {
-        (op.name, op.dtype, op.operands): 1 if op.phase == "forward" else 2
-        for op in trace.operations
-        if op.unit in ("conv", "depthwise")
-    }
-    return sum(kernels.values())
+    convolutions = (op for op in trace.operations if op.unit in ("conv", "depthwise"))
+    kernels = {(op.name, op.dtype, op.operands): op.phase for op in convolutions}
+    return sum(1 if phase == "forward" else 2 for phase in kernels.values())
 
 
 def _products(trace: Trace) -> int:

@@ -14,33 +14,35 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload, OpOverloadPacket
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-from layerwise.runtime import evaluating
+from layerwise.runtime import DTYPES, evaluating
 
 Unit = Literal["matmul", "conv", "depthwise", "attention", "memory"]
-Rule = Callable[[tuple[Any, ...], Any], int]
+Args = tuple[Any, ...]
+Rule = Callable[[Args, Any], int]
 
 
-def _convolution(x: Any, weight: Any, out: Any, transposed: bool) -> int:
+def _convolution(x: Tensor, weight: Tensor, out: Tensor, transposed: bool) -> int:
     """x (b, c_in, ...), weight (c_out, c_in / groups, ...), out (b, c_out, ...)."""
     pixels = (x if transposed else out).shape[2:]
     return 2 * x.shape[0] * prod(pixels) * prod(weight.shape)
 
 
-def _convolution_backward(args: tuple[Any, ...], out: Any) -> int:
+def _convolution_backward(args: Args, out: object) -> int:
     grad_out, x, weight, transposed, mask = args[0], args[1], args[2], args[7], args[10]
     forward = _convolution(x, weight, grad_out, transposed)
     return forward * (int(mask[0]) + int(mask[1]))
 
 
-def _attention(args: tuple[Any, ...], out: Any) -> int:
+def _attention(args: Args, out: object) -> int:
     q, k, v = args[:3]  # (B, H, T, Dh), (B, H, S, Dh)
     return sdpa_flop_count(q.shape, k.shape, v.shape)
 
 
-def _attention_backward(args: tuple[Any, ...], out: Any) -> int:
+def _attention_backward(args: Args, out: object) -> int:
     grad, q, k, v = args[:4]
     return sdpa_backward_flop_count(grad.shape, q.shape, k.shape, v.shape)
 
@@ -58,7 +60,7 @@ RULES: dict[str, tuple[Unit, Rule]] = {
 
 
 @functools.cache
-def rule(packet: Any) -> tuple[Unit, Rule | None]:
+def rule(packet: OpOverloadPacket) -> tuple[Unit, Rule | None]:
     """The unit an operation keeps busy and its FLOP formula (None: no arithmetic to speak of)."""
     name = str(packet)
     if name in RULES:
@@ -70,7 +72,7 @@ def rule(packet: Any) -> tuple[Unit, Rule | None]:
     return unit, lambda args, out: counter(*args, out_val=out)
 
 
-def flops_and_unit(func: Any, args: tuple[Any, ...], out: Any) -> tuple[int, Unit]:
+def flops_and_unit(func: OpOverload, args: Args, out: object) -> tuple[int, Unit]:
     unit, formula = rule(func.overloadpacket)
     if formula is None:
         return 0, "memory"
@@ -92,14 +94,14 @@ class _Counter(TorchDispatchMode):
         super().__init__()
         self.flops = 0
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func: OpOverload, types, args: Args = (), kwargs=None) -> object:
         out = func(*args, **(kwargs or {}))
         if func.namespace not in ("prim", "profiler"):
             self.flops += flops_and_unit(func, args, out)[0]
         return out
 
 
-def _is_depthwise(func: Any, args: tuple[Any, ...]) -> bool:
+def _is_depthwise(func: OpOverload, args: Args) -> bool:
     """One input channel per group: bound by memory, not by the matrix units."""
     weight = args[2] if "backward" in str(func) else args[1]
     return weight.shape[1] == 1 and weight.shape[0] > 1
@@ -123,16 +125,14 @@ def nbytes(tensor: Tensor) -> int:
 
 
 @functools.cache
-def mutates(func: Any) -> bool:
+def mutates(func: OpOverload) -> bool:
     return func._schema.is_mutable
 
 
 def dtype_name(tensors: list[Tensor]) -> str:
     """The arithmetic of an operation: the dtype of its first floating-point tensor."""
-    for t in tensors:
-        if t.dtype.is_floating_point:
-            return _DTYPES.get(t.dtype, "fp32")
-    return "int"
+    floating = (t.dtype for t in tensors if t.dtype.is_floating_point)
+    return next((_NAMES.get(dtype, "fp32") for dtype in floating), "int")
 
 
-_DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}

@@ -9,12 +9,11 @@ from layerwise.errors import unknown
 from layerwise.optim.eager import SGD, AdamW
 from layerwise.optim.muon import Muon
 
+Optimizer = str | Callable[[nn.Module], torch.optim.Optimizer]  # a name, or a function
 NAMES = ("adamw", "sgd", "muon")
 
 
-def make_optimizer(
-    optimizer: str | Callable[[nn.Module], torch.optim.Optimizer], network: nn.Module
-) -> torch.optim.Optimizer:
+def make_optimizer(optimizer: Optimizer, network: nn.Module) -> torch.optim.Optimizer:
     """The optimiser of the network's trainable parameters, by name or by a function of it."""
     if callable(optimizer):
         return optimizer(network)

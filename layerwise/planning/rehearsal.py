@@ -9,9 +9,8 @@ ones need to be imported.
 import contextlib
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +18,9 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from layerwise.data.examples import Batch
 from layerwise.errors import OptionError
+from layerwise.models.network import Network
 from layerwise.planning.optimizers import make_optimizer
-from layerwise.planning.step import Setting, autocast, layers_of, prepare, stretched, train_step
+from layerwise.planning.step import Builder, Learned, Setting, built, prepare, stretched, train_step
 from layerwise.planning.trace import Event, Ledger, Operation
 
 MICRO_BATCHES = 2  # from the second on, memory and cost repeat
@@ -43,7 +43,7 @@ class LayerCost:
 
 @dataclass(frozen=True)
 class Trace:
-    """What one step of training (or of prediction) costs, counted exactly. Bytes throughout."""
+    """What one training step costs, counted exactly. Bytes throughout."""
 
     setting: Setting
     params: int
@@ -52,7 +52,6 @@ class Trace:
     layers: tuple[LayerCost, ...]
     ops: dict[Operation, float]  # operation -> times per step
     parts: dict[str, int]  # the most each part ever has
-    at_peak: dict[str, int]  # the parts at the moment of the highest total
     peak: int
     events: tuple[Event, ...]
     operations: tuple[Operation, ...]  # what events of kind "op" point to
@@ -67,97 +66,67 @@ class Trace:
     def flops_per_sample(self) -> float:
         return self.flops / self.setting.global_batch_size
 
-    @property
-    def moved(self) -> int:
-        """Bytes read and written in one step, if every operation met an ideal cache."""
-        return round(sum(op.bytes * times for op, times in self.ops.items()))
 
-    @property
-    def saved(self) -> int:
-        """Bytes kept from forward for backward, weights and inputs not counted."""
-        return sum(layer.saved for layer in self.layers)
-
-
-def rehearse(
-    network: nn.Module | Callable[[], nn.Module], batch: Batch, task: Any, setting: Setting
-) -> Trace:
+def rehearse(network: Network | Builder, batch: Batch, task: Learned, setting: Setting) -> Trace:
     """Run the step of `setting` on fake tensors and return its ledger.
 
     network: a module (real or on the meta device; left as it is) or a function that builds one,
     called under the meta device. batch: an example, real or meta; only its shapes, dtypes and
-    memory layout count, the row axis is stretched to the batch size. task: has
-    `loss(network, batch) -> (sum, parts)` and `count(batch)`, and `predict` for training=False.
-    Errors: a network whose forward depends on the values in a tensor cannot be rehearsed.
+    memory layout count, the row axis is stretched to the batch size.
+    Errors: a network whose forward pass depends on the values in a tensor cannot be rehearsed.
     """
-    if not isinstance(network, nn.Module):
-        with torch.device("meta"):
-            network = network()
+    with torch.device("meta"):
+        network = built(network)
     small = is_small(network, batch, setting)
     with contextlib.nullcontext() if small else FakeTensorMode(allow_non_fake_inputs=True):
         fake = copy.deepcopy(network) if small else fake_copy(network)
         prepare(fake, setting)
-        ledger = Ledger(fake, layers_of(fake))
+        ledger = Ledger(fake, fake.layers())
         try:
             saved = _run(fake, stretched(batch, setting), task, setting, ledger)
         except DataDependentOutputException as e:
             raise OptionError(
-                f"the plan cannot follow this network: {e} reads a value out of a tensor, but "
-                "a plan has only shapes; compute it without .item()"
+                f"the plan cannot follow this network: {e} reads a value out of a tensor, but a "
+                "plan has only shapes; compute it without .item()"
             ) from e
         finally:
             ledger.close()
     return _trace(fake, setting, ledger, saved)
 
 
-def is_small(network: nn.Module, batch: Batch, setting: Setting) -> bool:
+def is_small(network: Network, batch: Batch, setting: Setting) -> bool:
     """Whether a real step surely takes little memory: few numbers in, few weights, all on the CPU.
 
-    Token numbers say too little of what a network makes of them (a row of logits each).
+    Token ids say too little about what becomes of them (a row of logits each).
     """
     held = [*network.parameters(), *network.buffers()]
-    if not all(t.device.type == "cpu" for t in held):
-        return False
-    if not all(t.is_floating_point() or t.ndim == 1 for t in batch.tensors.values()):
+    told = all(t.is_floating_point() or t.ndim == 1 for t in batch.tensors.values())
+    if not told or not all(t.device.type == "cpu" for t in held):
         return False
     inputs = sum(t.nbytes for t in batch.tensors.values()) // max(1, len(batch))
     rows = setting.global_batch_size
     return COPIES * sum(t.nbytes for t in held) + WIDENING * rows * inputs < SMALL
 
 
-def fake_copy(network: nn.Module) -> nn.Module:
+def fake_copy(network: Network) -> Network:
     """The same network with fake parameters and buffers; takes no memory. In a fake mode only."""
 
     def fake(t: Tensor) -> Tensor:
         return torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="cpu")
 
-    memo: dict[int, Any] = {}
-    for p in network.parameters():
-        memo[id(p)] = nn.Parameter(fake(p), requires_grad=p.requires_grad)
-    for b in network.buffers():
-        memo[id(b)] = fake(b)
-    return copy.deepcopy(network, memo)
+    memo = {id(p): nn.Parameter(fake(p), p.requires_grad) for p in network.parameters()}
+    return copy.deepcopy(network, memo | {id(b): fake(b) for b in network.buffers()})
 
 
 def _run(
-    network: nn.Module, batch: Batch, task: Any, setting: Setting, ledger: Ledger
+    network: Network, batch: Batch, task: Learned, setting: Setting, ledger: Ledger
 ) -> dict[str, int]:
-    """Everything that is booked; returns the bytes each layer keeps for backward."""
+    """Run the step under the ledger; returns the bytes each layer keeps for backward."""
     ledger.adopt(network.parameters(), "weights")
     ledger.adopt(network.buffers(), "buffers")
     ledger.adopt(batch.tensors.values(), "inputs")
-    if not setting.training:
-        ledger.enter("forward")
-        with ledger, torch.no_grad(), autocast(setting):
-            network(**batch.select(network.READS))
-        return {}
     mean = [torch.empty_like(p) for p in network.parameters()] if setting.ema else []
     ledger.adopt(mean, "optimizer")
-    return _train(network, batch, task, setting, ledger)
-
-
-def _train(
-    network: nn.Module, batch: Batch, task: Any, setting: Setting, ledger: Ledger
-) -> dict[str, int]:
     optimizer = make_optimizer(setting.optimizer, network)
     saved: dict[str, int] = {}
 
@@ -177,18 +146,17 @@ def _train(
     return saved
 
 
-def _trace(network: nn.Module, setting: Setting, ledger: Ledger, saved: dict[str, int]) -> Trace:
+def _trace(network: Network, setting: Setting, ledger: Ledger, saved: dict[str, int]) -> Trace:
     ops = _per_step(ledger.counts, setting)
     embeddings = {id(m.weight): m.weight for m in network.modules() if isinstance(m, nn.Embedding)}
     return Trace(
         setting=setting,
         params=n_params(network),
-        trainable=sum(p.numel() for p in network.parameters() if p.requires_grad),
+        trainable=n_trainable(network),
         embedding=sum(w.numel() for w in embeddings.values()),
         layers=tuple(_layer_costs(ledger, ops, saved)),
         ops=ops,
         parts={k: v for k, v in ledger.most.items() if v},
-        at_peak={k: v for k, v in ledger.at_peak.items() if v},
         peak=ledger.peak,
         events=tuple(ledger.events),
         operations=tuple(ledger.operations),
@@ -202,6 +170,10 @@ def n_params(module: nn.Module) -> int:
     return packed + sum(p.numel() for p in module.parameters())
 
 
+def n_trainable(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+
 def _per_step(counts: Counter[Operation], setting: Setting) -> dict[Operation, float]:
     """Times per step: the rehearsed micro-batches stand for all of them, the update runs once."""
     times = setting.grad_accum_steps / min(setting.grad_accum_steps, MICRO_BATCHES)
@@ -212,14 +184,8 @@ def _layer_costs(
     ledger: Ledger, ops: dict[Operation, float], saved: dict[str, int]
 ) -> Iterator[LayerCost]:
     for name in dict.fromkeys([*ledger.layers, *(op.layer for op in ops), *saved]):
-        layer = ledger.layers.get(name)
-        params = list(layer.parameters()) if layer is not None else []
+        layer = ledger.layers.get(name, nn.Identity())
         own = [(op, n) for op, n in ops.items() if op.layer == name]
-        yield LayerCost(
-            name=name,
-            params=0 if layer is None else n_params(layer),
-            trainable=sum(p.numel() for p in params if p.requires_grad),
-            flops=round(sum(op.flops * n for op, n in own)),
-            moved=round(sum(op.bytes * n for op, n in own)),
-            saved=saved.get(name, 0),
-        )
+        flops = round(sum(op.flops * n for op, n in own))
+        moved = round(sum(op.bytes * n for op, n in own))
+        yield LayerCost(name, n_params(layer), n_trainable(layer), flops, moved, saved.get(name, 0))

@@ -4,13 +4,10 @@ Order: what changes nothing but time first (smaller micro-batches with the same 
 checkpointing per layer), then lower precision, then training fewer weights.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
-import torch
-from torch import nn
-
+from layerwise.planning import cost, timing
 from layerwise.planning.forecast import Plan, Remedy, Request
 from layerwise.planning.plan import plan_of
 from layerwise.planning.step import Setting
@@ -25,7 +22,7 @@ def suggest(plan: Plan, available: float) -> list[Remedy]:
         return found
     for words, request in _candidates(plan.request):
         remedy = _largest_that_fits(words, request, available)
-        if remedy is not None and remedy.setting not in [r.setting for r in found]:
+        if remedy is not None and remedy.plan.setting not in [r.plan.setting for r in found]:
             found.append(_paced(remedy, plan))
     return found
 
@@ -33,46 +30,16 @@ def suggest(plan: Plan, available: float) -> list[Remedy]:
 def _candidates(request: Request) -> Iterator[tuple[str, Request]]:
     setting = request.setting
     yield "", request
-    if setting.training and not setting.checkpointing:
+    if not setting.checkpointing:
         yield "checkpointing per layer", _with(request, replace(setting, checkpointing=True))
     if setting.dtype == "fp32" and request.hardware.kind != "mps":
         yield "dtype bf16", _with(request, replace(setting, dtype="bf16"))
-    for words, change in request.remedies.items():
-        yield words, replace(request, network=_changed(request, change))
-    if setting.training and not setting.freeze:
+    if not setting.freeze:
         yield "a frozen base, only the head trained", _with(request, replace(setting, freeze=True))
 
 
 def _with(request: Request, setting: Setting) -> Request:
     return replace(request, setting=setting)
-
-
-def _changed(request: Request, change: Callable[[nn.Module], Any]) -> Callable[[], nn.Module]:
-    """A builder of the changed network; the one that was given stays as it is."""
-
-    def build() -> nn.Module:
-        network = request.network
-        if isinstance(network, nn.Module):
-            network = _on_meta(network)
-        else:
-            network = network()
-        with torch.device("meta"):
-            changed = change(network)
-        return changed if isinstance(changed, nn.Module) else network
-
-    return build
-
-
-def _on_meta(network: nn.Module) -> nn.Module:
-    """A copy without its values: deep-copied with every tensor replaced by a meta one."""
-    import copy
-
-    memo: dict[int, Any] = {}
-    for p in network.parameters():
-        memo[id(p)] = nn.Parameter(p.detach().to("meta"), requires_grad=p.requires_grad)
-    for b in network.buffers():
-        memo[id(b)] = b.to("meta")
-    return copy.deepcopy(network, memo)
 
 
 def _largest_that_fits(words: str, request: Request, available: float) -> Remedy | None:
@@ -81,10 +48,8 @@ def _largest_that_fits(words: str, request: Request, available: float) -> Remedy
     Memory grows about linearly with the rows, so the whole batch and the smallest say where to
     look; what is offered has been planned itself.
     """
-    asked = request.setting
-    sizes = [asked.device_batch_size]
-    while sizes[-1] // 2 >= SMALLEST:
-        sizes.append(sizes[-1] // 2)
+    asked, n = request.setting, request.setting.device_batch_size
+    sizes = [n, *(n >> i for i in range(1, n.bit_length()) if n >> i >= SMALLEST)]
 
     def planned(size: int) -> Plan:
         return plan_of(_with(request, asked.with_device_batch(size)))
@@ -99,24 +64,19 @@ def _largest_that_fits(words: str, request: Request, available: float) -> Remedy
         likely = sizes[-1] + share * (sizes[0] - sizes[-1])
         tries = (planned(size) for size in sizes[1:-1] if size <= 1.2 * likely)
         found = next((plan for plan in tries if plan.fits(available)), smallest)
-    return Remedy(_words(words, found.setting, asked), found.setting, found)
+    return Remedy(_words(words, found.setting, asked), found)
 
 
 def _words(words: str, setting: Setting, asked: Setting) -> str:
-    batch = (
-        f"device_batch_size {setting.device_batch_size} with grad_accum_steps "
-        f"{setting.grad_accum_steps}"
-    )
-    same = setting.device_batch_size == asked.device_batch_size
-    return ", ".join(filter(None, (words, "" if same else batch)))
+    size, parts = setting.device_batch_size, setting.grad_accum_steps
+    batch = f"device_batch_size {size} with grad_accum_steps {parts}"
+    return ", ".join(filter(None, (words, "" if size == asked.device_batch_size else batch)))
 
 
 def _paced(remedy: Remedy, before: Plan) -> Remedy:
     """Time by the roofline is rough; where the run was measured, scale what was measured."""
     if before.timed_by == "roofline":
         return remedy
-    from layerwise.planning import cost, timing
-
     machine = before.request.hardware
     old = timing.from_roofline(before.trace, machine, before.steps).value
     seconds = before.seconds.scaled(remedy.plan.seconds.value / old)

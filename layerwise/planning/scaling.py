@@ -34,6 +34,7 @@ FLOPS = 6  # per parameter and token: forward 2, backward 4
 # runs that a law of smaller ones predicted missed it by 2.2% (root mean square; docs/log.md), so
 # however well the runs fit, that much is not known of a single one, and more further out
 LEAST_NOISE, LEAST_SLIP = 0.02, 0.02
+Runs = tuple[np.ndarray, np.ndarray]  # (n,) parameters, and tokens with repetitions discounted
 
 
 @dataclass(frozen=True)
@@ -93,19 +94,17 @@ class Forecast:
     def beside(self, tokens: float, came: float | None = None) -> dict[str, Any]:
         """The chosen size after the tokens that it really read, and what came; for the report."""
         expected = self.law.loss(self.best.params, tokens)
-        within = None if came is None else expected.low <= came <= expected.high
         return {
             "unit": self.unit,
             "tokens": tokens,
             **vars(expected),
             "came": came,
-            "within": within,
+            "within": None if came is None else expected.low <= came <= expected.high,
             "chosen": self.best.name,
             "params": self.best.params,
             "epochs": tokens / self.law.unique_tokens,
             "curve": [
-                {"name": c.name, "params": c.params, "tokens": c.tokens, **vars(c.loss)}
-                for c in self.curve
+                {k: v for k, v in vars(c).items() if k != "loss"} | vars(c.loss) for c in self.curve
             ],
             "runs": [vars(p) for p in self.runs],
         }
@@ -141,28 +140,27 @@ def fit_law(points: Sequence[Point], unique_tokens: float, seed: int = 0) -> Law
             f"a scaling law needs at least {LEAST_RUNS} runs of 2 sizes and 2 amounts of text; "
             f"{len(points)} runs of {len(sizes)} sizes and {len(amounts)} amounts were given"
         )
-    params = np.array([p.params for p in points])
-    tokens = worth(np.array([p.tokens for p in points]), unique_tokens)
-    logs = np.log([p.loss for p in points])
-    compute = np.log([p.params * p.tokens for p in points])
-    constants = solve(params, tokens, logs, start_at(params, tokens, logs))
-    residuals = logs - np.log(predict(constants, params, tokens))
-    noise = float(residuals.std() * math.sqrt(len(points) / max(1, len(points) - 3)))
+    params, tokens, losses = np.array([(p.params, p.tokens, p.loss) for p in points]).T
+    logs, runs = np.log(losses), (params, worth(tokens, unique_tokens))
+    constants = solve(runs, logs, start_at(runs, logs))
+    fitted = np.log(predict(constants, *runs))
+    noise = float((logs - fitted).std() * math.sqrt(len(points) / max(1, len(points) - 3)))
     rng = np.random.default_rng(seed)
-    fitted = logs - residuals
     draws = [
-        solve(params, tokens, fitted + noise * rng.standard_normal(len(logs)), constants, rng)
+        solve(runs, fitted + noise * rng.standard_normal(len(logs)), constants, rng)
         for _ in range(DRAWS)
     ]
-    slip = slip_of(params, tokens, logs, noise)
-    return Law(constants, np.array(draws), unique_tokens, noise, slip, float(compute.max()))
+    reach = float(np.log(params * tokens).max())
+    slip = slip_of(runs, logs, noise)
+    return Law(constants, np.array(draws), unique_tokens, noise, slip, reach)
 
 
-def slip_of(params: np.ndarray, tokens: np.ndarray, logs: np.ndarray, noise: float) -> float:
+def slip_of(runs: Runs, logs: np.ndarray, noise: float) -> float:
     """What predicting larger runs from the smaller ones misses by, per factor of e of compute.
 
     Each size's longest run from all shorter ones, and the largest size from the smaller ones.
     """
+    params, tokens = runs
     longest = tokens >= np.array([tokens[params == n].max() for n in params])
     largest = params == params.max()
     compute, missed = np.log(params * tokens), []
@@ -170,12 +168,8 @@ def slip_of(params: np.ndarray, tokens: np.ndarray, logs: np.ndarray, noise: flo
         known = ~unseen
         if known.sum() < 3 or len(set(params[known])) < 2:
             continue
-        found = solve(
-            params[known],
-            tokens[known],
-            logs[known],
-            start_at(params[known], tokens[known], logs[known]),
-        )
+        seen = params[known], tokens[known]
+        found = solve(seen, logs[known], start_at(seen, logs[known]))
         for i in np.flatnonzero(unseen):
             own = known & (params == params[i])
             far = compute[i] - compute[own if own.any() else known].max()
@@ -184,20 +178,16 @@ def slip_of(params: np.ndarray, tokens: np.ndarray, logs: np.ndarray, noise: flo
     return max(LEAST_SLIP, float(np.sqrt(np.mean(np.square(missed)))) if missed else 0.0)
 
 
-def start_at(params: np.ndarray, tokens: np.ndarray, logs: np.ndarray) -> np.ndarray:
+def start_at(runs: Runs, logs: np.ndarray) -> np.ndarray:
     """A third of the lowest loss to each of the three terms."""
     third = float(logs.min()) - math.log(3)
     alpha, beta = EXPONENTS
-    a, b = third + alpha * math.log(params.max()), third + beta * math.log(tokens.max())
+    a, b = third + alpha * math.log(runs[0].max()), third + beta * math.log(runs[1].max())
     return np.array([third, a, alpha, b, beta])
 
 
 def solve(
-    params: np.ndarray,
-    tokens: np.ndarray,
-    logs: np.ndarray,
-    start: np.ndarray,
-    rng: np.random.Generator | None = None,
+    runs: Runs, logs: np.ndarray, start: np.ndarray, rng: np.random.Generator | None = None
 ) -> np.ndarray:
     """The constants of least Huber penalty; with `rng`, the exponents' centres are drawn too."""
     from scipy.optimize import least_squares
@@ -205,7 +195,7 @@ def solve(
     centre = np.array(EXPONENTS) + (PULL * rng.standard_normal(2) if rng else 0.0)
 
     def misfit(constants: np.ndarray) -> np.ndarray:
-        gap = np.log(predict(constants, params, tokens)) - logs
+        gap = np.log(predict(constants, *runs)) - logs
         huber = np.sign(gap) * np.sqrt(np.where(abs(gap) < HUBER, gap**2, 2 * HUBER * abs(gap)))
         pull = (constants[[2, 4]] - centre) / PULL * HUBER
         return np.concatenate([huber, pull])

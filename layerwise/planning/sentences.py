@@ -1,5 +1,6 @@
 """A plan in words and numbers that people read."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from layerwise.console import duration
@@ -24,11 +25,11 @@ _NAMES = {
 def rows(plan: "Plan") -> list[tuple[str, str]]:
     """(what, how much), in the order in which a person asks."""
     parts = [(_NAMES[k], size(e.value)) for k, e in plan.memory.items() if k in _NAMES and e.value]
-    setting = plan.setting
-    batch = f"{setting.device_batch_size} x {setting.grad_accum_steps}"
+    rows = plan.setting.global_batch_size
+    batch = f"{plan.setting.device_batch_size} x {plan.setting.grad_accum_steps}"
     return [
         ("parameters", f"{plan.params:,} ({plan.trainable:,} trained)"),
-        ("batch", f"{batch} = {setting.global_batch_size} rows per step, {plan.steps:,} steps"),
+        ("batch", f"{batch} = {rows} rows per step, {plan.steps:,} steps"),
         ("FLOPs per sample", count(plan.flops_per_sample)),
         ("FLOPs in all", count(plan.flops_total)),
         *parts,
@@ -45,11 +46,10 @@ def curve(forecast: "Forecast", around: int = 3) -> list[str]:
     out = [f"{forecast.unit.replace('_', ' ')} expected of each size in this time:"]
     for c in forecast.curve[first : forecast.chosen + around + 1]:
         epochs = c.tokens / forecast.law.unique_tokens
+        best = "   best" * (c is forecast.best)
         out.append(
             f"  {c.name:<8}{count(c.params):>14} params {c.tokens / 1e6:9.2f}M tokens"
-            f" {epochs:5.1f} epochs   {between(c.loss, lambda x: f'{x:.3f}')}"
-            + "   best"
-            * (c is forecast.best)
+            f" {epochs:5.1f} epochs   {between(c.loss, lambda x: f'{x:.3f}')}{best}"
         )
     return out
 
@@ -75,9 +75,8 @@ def does_not_fit(plan: "Plan", available: float, remedies: "list[Remedy]") -> st
     return f"{needed}. What would fit: {ways}"
 
 
-def between(estimate: Estimate, unit: "object") -> str:
+def between(estimate: Estimate, unit: Callable[[float], str]) -> str:
     """3.1 GB (2.9 GB to 3.4 GB)."""
-    assert callable(unit)
     return f"{unit(estimate.value)} ({unit(estimate.low)} to {unit(estimate.high)})"
 
 

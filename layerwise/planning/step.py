@@ -4,11 +4,11 @@ The same function runs on fake tensors (to count) and on real ones (to time); fo
 of a step are the training loop's own.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,10 +17,11 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from layerwise.data.examples import Batch
 from layerwise.errors import OptionError, unknown
-from layerwise.planning.optimizers import NAMES
+from layerwise.models.network import Network
+from layerwise.planning.optimizers import NAMES, Optimizer
 from layerwise.runtime import DTYPES
 
-Optimizer = str | Callable[[nn.Module], torch.optim.Optimizer]
+Builder = Callable[[], Network]
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,6 @@ class Setting:
     dtype: str = "fp32"  # of the arithmetic: "fp32", "bf16" or "fp16"; weights stay in fp32
     checkpointing: bool = False  # keep each layer's input only, compute the rest again in backward
     freeze: bool = False  # train the head alone
-    training: bool = True  # False: predictions without gradients
     grad_clip: bool = True
     ema: bool = False  # a running mean of the weights beside them
 
@@ -58,21 +58,17 @@ class Setting:
         return replace(self, device_batch_size=size, grad_accum_steps=parts)
 
 
-def layers_of(network: Any) -> dict[str, nn.Module]:
-    """The network's own `layers()`, or its direct children where it has none."""
-    if callable(getattr(network, "layers", None)):
-        return network.layers()
-    return dict(network.named_children())
+def built(network: Network | Builder) -> Network:
+    return network if isinstance(network, nn.Module) else network()  # type: ignore[return-value]  # families do not inherit from Network
 
 
-def prepare(network: nn.Module, setting: Setting) -> None:
-    """Bring a network that is ours alone into the state that the setting asks for."""
-    network.train(setting.training)
-    layers = layers_of(network)
+def prepare(network: Network, setting: Setting) -> None:
+    """Bring a network that nobody else uses into the state that the setting asks for."""
+    network.train()
+    layers = network.layers()
     if setting.freeze:
-        *_, head = layers.values()
         network.requires_grad_(False)
-        head.requires_grad_(True)
+        list(layers.values())[-1].requires_grad_(True)
     if setting.checkpointing:
         checkpoint_layers(layers)
 
@@ -104,27 +100,28 @@ def stretched(batch: Batch, setting: Setting, device: str = "cpu") -> Batch:
     return Batch(tensors, np.arange(rows))
 
 
-class Learnt(Protocol):
-    """Of a task what a step needs."""
+class Learned(Protocol):
+    """What a step needs of a task."""
 
     joint: bool
 
     def count(self, batch: Batch) -> int: ...
-    def loss(self, network: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]: ...
+    def loss(self, network: Network, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]: ...
 
 
 def accumulate(
-    network: nn.Module,
-    task: Learnt,
+    network: Network,
+    task: Learned,
     micros: Sequence[Batch],
     count: float,
-    context: Callable[[], AbstractContextManager[Any]],
+    context: Callable[[], AbstractContextManager[object]],
     entering: Callable[[str], None] = lambda phase: None,
 ) -> Tensor:
-    """Add the gradients of a step's mean loss to the parameters' own; the summed loss.
+    """Add the gradients of a step's mean loss to those of the parameters; returns the summed loss.
 
     count: terms that carry loss in the whole step, by which every micro-batch's sum is divided.
-    context: of the forward pass. entering: hears "forward" and "backward" as they begin.
+    context: the forward pass runs inside it. entering: called with "forward" and "backward" as
+    these begin.
     """
     total = None
     for micro in micros:
@@ -141,21 +138,22 @@ def accumulate(
 
 
 def train_step(
-    network: nn.Module,
+    network: Network,
     batch: Batch,
-    task: Learnt,
+    task: Learned,
     setting: Setting,
     optimizer: torch.optim.Optimizer,
     micro_batches: int | None = None,
     entering: Callable[[str], None] = lambda phase: None,
 ) -> None:
-    """One optimiser update; `entering` hears "forward", "backward" and "update" as they begin.
+    """One optimiser update; `entering` is called with "forward", "backward" and "update" as these
+    begin.
 
     micro_batches: run only so many of the `grad_accum_steps`, None for all.
     """
     device = next(iter(batch.tensors.values())).device.type
     micros = batch.split(setting.grad_accum_steps, task.joint)[:micro_batches]
-    context = lambda: autocast(setting, device)  # noqa: E731
+    context = functools.partial(autocast, setting, device)
     accumulate(network, task, micros, task.count(batch), context, entering)
     entering("update")
     if setting.grad_clip:
@@ -164,9 +162,6 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
 
 
-@contextlib.contextmanager
-def autocast(setting: Setting, device: str = "cpu") -> Iterator[None]:
+def autocast(setting: Setting, device: str = "cpu") -> torch.autocast:
     on = setting.dtype != "fp32"
-    dtype = DTYPES[setting.dtype] if on else torch.bfloat16
-    with torch.autocast(device, dtype=dtype, enabled=on):
-        yield
+    return torch.autocast(device, DTYPES[setting.dtype] if on else torch.bfloat16, enabled=on)

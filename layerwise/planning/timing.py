@@ -17,48 +17,35 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
 
 from layerwise.data.examples import Batch
+from layerwise.models.network import Network
 from layerwise.planning.estimate import Estimate
 from layerwise.planning.hardware import Hardware
 from layerwise.planning.optimizers import make_optimizer
 from layerwise.planning.rehearsal import Trace
-from layerwise.planning.step import Setting, autocast, prepare, stretched, train_step
+from layerwise.planning.step import Learned, Setting, prepare, stretched, train_step
 from layerwise.planning.trace import Operation
 
 LEAST_STEPS = 3  # one to warm up and two to compare
 LEAST_MARGIN = 0.15  # a machine is not steadier than this over a longer run
+ENOUGH = 20.0  # seconds after which no further step is measured, once there are LEAST_STEPS
 GPU_OVERHEAD = 8e-6  # seconds per operation, launched from Python [estimate]
 
 
 def measure_steps(
-    network: nn.Module,
-    batch: Batch,
-    task: Any,
-    setting: Setting,
-    steps: int = 5,
-    budget: float = 20.0,
+    network: Network, batch: Batch, task: Learned, setting: Setting, steps: int = 5
 ) -> list[float]:
-    """Seconds of each of the first `steps` real steps; `network` is ours to spoil.
+    """Seconds of each of the first `steps` real steps; they change the network.
 
     batch: an example, repeated up to the batch size.
-    budget: seconds after which no further step begins, once there are three.
     """
     device = next(network.parameters()).device.type
     prepare(network, setting)
     whole = stretched(batch, setting, device)
-    optimizer = make_optimizer(setting.optimizer, network) if setting.training else None
-
-    def step() -> None:
-        if optimizer is not None:
-            train_step(network, whole, task, setting, optimizer)
-        else:
-            with torch.inference_mode(), autocast(setting, device):
-                network(**whole.select(network.READS))
-
-    seconds: list[float] = []
-    while len(seconds) < steps and (len(seconds) < LEAST_STEPS or sum(seconds) < budget):
+    optimizer, seconds = make_optimizer(setting.optimizer, network), []
+    step = lambda: train_step(network, whole, task, setting, optimizer)  # noqa: E731
+    while len(seconds) < steps and (len(seconds) < LEAST_STEPS or sum(seconds) < ENOUGH):
         seconds.append(_seconds(step, device))
     return seconds
 
@@ -129,8 +116,7 @@ def measured_rates() -> Rates:
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         for unit, run, count in _kernels(dtype):
             flops[unit, name] = count / _best(run)
-    big = torch.zeros(2**23)  # 32 MB: past the caches
-    out = torch.empty_like(big)
+    big, out = torch.zeros(2, 2**23)  # 32 MB each: past the caches
     small = torch.zeros(8)
     overhead = _best(lambda: [small.relu() for _ in range(100)]) / 100
     bandwidth = 2 * big.nbytes / _best(lambda: torch.mul(big, 2.0, out=out))
@@ -141,7 +127,8 @@ def _kernels(dtype: torch.dtype) -> list[tuple[str, Callable[[], Any], int]]:
     """(unit, a run of it, its FLOPs)."""
     a, b = torch.ones(256, 1024, dtype=dtype), torch.ones(1024, 1024, dtype=dtype)
     q = torch.ones(4, 4, 196, 64, dtype=dtype)
-    x, w = _images(4, 64, 28, dtype), torch.ones(64, 64, 3, 3, dtype=dtype)
+    x = torch.ones(4, 64, 28, 28, dtype=dtype).to(memory_format=torch.channels_last)
+    w = torch.ones(64, 64, 3, 3, dtype=dtype)
     depthwise = torch.ones(64, 1, 3, 3, dtype=dtype)
     pixels = 4 * 28 * 28
     return [
@@ -150,11 +137,6 @@ def _kernels(dtype: torch.dtype) -> list[tuple[str, Callable[[], Any], int]]:
         ("conv", lambda: F.conv2d(x, w, padding=1), 2 * pixels * 64 * 64 * 9),
         ("depthwise", lambda: F.conv2d(x, depthwise, padding=1, groups=64), 2 * pixels * 64 * 9),
     ]
-
-
-def _images(b: int, c: int, size: int, dtype: torch.dtype) -> Tensor:
-    images = torch.ones(b, c, size, size, dtype=dtype)
-    return images.to(memory_format=torch.channels_last)
 
 
 def _best(run: Callable[[], Any], budget: float = 0.1) -> float:

@@ -14,9 +14,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from layerwise.planning import operations
+from layerwise.planning.operations import Args
 from layerwise.planning.owners import Owners
 
 
@@ -47,7 +49,7 @@ class Storage:
     bytes: int
     part: str  # "weights", "gradients", "optimizer", "activations", "autocast" ...
     layer: str
-    reference: Any = field(repr=False, default=None)
+    reference: weakref.ref[torch.UntypedStorage] = field(repr=False)
 
 
 class Ledger(TorchDispatchMode):
@@ -58,7 +60,6 @@ class Ledger(TorchDispatchMode):
         self.alive: dict[int, Storage] = {}
         self.now: Counter[str] = Counter()  # bytes per part
         self.most: Counter[str] = Counter()  # largest bytes each part ever had
-        self.at_peak: dict[str, int] = {}
         self.peak = 0
         self.events: list[Event] = []
         self.mark = 0  # a place in `events` that the rehearsal wants to find again
@@ -67,11 +68,8 @@ class Ledger(TorchDispatchMode):
         self.phase = "build"
         self.layers = layers
         self.owners = Owners(network, layers)
-        self._hooks = [
-            p.register_post_accumulate_grad_hook(self._keep_gradient)
-            for p in network.parameters()
-            if p.requires_grad
-        ]
+        learning = [p for p in network.parameters() if p.requires_grad]
+        self._hooks = [p.register_post_accumulate_grad_hook(self._keep_gradient) for p in learning]
 
     def enter(self, phase: str) -> None:
         """From now on: "forward", "backward", "update", or "build", where only storages count."""
@@ -107,9 +105,7 @@ class Ledger(TorchDispatchMode):
         part = storage.part
         self.now[part] += storage.bytes
         self.most[part] = max(self.most[part], self.now[part])
-        total = self.now.total()
-        if total > self.peak:
-            self.peak, self.at_peak = total, dict(self.now)
+        self.peak = max(self.peak, self.now.total())
 
     def _died(self, key: int) -> None:
         storage = self.alive.pop(key)
@@ -130,15 +126,13 @@ class Ledger(TorchDispatchMode):
     def _should_skip_dynamo(cls) -> bool:
         return False  # nothing is compiled here, and the guard would double the cost of a call
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: OpOverload, types, args: Args = (), kwargs=None) -> object:
         out = func(*args, **(kwargs or {}))
         if func.namespace not in ("prim", "profiler") and self.phase != "build":
             self._book(func, args, list((kwargs or {}).values()), out)
         return out
 
-    def _book(self, func: Any, args: tuple[Any, ...], more: list[Any], out: Any) -> None:
+    def _book(self, func: OpOverload, args: Args, more: list[Any], out: object) -> None:
         results = operations.tensors_in([out])
         layer, part = self.owners.running(), self._part(func, args)
         fresh = [t for t in results if t.untyped_storage()._cdata not in self.alive]
@@ -157,7 +151,7 @@ class Ledger(TorchDispatchMode):
         place = self.operations.setdefault(op, len(self.operations))
         self.events.append(Event("op", place))
 
-    def _part(self, func: Any, args: tuple[Any, ...]) -> str:
+    def _part(self, func: OpOverload, args: Args) -> str:
         if self.phase != "forward":
             return "temporary"
         if str(func.overloadpacket) == "aten._to_copy" and args:

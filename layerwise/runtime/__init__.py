@@ -24,7 +24,7 @@ from layerwise.errors import OptionError, unknown
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CAPACITY = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
 KERNELS = 512  # that oneDNN keeps; with its own 1,024 texts of many lengths take 250 MB more
-_MALLOPT = {"M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, 2**31 - 1), "M_TOP_PAD": (-2, 2**28)}
+MALLOPT = {"M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, 2**31 - 1), "M_TOP_PAD": (-2, 2**28)}
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,13 @@ def kernels_kept() -> int:
 def start(device: str = "auto", dtype: str = "auto", threads: int = 0) -> Runtime:
     """Choose device, dtype and threads, tune the allocator, pick the fast exact fp32 product.
 
-    dtype: "auto", "fp32", "bf16" or "fp16"; threads: 0 for one per physical core.
+    dtype: "auto", "fp32", "bf16" or "fp16"; threads: 0 for one per core that this process may use.
     Errors: a device or dtype that this machine does not have.
     """
     notes = [tune_allocator()]
     os.environ.setdefault(CAPACITY, str(KERNELS))
     device = choose_device(device)
-    threads = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4
+    threads = threads or usable_cores()
     torch.set_num_threads(threads)
     if device == "cpu":
         from layerwise.runtime.precision import choose_fp32_matmul
@@ -68,6 +68,11 @@ def start(device: str = "auto", dtype: str = "auto", threads: int = 0) -> Runtim
     slow = why_slow(device, chosen)
     warned = (slow,) if slow else ()
     return Runtime(device, chosen, threads, tuple(n for n in (*notes, why) if n) + warned, warned)
+
+
+def usable_cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def choose_device(device: str) -> str:
@@ -175,7 +180,7 @@ def tune_allocator() -> str:
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "gnu_get_libc_version"):
         return "allocator left as it is: not glibc"
-    done = [libc.mallopt(option, value) for option, value in _MALLOPT.values()]
+    done = [libc.mallopt(option, value) for option, value in MALLOPT.values()]
     return "allocator keeps freed memory (glibc mallopt)" if all(done) else ""
 
 
@@ -218,13 +223,8 @@ def peak_memory_mb() -> float:
     """The most memory this process has had resident (GPU: allocated), in MB."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / 1e6
-    try:
-        with open("/proc/self/status") as f:
-            for line in f:
-                if line.startswith("VmHWM"):
-                    return int(line.split()[1]) * 1024 / 1e6
-    except OSError:
-        pass
+    with suppress(OSError, StopIteration), open("/proc/self/status") as f:
+        return next(int(line.split()[1]) for line in f if line.startswith("VmHWM")) * 1024 / 1e6
     import resource
 
     unit = 1 if sys.platform == "darwin" else 1024

@@ -1,6 +1,6 @@
 """Tasks by name: an explicit table, each imported only when asked for. See `task.py`."""
 
-import importlib
+import pkgutil
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +12,15 @@ if TYPE_CHECKING:  # the command line reads the names without loading torch
     from layerwise.tasks.task import Options, Task
 
 TASKS = {
-    "classify": "Classify", "tag": "Tag", "regress": "Regress", "causal": "Causal",
-    "masked": "Masked", "words": "Words", "span": "Span", "embed": "Embed",
-}  # fmt: skip
+    "classify": "layerwise.tasks.classify:Classify",
+    "tag": "layerwise.tasks.tag:Tag",
+    "regress": "layerwise.tasks.regress:Regress",
+    "causal": "layerwise.tasks.causal:Causal",
+    "masked": "layerwise.tasks.masked:Masked",
+    "words": "layerwise.tasks.words:Words",
+    "span": "layerwise.tasks.span:Span",
+    "embed": "layerwise.tasks.embed:Embed",
+}
 PROBLEMS = {  # what a published config calls its problem
     "multi_label_classification": "tag",
     "regression": "regress",
@@ -32,7 +38,7 @@ HEADS = {  # what a published network with such a head does
 def task_class(name: str) -> "type[Task]":
     if name not in TASKS:
         raise unknown("task", name, TASKS)
-    return getattr(importlib.import_module(f"layerwise.tasks.{name}"), TASKS[name])
+    return pkgutil.resolve_name(TASKS[name])
 
 
 def task_from_dict(values: dict[str, Any]) -> "Task":

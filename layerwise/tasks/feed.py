@@ -18,8 +18,8 @@ class Feed:
     """Rows as a loader takes them. What does not change from evaluation to evaluation (tokens of
     texts, decoded pixels) is made once, so keep it for as long as its rows are looked at.
 
-    augment: of the rows' kind, in training. options: of the kinds' sources (cache_dir, threads,
-    cached, progress).
+    augment: of the rows' first kind, in training. options: of the kinds' sources (cache_dir,
+    threads, cached, progress).
     """
 
     def __init__(
@@ -33,8 +33,8 @@ class Feed:
     ):
         self.task, self.examples, self.n = task, examples, len(examples)
         self.sources: list[Source] = [
-            kinds.kind(name).source(examples, processors[name], augment, dtype, **options)
-            for name in dict.fromkeys(examples.kinds.values())
+            kind.source(examples, processors[kind.name], None if i else augment, dtype, **options)
+            for i, kind in enumerate(kinds.several(examples))
         ]
         self.learned = task.learned(examples)
 

@@ -162,8 +162,8 @@ class Words(Labels):
         return examples
 
     def learned(self, examples: Examples) -> Callable[[np.ndarray], Tensors]:
-        """ "targets" (B, W): the tag of each word, -1 behind a sentence's last, and for tags that
-        are not known, which rows to predict may have."""
+        """ "targets" (B, W): the tag of each word; -1 after its last and for a tag that is
+        not known, as rows to predict may have."""
         if not examples.has("tags"):
             return lambda rows: {}
         place = {tag: i for i, tag in enumerate(self.labels)}

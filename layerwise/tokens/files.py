@@ -1,6 +1,5 @@
 """Where tokenizers lie: the files of a model folder, and which reader each is for."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,19 +7,17 @@ from typing import Any
 import tokenizers
 
 from layerwise.errors import WeightsError
+from layerwise.storage import read_json
 from layerwise.tokens import sentencepieces, vocabularies
 from layerwise.tokens.vocabularies import Built
 
-ROLES = ("bos", "eos", "pad", "unk", "mask", "cls", "sep")
-USUAL = {  # what roles are called where no file says it
+USUAL = {  # roles, and the usual tokens for them where no file says which
     "bos": ("<s>", "<bos>", "<|begin_of_text|>", "<|startoftext|>", "<|endoftext|>"),
     "eos": ("</s>", "<eos>", "<|end_of_text|>", "<|endoftext|>"),
-    "pad": ("<pad>", "[PAD]"),
-    "unk": ("<unk>", "[UNK]"),
-    "mask": ("<mask>", "[MASK]"),
-    "cls": ("[CLS]",),
-    "sep": ("[SEP]",),
-}
+    "pad": ("<pad>", "[PAD]"), "unk": ("<unk>", "[UNK]"), "mask": ("<mask>", "[MASK]"),
+    "cls": ("[CLS]",), "sep": ("[SEP]",),
+}  # fmt: skip
+ROLES = tuple(USUAL)
 IN_A_FOLDER = (
     *("tokenizer.json", "vocab.json", "vocab.txt"),
     *("tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
@@ -28,28 +25,49 @@ IN_A_FOLDER = (
 SHIFTED = ("XLMRoberta", "Camembert", "MBart", "NllbTokenizer")  # their ids are not the file's
 
 
-def open_file(file: Path) -> Built:
+def open_file(file: Path, config: Mapping[str, Any] | None = None) -> Built:
     """A tokenizer from one file and what its special tokens are for, by the usual names.
 
+    config: the tokenizer_config.json beside it, if any.
     Errors: WeightsError for a file that is absent, damaged or of no known kind.
     """
-    return _open(file, {})
+    config = config or {}
+    if not file.is_file():
+        raise WeightsError(f"{file}: there is no such file")
+    name = file.name.removesuffix(".gz")
+    if name in ("vocab.json", "merges.txt"):
+        return vocabularies.from_merges(file.with_name("vocab.json"), file.with_name("merges.txt"))
+    if name.endswith(".json"):
+        return _tokenizer_json(file)
+    if name.startswith(("bpe_simple_vocab", "clip_bpe_simple_vocab")):
+        return vocabularies.from_clip(file)
+    if name.endswith(".tiktoken"):
+        return vocabularies.from_tiktoken(file)
+    if name.endswith(".txt"):
+        lines = vocabularies.read_text(file).rstrip("\n").split("\n")
+        return vocabularies.from_words([w.rstrip("\r") for w in lines], config.get("do_lower_case"))
+    if name.endswith(".model"):
+        return _model_file(file, config)
+    more = ": open it with Tokenizer.from_gguf(read_metadata(path))" if name[-5:] == ".gguf" else ""
+    raise WeightsError(f"{file}: not a tokenizer file that layerwise knows{more}")
 
 
 def open_folder(folder: Path) -> tuple[tokenizers.Tokenizer, dict[str, str], dict[str, Any]]:
     """A tokenizer, its special tokens by role, and its tokenizer_config.json."""
     file, config = _file_in(folder), _json_beside(folder, "tokenizer_config.json")
-    inner, special = _open(file, config)
+    inner, special = open_file(file, config)
     if file.name != "tokenizer.json":
         _add_tokens(inner, _json_beside(folder, "added_tokens.json"), folder)
     said = _json_beside(folder, "special_tokens_map.json") | config
-    named = {role: _content(said.get(f"{role}_token")) for role in ROLES}
-    if any(named.values()) and file.name == "tokenizer.json":
+    tokens = {role: said.get(f"{role}_token") for role in ROLES}
+    bare = {r: t.get("content") if isinstance(t, dict) else t for r, t in tokens.items()}
+    named = {role: token for role, token in bare.items() if token}
+    if named and file.name == "tokenizer.json":
         special = {}  # no need to go by usual names
     template = folder / "chat_template.jinja"
     if template.is_file():
         config["chat_template"] = template.read_text("utf-8")
-    return inner, special | {role: token for role, token in named.items() if token}, config
+    return inner, special | named, config
 
 
 def _file_in(folder: Path) -> Path:
@@ -58,28 +76,6 @@ def _file_in(folder: Path) -> Path:
     if not found:
         raise WeightsError(f"{folder}: no tokenizer in this folder; expected tokenizer.json")
     return found[0]
-
-
-def _open(file: Path, config: Mapping[str, Any]) -> Built:
-    """The tokenizer in a file and what its special tokens are for."""
-    if not file.is_file():
-        raise WeightsError(f"{file}: there is no such file")
-    name = file.name.removesuffix(".gz")
-    if name in ("vocab.json", "merges.txt"):
-        return vocabularies.from_merges(file.with_name("vocab.json"), file.with_name("merges.txt"))
-    if name.endswith(".json"):
-        return _tokenizer_json(file)
-    if name.startswith("bpe_simple_vocab") or name.startswith("clip_bpe_simple_vocab"):
-        return vocabularies.from_clip(file)
-    if name.endswith(".tiktoken"):
-        return vocabularies.from_tiktoken(file)
-    if name.endswith(".txt"):
-        words = vocabularies.read_text(file).rstrip("\n").split("\n")
-        return vocabularies.from_words([w.rstrip("\r") for w in words], config.get("do_lower_case"))
-    if name.endswith(".model"):
-        return _model_file(file, config)
-    more = ": open it with Tokenizer.from_gguf(read_metadata(path))" if name[-5:] == ".gguf" else ""
-    raise WeightsError(f"{file}: not a tokenizer file that layerwise knows{more}")
 
 
 def _tokenizer_json(file: Path) -> Built:
@@ -101,7 +97,7 @@ def _model_file(file: Path, config: Mapping[str, Any]) -> Built:
     if str(config.get("tokenizer_class", "")).startswith(SHIFTED):
         raise WeightsError(
             f"{file}: {config['tokenizer_class']} numbers its tokens otherwise than this file; "
-            f"save it as tokenizer.json once (transformers' fast tokenizer does)"
+            f"save it as tokenizer.json (transformers' fast tokenizers do)"
         )
     inner, special = sentencepieces.from_sentencepiece(file)
     front = special.get("bos") if config.get("add_bos_token") else None
@@ -115,21 +111,9 @@ def _add_tokens(inner: tokenizers.Tokenizer, added: Mapping[str, int], folder: P
     for token, number in sorted(added.items(), key=lambda item: item[1]):
         inner.add_special_tokens([tokenizers.AddedToken(token, normalized=False)])
         if (found := inner.token_to_id(token)) != number:
-            raise WeightsError(
-                f"{folder / 'added_tokens.json'}: {token!r} is to be {number} but would be {found}"
-            )
+            said = f"{token!r} should have the number {number} but would have {found}"
+            raise WeightsError(f"{folder / 'added_tokens.json'}: {said}")
 
 
 def _json_beside(folder: Path, name: str) -> dict[str, Any]:
-    file = folder / name
-    if not file.is_file():
-        return {}
-    try:
-        return dict(json.loads(file.read_text("utf-8")))
-    except (ValueError, TypeError) as e:
-        raise WeightsError(f"{file}: not readable JSON ({e}); fetch it again") from e
-
-
-def _content(token: Any) -> str | None:
-    """A special token's text: files hold it bare or with settings around it."""
-    return token.get("content") if isinstance(token, dict) else token
+    return read_json(folder / name) if (folder / name).is_file() else {}

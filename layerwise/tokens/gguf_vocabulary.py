@@ -4,12 +4,13 @@ The keys: docs/gguf.md of github.com/ggml-org/ggml; what each kind does with a t
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
 from layerwise.errors import WeightsError
+from layerwise.tokens import vocabularies
 from layerwise.tokens.sentencepieces import (
     BYTE,
     CONTROL,
@@ -19,26 +20,15 @@ from layerwise.tokens.sentencepieces import (
     UNKNOWN,
     UNUSED,
     Pieces,
+    is_byte,
 )
-from layerwise.tokens.vocabularies import (
-    PATTERNS,
-    Built,
-    add_special,
-    byte_level,
-    from_words,
-    surround,
-)
+from layerwise.tokens.vocabularies import PATTERNS, Built
 
 KEY = "tokenizer.ggml."
-ROLES = {  # theirs, in their spelling
-    "bos": "bos",
-    "eos": "eos",
-    "unk": "unknown",
-    "sep": "seperator",
-    "pad": "padding",
-    "cls": "cls",
-    "mask": "mask",
-}
+ROLES = {  # ours to theirs, in their spelling
+    "bos": "bos", "eos": "eos", "unk": "unknown", "sep": "seperator", "pad": "padding",
+    "cls": "cls", "mask": "mask",
+}  # fmt: skip
 SAME = {  # kinds of cutting that go by several names
     "llama-bpe": ("llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "lfm2", "dbrx",
                   "smaug-bpe", "chatglm-bpe"),
@@ -67,7 +57,7 @@ def from_gguf(metadata: Mapping[str, Any]) -> Built:
     texts = _needed(metadata, "tokens")
     roles = {ours: metadata.get(f"{KEY}{theirs}_token_id") for ours, theirs in ROLES.items()}
     named = {r: texts[i] for r, i in roles.items() if i is not None and 0 <= i < len(texts)}
-    inner = kinds[kind](metadata, texts, named)
+    inner = kinds[kind](metadata, texts)
     if kind != "bert":
         _ends(inner, metadata, named)
         return inner, named
@@ -80,7 +70,7 @@ def _needed(metadata: Mapping[str, Any], key: str) -> list[Any]:
     return list(metadata[KEY + key])
 
 
-def _refused(key: str, value: Any, known: Any) -> WeightsError:
+def _refused(key: str, value: object, known: Iterable[str]) -> WeightsError:
     return WeightsError(f"{KEY}{key} = {value!r} is not supported, only {', '.join(known)}")
 
 
@@ -88,25 +78,21 @@ def _kinds(metadata: Mapping[str, Any], texts: list[str]) -> list[int]:
     return list(metadata.get(KEY + "token_type") or [NORMAL] * len(texts))
 
 
-def _byte_pairs(metadata: Mapping[str, Any], texts: list[str], named: dict[str, str]) -> Tokenizer:
+def _byte_pairs(metadata: Mapping[str, Any], texts: list[str]) -> Tokenizer:
     cutting = metadata.get(KEY + "pre", "default")
     kind = CUTTING.get(cutting, cutting)
     if kind not in PATTERNS:
         raise _refused("pre", cutting, [*PATTERNS, *CUTTING])
     pairs = [(m[: m.index(" ", 1)], m[m.index(" ", 1) + 1 :]) for m in _needed(metadata, "merges")]
     vocab = {text: i for i, text in enumerate(texts)}
-    inner = byte_level(vocab, pairs, PATTERNS[kind], whole_words=kind in WHOLE_WORDS)
-    _add(inner, texts, _kinds(metadata, texts))
+    inner = vocabularies.byte_level(vocab, pairs, kind, whole_words=kind in WHOLE_WORDS)
+    rows = list(zip(texts, _kinds(metadata, texts), strict=True))
+    vocabularies.add_special(inner, [t for t, kind in rows if kind == CONTROL])
+    inner.add_tokens([AddedToken(t, normalized=False) for t, kind in rows if kind == DEFINED])
     return inner
 
 
-def _add(inner: Tokenizer, texts: list[str], kinds: list[int]) -> None:
-    rows = list(zip(texts, kinds, strict=True))
-    add_special(inner, [t for t, kind in rows if kind == CONTROL])
-    inner.add_tokens([AddedToken(t, normalized=False) for t, kind in rows if kind == DEFINED])
-
-
-def _pieces(metadata: Mapping[str, Any], texts: list[str], named: dict[str, str]) -> Tokenizer:
+def _pieces(metadata: Mapping[str, Any], texts: list[str]) -> Tokenizer:
     return Pieces(
         texts,
         _needed(metadata, "scores"),
@@ -119,7 +105,7 @@ def _pieces(metadata: Mapping[str, Any], texts: list[str], named: dict[str, str]
     ).build()
 
 
-def _words(metadata: Mapping[str, Any], texts: list[str], named: dict[str, str]) -> Tokenizer:
+def _words(metadata: Mapping[str, Any], texts: list[str]) -> Tokenizer:
     """llama.cpp marks how words begin, BERT how they go on."""
 
     def as_bert(text: str) -> str:
@@ -127,7 +113,7 @@ def _words(metadata: Mapping[str, Any], texts: list[str], named: dict[str, str])
             return text
         return text.removeprefix(SPACE) if text.startswith(SPACE) else "##" + text
 
-    return from_words([as_bert(text) for text in texts])[0]
+    return vocabularies.from_words([as_bert(text) for text in texts])[0]
 
 
 def _ends(inner: Tokenizer, metadata: Mapping[str, Any], named: dict[str, str]) -> None:
@@ -136,7 +122,7 @@ def _ends(inner: Tokenizer, metadata: Mapping[str, Any], named: dict[str, str]) 
     usual_bos = kind == "llama" or metadata.get(KEY + "pre") in ADD_BOS
     bos = named.get("bos") if metadata.get(KEY + "add_bos_token", usual_bos) else None
     eos = named.get("eos") if metadata.get(KEY + "add_eos_token", kind == "t5") else None
-    surround(inner, bos, eos)
+    vocabularies.surround(inner, bos, eos)
 
 
 # ---- a tokenizer as keys -----------------------------------------------------------------------
@@ -150,27 +136,28 @@ def to_gguf(inner: Tokenizer, special: Mapping[str, str]) -> dict[str, Any]:
     by_id = {i: token for token, i in inner.get_vocab().items()}
     texts = [by_id.get(i, f"[UNUSED{i}]") for i in range(max(by_id) + 1)]
     unk = special.get("unk") or model.get("unk_token")
+    pairs = [m.split(" ") if isinstance(m, str) else m for m in model.get("merges", [])]
     added = {t["id"]: CONTROL if t["special"] else DEFINED for t in values["added_tokens"]}
     if model["type"] == "WordPiece":
         texts = [_as_llama_cpp(t) for t in texts]
         keys: dict[str, Any] = {"model": "bert", "pre": "default"}
     elif model["type"] == "BPE" and model["byte_fallback"]:
-        keys = {"model": "llama", "pre": "default", "scores": _scores(model["merges"], texts)}
+        keys = {"model": "llama", "pre": "default", "scores": _scores(pairs, texts)}
         keys["add_space_prefix"] = "Prepend" in json.dumps(values["normalizer"])
-        added |= {i: BYTE for i, t in by_id.items() if _is_byte(t)}
+        added |= {i: BYTE for i, t in by_id.items() if is_byte(t)}
         added |= {i: UNKNOWN for i, t in by_id.items() if t == unk}
     else:
-        merges = [m if isinstance(m, str) else " ".join(m) for m in model.get("merges", [])]
-        keys = {"model": "gpt2", "pre": _kind_of_cutting(values), "merges": merges}
+        keys = {"model": "gpt2", "pre": _kind_of_cutting(values)}
+        keys["merges"] = [" ".join(pair) for pair in pairs]
     keys["tokens"] = texts
     keys["token_type"] = [added.get(i, NORMAL if i in by_id else UNUSED) for i in range(len(texts))]
     numbers = {role: inner.token_to_id(token) for role, token in special.items()}
-    ids = {f"{ROLES[role]}_token_id": i for role, i in numbers.items()}
     if keys["model"] != "bert":
         around = inner.encode("a").ids
         keys["add_bos_token"] = around[0] == numbers.get("bos")
         keys["add_eos_token"] = around[-1] == numbers.get("eos")
-    return {KEY + key: value for key, value in {**keys, **ids}.items()}
+    keys |= {f"{ROLES[role]}_token_id": i for role, i in numbers.items()}
+    return {KEY + key: value for key, value in keys.items()}
 
 
 def _as_llama_cpp(text: str) -> str:
@@ -179,16 +166,12 @@ def _as_llama_cpp(text: str) -> str:
     return text[2:] if text.startswith("##") else SPACE + text
 
 
-def _is_byte(text: str) -> bool:
-    return len(text) == 6 and text.startswith("<0x") and text.endswith(">")
-
-
-def _scores(merges: list[Any], texts: list[str]) -> list[float]:
+def _scores(pairs: list[list[str]], texts: list[str]) -> list[float]:
     """Scores in whose order llama.cpp merges as the list of merges does."""
     ranks: dict[str, int] = {}
-    for i, merge in enumerate(merges):
-        ranks.setdefault("".join(merge.split(" ") if isinstance(merge, str) else merge), i)
-    return [-float(ranks.get(text, len(merges))) for text in texts]
+    for i, pair in enumerate(pairs):
+        ranks.setdefault("".join(pair), i)
+    return [-float(ranks.get(text, len(pairs))) for text in texts]
 
 
 def _kind_of_cutting(values: Mapping[str, Any]) -> str:

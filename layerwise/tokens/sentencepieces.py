@@ -23,6 +23,11 @@ UNIGRAM, BPE = 1, 2  # kinds of models
 SPACE = "▁"
 
 
+def is_byte(text: str) -> bool:
+    """Whether a piece stands for one byte, as in "<0x0A>"."""
+    return len(text) == 6 and text.startswith("<0x") and text.endswith(">")
+
+
 @dataclass(frozen=True)
 class Pieces:
     """A vocabulary of scored pieces and what is done to a text before.
@@ -85,8 +90,7 @@ def from_sentencepiece(path: Path) -> Built:
     """A `.model` file. Errors: WeightsError for a file that is damaged or of another kind."""
     raw = path.read_bytes()
     texts, scores, kinds = [], [], []
-    trainer: dict[int, Any] = {}
-    normalizer: dict[int, Any] = {}
+    specs: dict[int, dict[int, Any]] = {TRAINER: {}, NORMALIZER: {}}
     try:
         for field, value in fields(raw):
             if field == PIECES:
@@ -94,12 +98,13 @@ def from_sentencepiece(path: Path) -> Built:
                 texts.append(piece[1].decode("utf-8"))
                 scores.append(struct.unpack("<f", piece[2])[0] if 2 in piece else 0.0)
                 kinds.append(piece.get(3, NORMAL))
-            elif field in (TRAINER, NORMALIZER):
-                (trainer if field == TRAINER else normalizer).update(fields(value))
+            elif field in specs:
+                specs[field].update(fields(value))
     except (ValueError, KeyError, TypeError, struct.error) as e:
         raise WeightsError(f"{path}: not a sentencepiece model, or damaged ({e})") from e
     if not texts:
         raise WeightsError(f"{path}: not a sentencepiece model: no pieces in it")
+    trainer, normalizer = specs[TRAINER], specs[NORMALIZER]
     kind = trainer.get(MODEL_TYPE, UNIGRAM)
     if kind not in (UNIGRAM, BPE) or trainer.get(AS_SUFFIX):
         what = "spaces as suffixes" if trainer.get(AS_SUFFIX) else f"model type {kind}"

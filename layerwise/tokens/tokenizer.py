@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from layerwise.errors import OptionError, WeightsError
-from layerwise.tokens import files as tokenizer_files
+from layerwise.storage import write_json
 from layerwise.tokens import gguf_vocabulary, vocabularies
-from layerwise.tokens.files import ROLES
+from layerwise.tokens.files import ROLES, open_file, open_folder
 
 PROBE = "Ab é 12,345 don't\n\n  x\t日本 Привет 🦙 naïve_ﬁ [x]"  # one text, many ways to cut it
 SPARE = 16  # networks may have up to one row in so many that no token uses
@@ -68,9 +68,7 @@ class Tokenizer:
         Errors: WeightsError for files that are absent, damaged or of no known kind.
         """
         path = Path(path)
-        if path.is_dir():
-            return cls(*tokenizer_files.open_folder(path))
-        return cls(*tokenizer_files.open_file(path))
+        return cls(*open_folder(path)) if path.is_dir() else cls(*open_file(path))
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any]) -> "Tokenizer":
@@ -93,8 +91,6 @@ class Tokenizer:
 
         pattern: how texts are cut, a name of `vocabularies.PATTERNS`. special: token -> number.
         """
-        if pattern not in vocabularies.PATTERNS:
-            raise OptionError(f"unknown pattern '{pattern}', known: {list(vocabularies.PATTERNS)}")
         return cls(*vocabularies.from_tiktoken(Path(path), pattern, special or {}))
 
     def save(self, folder: str | Path) -> None:
@@ -102,20 +98,15 @@ class Tokenizer:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         roles = {f"{role}_token": token for role, token in self.special.items()}
+        paired = "sep" in self.special and 1 in self.inner.encode("a", "a").type_ids
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": int(1e30),
             "clean_up_tokenization_spaces": False,
-            "model_input_names": ["input_ids", "attention_mask"],
+            "model_input_names": ["input_ids", *["token_type_ids"] * paired, "attention_mask"],
         }
-        if "sep" in self.special and 1 in self.inner.encode("a", "a").type_ids:
-            config["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
-        for name, values in (
-            ("tokenizer_config.json", config | self.config | roles),
-            ("special_tokens_map.json", roles),
-        ):
-            text = json.dumps(values, indent=2, ensure_ascii=False)
-            (folder / name).write_text(text + "\n", "utf-8")
+        write_json(folder / "tokenizer_config.json", config | self.config | roles)
+        write_json(folder / "special_tokens_map.json", roles)
         self.inner.save(str(folder / "tokenizer.json"))
 
     # ---- what it is --------------------------------------------------------------------------
@@ -143,16 +134,14 @@ class Tokenizer:
                 f"{what}this tokenizer ({self.fingerprint[:12]}) is not the one the weights were "
                 f"trained with ({fingerprint[:12]}): use the tokenizer saved beside them"
             )
-        sizes = f"{what}the tokenizer has {self.vocab_size:,} tokens, the network knows"
-        if self.vocab_size > vocab_size:
-            raise WeightsError(
-                f"{sizes} {vocab_size:,}: they do not belong together, or the network's embedding "
-                f"has to be enlarged"
-            )
-        if vocab_size - self.vocab_size > vocab_size // SPARE:
-            raise WeightsError(
-                f"{sizes} {vocab_size:,}: that is more than spare rows, they do not belong together"
-            )
+        n_tokens, why = self.vocab_size, ""
+        if n_tokens > vocab_size:
+            why = "they do not belong together, or the network's embedding has to be enlarged"
+        elif vocab_size - n_tokens > vocab_size // SPARE:
+            why = "that is more than spare rows, they do not belong together"
+        if why:
+            sizes = f"the tokenizer has {n_tokens:,} tokens, the network knows {vocab_size:,}"
+            raise WeightsError(f"{what}{sizes}: {why}")
 
     # ---- texts to numbers --------------------------------------------------------------------
     def encode(self, text: str, pair: str | None = None, special: bool = True) -> list[int]:
@@ -198,15 +187,14 @@ class Tokenizer:
             raise OptionError(f"max_length {max_length}, stride {stride}: no room for the text")
         way = "only_second" if pairs and stride else "longest_first"
         try:
-            cutting = self._cutting(max_length, stride, way)
-            found = cutting.encode_batch(rows, is_pretokenized=words)
+            found = self._cutting(max_length, stride, way).encode_batch(rows, words)
         except Exception as e:  # the library raises bare ones
             raise OptionError(f"a text cannot be cut to max_length {max_length}: {e}") from e
         return [[e, *(e.overflowing if stride else ())] for e in found]
 
     def _cutting(self, max_length: int, stride: int, way: str) -> tokenizers.Tokenizer:
         """A copy that cuts: the setting is the object's, and others may be using this one."""
-        key = (max_length, stride, way)
+        key = max_length, stride, way
         if key not in self._cutters:
             copy = tokenizers.Tokenizer.from_str(self.inner.to_str())
             copy.enable_truncation(max_length, stride=stride, strategy=way)

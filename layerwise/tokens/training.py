@@ -27,9 +27,7 @@ def train_bpe(
     """
     if vocab_size < 256 + len(special):
         raise OptionError(f"vocab_size {vocab_size}: at least {256 + len(special)} (256 bytes)")
-    if pattern not in vocabularies.PATTERNS:
-        raise OptionError(f"unknown pattern '{pattern}', known: {list(vocabularies.PATTERNS)}")
-    inner = vocabularies.byte_level({}, [], vocabularies.PATTERNS[pattern])
+    inner = vocabularies.byte_level({}, [], pattern)
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=list(special),

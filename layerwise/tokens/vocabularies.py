@@ -10,20 +10,13 @@ import binascii
 import gzip
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
-from tokenizers import (
-    AddedToken,
-    Regex,
-    Tokenizer,
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-    processors,
-)
+import tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from layerwise.errors import WeightsError
+from layerwise.errors import WeightsError, unknown
 
 Built = tuple[Tokenizer, dict[str, str]]  # and what its special tokens are for: {"eos": "</s>"}
 
@@ -60,15 +53,19 @@ PATTERNS: dict[str, tuple[str, ...]] = {  # by the names GGUF gives them; cut in
 def byte_level(
     vocab: Mapping[str, int],
     merges: Sequence[tuple[str, str]],
-    patterns: Sequence[str] = PATTERNS["gpt-2"],
+    pattern: str = "gpt-2",
     whole_words: bool = False,
 ) -> Tokenizer:
-    """Byte pairs: texts are cut by `patterns`, words are bytes, pairs merge in the order given.
+    """Byte pairs: texts are cut by PATTERNS[pattern], words are bytes, pairs merge in the order
+    given.
 
     whole_words: a word that is in the vocabulary is taken as it is, whatever the merges say.
+    Errors: OptionError for an unknown pattern.
     """
+    if pattern not in PATTERNS:
+        raise unknown("pattern", pattern, PATTERNS)
     inner = Tokenizer(models.BPE(dict(vocab), list(merges), ignore_merges=whole_words))
-    inner.pre_tokenizer = cut_by(patterns)
+    inner.pre_tokenizer = cut_by(PATTERNS[pattern])
     inner.decoder = decoders.ByteLevel()
     inner.post_processor = processors.ByteLevel(trim_offsets=True)
     return inner
@@ -78,14 +75,15 @@ def cut_by(patterns: Sequence[str]) -> pre_tokenizers.PreTokenizer:
     """Cut a text by each pattern in turn, then write its bytes as printable characters."""
     if tuple(patterns) == PATTERNS["gpt-2"]:
         return pre_tokenizers.ByteLevel(add_prefix_space=False)  # has that pattern inside
-    cuts = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in patterns]
+    cuts = [pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated") for pattern in patterns]
     last = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     return pre_tokenizers.Sequence([*cuts, last])
 
 
-def add_special(inner: Tokenizer, tokens: Sequence[str]) -> None:
+def add_special(inner: Tokenizer, tokens: Sequence[str], **options: bool) -> None:
     """Tokens that stand for themselves wherever they occur and that decoding can leave out."""
-    inner.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in tokens])
+    special = partial(tokenizers.AddedToken, normalized=False, special=True, **options)
+    inner.add_special_tokens([special(token) for token in tokens])
 
 
 def surround(inner: Tokenizer, front: str | None, back: str | None) -> None:
@@ -107,14 +105,13 @@ def merges_of(ranks: Mapping[str, float]) -> list[tuple[str, str]]:
     Vocabularies that keep ranks or scores merge whatever makes the best piece; lists of pairs say
     the same, of two ways to one piece the one with the longer left side first.
     """
-    found = []
-    for piece, rank in ranks.items():
-        for i in range(len(piece) - 1, 0, -1):
-            left, right = piece[:i], piece[i:]
-            if left in ranks and right in ranks:
-                found.append((rank, left, right))
-    found.sort(key=lambda merge: merge[0])
-    return [(left, right) for _, left, right in found]
+    found = [
+        (piece[:i], piece[i:])
+        for piece in ranks
+        for i in range(len(piece) - 1, 0, -1)
+        if piece[:i] in ranks and piece[i:] in ranks
+    ]
+    return sorted(found, key=lambda pair: ranks["".join(pair)])
 
 
 def read_text(path: Path) -> str:
@@ -130,16 +127,14 @@ def read_text(path: Path) -> str:
 # ---- GPT-2, RoBERTa ----------------------------------------------------------------------------
 def from_merges(vocab_file: Path, merges_file: Path) -> Built:
     """`vocab.json` and `merges.txt`; with "<s>" and "</s>" RoBERTa's, with "</w>" CLIP's."""
+    written, lines = read_text(vocab_file), read_text(merges_file).splitlines()
     try:
-        vocab = json.loads(read_text(vocab_file))
-        lines = read_text(merges_file).splitlines()
+        vocab = json.loads(written)
         halves = (line.split(" ") for line in lines if line and not line.startswith("#version"))
         pairs = [(left, right) for left, right in halves]
         if "!</w>" in vocab:
             return clip(vocab, pairs)
         inner = byte_level(vocab, pairs)
-    except WeightsError:
-        raise
     except Exception as e:  # the library raises bare ones
         raise WeightsError(f"{vocab_file}, {merges_file.name}: not a vocabulary ({e})") from e
     if not {"<s>", "</s>"} <= vocab.keys():
@@ -148,7 +143,7 @@ def from_merges(vocab_file: Path, merges_file: Path) -> Built:
         return inner, dict.fromkeys(("bos", "eos", "unk"), end) if end in vocab else {}
     roles = {"bos": "<s>", "pad": "<pad>", "eos": "</s>", "unk": "<unk>"}
     add_special(inner, list(roles.values()))
-    inner.add_special_tokens([AddedToken("<mask>", lstrip=True, normalized=False, special=True)])
+    add_special(inner, ["<mask>"], lstrip=True)
     ends = [(t, vocab[t]) for t in ("</s>", "<s>")]
     inner.post_processor = processors.RobertaProcessing(*ends, trim_offsets=True)
     return inner, roles | {"cls": "<s>", "sep": "</s>", "mask": "<mask>"}
@@ -169,28 +164,20 @@ def from_words(words: Sequence[str], lowercase: bool | None = None) -> Built:
     if lowercase is None:
         lowercase = not any(w != w.lower() for w in words if not w.startswith("["))
     inner = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=100))
-    dress_as_bert(inner, lowercase)
-    return inner, {role: t for role, t in BERT_ROLES.items() if t in vocab}
-
-
-def dress_as_bert(inner: Tokenizer, lowercase: bool) -> None:
-    """What BERT does before and after finding word pieces."""
     inner.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     inner.decoder = decoders.WordPiece()
-    add_special(inner, [t for t in BERT_ROLES.values() if inner.token_to_id(t) is not None])
+    roles = {role: t for role, t in BERT_ROLES.items() if t in vocab}
+    add_special(inner, list(roles.values()))
     surround(inner, "[CLS]", "[SEP]")
+    return inner, roles
 
 
 # ---- tiktoken ----------------------------------------------------------------------------------
 _END = "<|endoftext|>"
 TIKTOKEN: dict[str, tuple[str, dict[str, int]]] = {  # file: how it cuts, and its special tokens
-    "gpt2": ("gpt-2", {_END: 50256}),
-    "whisper_gpt2": ("gpt-2", {_END: 50256}),
-    "r50k_base": ("gpt-2", {_END: 50256}),
-    "p50k_base": ("gpt-2", {_END: 50256}),
-    "multilingual": ("gpt-2", {_END: 50257}),
-    "whisper_multilingual": ("gpt-2", {_END: 50257}),
+    **dict.fromkeys(("gpt2", "whisper_gpt2", "r50k_base", "p50k_base"), ("gpt-2", {_END: 50256})),
+    **dict.fromkeys(("multilingual", "whisper_multilingual"), ("gpt-2", {_END: 50257})),
     "cl100k_base": ("llama-bpe", {_END: 100257, "<|endofprompt|>": 100276}),
     "o200k_base": ("gpt-4o", {_END: 199999, "<|endofprompt|>": 200018}),
 }
@@ -206,15 +193,11 @@ def from_tiktoken(
     """
     stem = path.name.split(".")[0]
     if pattern is None and stem not in TIKTOKEN:
-        raise WeightsError(
-            f"{path}: say how texts are cut for this vocabulary: pattern= one of {list(PATTERNS)}"
-        )
-    known, numbers = TIKTOKEN.get(stem, ("", {}))
-    vocab = _ranks(path)
-    numbers = dict(numbers if special is None else special)
-    inner = byte_level(
-        vocab | numbers, merges_of(vocab), PATTERNS[pattern or known], whole_words=True
-    )
+        say = "say how texts are cut for this vocabulary"
+        raise WeightsError(f"{path}: {say}: pattern= one of {list(PATTERNS)}")
+    known, usual = TIKTOKEN.get(stem, ("", {}))
+    vocab, numbers = _ranks(path), dict(usual if special is None else special)
+    inner = byte_level(vocab | numbers, merges_of(vocab), pattern or known, whole_words=True)
     add_special(inner, list(numbers))
     end = _END if _END in numbers else None
     return inner, {"bos": end, "eos": end} if end else {}
@@ -264,9 +247,13 @@ def clip(vocab: Mapping[str, int], pairs: Sequence[tuple[str, str]]) -> Built:
     model = models.BPE(dict(vocab), list(pairs), end_of_word_suffix="</w>", unk_token=end)
     inner = Tokenizer(model)
     inner.normalizer = normalizers.Sequence(
-        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+        [
+            normalizers.NFC(),
+            normalizers.Replace(tokenizers.Regex(r"\s+"), " "),
+            normalizers.Lowercase(),
+        ]
     )
-    words = pre_tokenizers.Split(Regex(_CLIP), "removed", invert=True)
+    words = pre_tokenizers.Split(tokenizers.Regex(_CLIP), "removed", invert=True)
     inner.pre_tokenizer = pre_tokenizers.Sequence(
         [words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )

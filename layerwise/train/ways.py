@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from layerwise import runtime
@@ -32,7 +32,7 @@ from layerwise.adapt.freeze import parameters_by_layer
 from layerwise.data.examples import Batch
 from layerwise.kinds.text.corpus import NO_LOSS
 from layerwise.models.network import Network
-from layerwise.planning.step import accumulate, checkpoint_layers, layers_of
+from layerwise.planning.step import accumulate, checkpoint_layers
 from layerwise.runtime import Runtime
 from layerwise.tasks.task import Task
 
@@ -103,7 +103,7 @@ class Trial:
         self.explained = {name: ROOM * max(value, mean) for name, value in seen.items()}
 
 
-def by_layer(network: nn.Module) -> Gradients:
+def by_layer(network: Network) -> Gradients:
     """The gradient of each layer's parameters in one vector; zeros where there is none."""
     out = {}
     for name, parameters in parameters_by_layer(network).items():
@@ -140,7 +140,7 @@ def in_parts(trial: Trial) -> tuple[Gradients, Gradients]:
 
 
 def recomputed(trial: Trial) -> tuple[Gradients, Gradients]:
-    layers = layers_of(trial.network)
+    layers = trial.network.layers()
     try:
         checkpoint_layers(layers)
         return trial.gradients([trial.batch]), trial.base
@@ -150,7 +150,7 @@ def recomputed(trial: Trial) -> tuple[Gradients, Gradients]:
 
 
 def compiled(trial: Trial) -> tuple[Gradients, Gradients]:
-    layers = layers_of(trial.network)
+    layers = trial.network.layers()
     try:
         for layer in layers.values():
             layer.compile()

@@ -188,11 +188,7 @@ def _timm() -> Iterator[Card]:
         )
 
 
-CARDS: dict[str, Card] = {
-    card.name: card
-    for cards in (_akamaster(), _converted(), _torchvision(), _timm())
-    for card in cards
-}
+CARDS = {card.name: card for card in (*_akamaster(), *_converted(), *_torchvision(), *_timm())}
 
 
 # ---- finding a card, and its labels ------------------------------------------------------------

@@ -10,7 +10,7 @@ import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import safetensors
 import safetensors.torch
@@ -21,7 +21,7 @@ from layerwise.errors import WeightsError
 from layerwise.models import family as family_module
 from layerwise.models.network import Network
 from layerwise.storage import replacing
-from layerwise.weights.names import Rules, mismatch, rename
+from layerwise.weights.names import Rules, mismatch, rename, sized
 
 NESTED = ("state_dict", "model", "state_dict_ema", "model_ema")  # where checkpoints keep weights
 IN_A_FOLDER = (
@@ -35,10 +35,10 @@ IN_A_FOLDER = (
 # ---- reading -----------------------------------------------------------------------------------
 def weights_file(folder: Path) -> Path:
     """The file with the weights in a model folder of the Hugging Face layout."""
-    for name in IN_A_FOLDER:
-        if (folder / name).is_file():
-            return folder / name
-    raise WeightsError(f"{folder}: no weights in this folder; expected {IN_A_FOLDER[0]}")
+    found = [folder / name for name in IN_A_FOLDER if (folder / name).is_file()]
+    if not found:
+        raise WeightsError(f"{folder}: no weights in this folder; expected {IN_A_FOLDER[0]}")
+    return found[0]
 
 
 def read_tensors(path: Path | str, key: str | None = None) -> dict[str, Tensor]:
@@ -56,14 +56,17 @@ def read_tensors(path: Path | str, key: str | None = None) -> dict[str, Tensor]:
     if path.name.endswith(".index.json"):
         return _read_shards(path)
     kind = _kind(path)
-    if kind == "safetensors":
-        return _read_safetensors(path)
     if kind == "torch":
         return _read_torch(path, key)
-    raise WeightsError(f"{path}: {kind}; expected .safetensors or a PyTorch .pth/.pt/.th/.bin")
+    if kind != "safetensors":
+        raise WeightsError(f"{path}: {kind}; expected .safetensors or a PyTorch .pth/.pt/.th/.bin")
+    try:
+        return safetensors.torch.load_file(path)
+    except (safetensors.SafetensorError, ValueError) as e:
+        raise _damaged(path, e) from e
 
 
-FOREIGN = {  # what files begin with that people take for weights
+FOREIGN = {  # how files begin that people take for weights
     b"version https://git-lfs": "a pointer of git-lfs, not the weights (`git lfs pull` gets them)",
     b"<": "a web page, not the weights (download the file itself)",
     b"\x89HDF": "a Keras HDF5 file",
@@ -82,12 +85,15 @@ def _kind(path: Path) -> str:
         return "the file is empty (an interrupted download?)"
     if start.startswith((b"PK\x03\x04", b"\x80")):
         return "torch"
-    for magic, meaning in FOREIGN.items():
-        if start.startswith(magic):
-            return meaning
-    if start[8:9] == b"{" or path.suffix == ".safetensors":
-        return "safetensors"
-    return "not a weights file"
+    if meaning := foreign(start):
+        return meaning
+    known = start[8:9] == b"{" or path.suffix == ".safetensors"
+    return "safetensors" if known else "not a weights file"
+
+
+def foreign(start: bytes) -> str:
+    """What a file that begins so is, where it is none with weights that we read; "" if unknown."""
+    return next((meaning for magic, meaning in FOREIGN.items() if start.startswith(magic)), "")
 
 
 def _damaged(path: Path, reason: object) -> WeightsError:
@@ -96,13 +102,6 @@ def _damaged(path: Path, reason: object) -> WeightsError:
         f"{path}: damaged or truncated, {path.stat().st_size:,} bytes long ({short}); "
         f"download or copy it again"
     )
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return safetensors.torch.load_file(path)
-    except (safetensors.SafetensorError, ValueError) as e:
-        raise _damaged(path, e) from e
 
 
 def _read_torch(path: Path, key: str | None) -> dict[str, Tensor]:
@@ -119,9 +118,8 @@ def _read_torch(path: Path, key: str | None) -> dict[str, Tensor]:
 
 def _unloadable(path: Path, reason: str) -> WeightsError:
     if "TorchScript" in reason:
-        return WeightsError(
-            f"{path}: a TorchScript program, which is code; expected a file of tensors only"
-        )
+        what = "a TorchScript program, which is code"
+        return WeightsError(f"{path}: {what}; expected a file of tensors only")
     named = re.search(r"GLOBAL (\S+)", reason)
     if "Weights only load failed" in reason and (named or "Unsupported" in reason):
         what = f" ({named[1]})" if named else ""
@@ -133,14 +131,13 @@ def _unloadable(path: Path, reason: str) -> WeightsError:
     return _damaged(path, reason)
 
 
-def _tensors_in(path: Path, loaded: Any, key: str | None) -> dict[str, Tensor]:
+def _tensors_in(path: Path, loaded: object, key: str | None) -> dict[str, Tensor]:
     """The tensors of a checkpoint: those on top, under `key`, or in the one place they can be."""
     tables = {k: v for k, v in loaded.items() if _is_table(v)} if isinstance(loaded, dict) else {}
     if key is not None:
         if key not in tables:
-            raise WeightsError(
-                f"{path}: no tensors under '{key}'; found {sorted(tables) or 'none'}"
-            )
+            found = sorted(tables) or "none"
+            raise WeightsError(f"{path}: no tensors under '{key}'; found {found}")
         return dict(tables[key])
     if _is_table(loaded):
         return dict(loaded)
@@ -149,18 +146,14 @@ def _tensors_in(path: Path, loaded: Any, key: str | None) -> dict[str, Tensor]:
         return dict(tables[known[0]])
     if tables:
         raise WeightsError(f"{path}: several sets of tensors, {sorted(tables)}; name one as `key`")
-    raise WeightsError(
-        f"{path}: holds a {type(loaded).__name__} without a table of named tensors; "
-        f"expected a state dict"
-    )
+    what = f"holds a {type(loaded).__name__} without a table of named tensors"
+    raise WeightsError(f"{path}: {what}; expected a state dict")
 
 
-def _is_table(value: Any) -> bool:
-    return (
-        isinstance(value, dict)
-        and len(value) > 0
-        and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
-    )
+def _is_table(value: object) -> TypeGuard[dict[str, Tensor]]:
+    if not isinstance(value, dict) or not value:
+        return False
+    return all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
 
 
 def _read_shards(index: Path) -> dict[str, Tensor]:
@@ -191,13 +184,10 @@ def load_into(network: nn.Module, tensors: Mapping[str, Tensor], what: str = "th
     Floating tensors take the network's precision. Errors: WeightsError listing both sides.
     """
     wanted = network.state_dict()
-    unused = [f"{n} {tuple(t.shape)}" for n, t in tensors.items() if n not in wanted]
-    unfilled = [f"{n} {tuple(t.shape)}" for n, t in wanted.items() if n not in tensors]
-    misshapen = [
-        f"{n} {tuple(t.shape)}: the file's is {tuple(tensors[n].shape)}"
-        for n, t in wanted.items()
-        if n in tensors and tensors[n].shape != t.shape
-    ]
+    unused = [sized(n, t) for n, t in tensors.items() if n not in wanted]
+    unfilled = [sized(n, t) for n, t in wanted.items() if n not in tensors]
+    both = [(n, t, tensors[n].shape) for n, t in wanted.items() if n in tensors]
+    misshapen = [f"{sized(n, t)}: the file's is {tuple(s)}" for n, t, s in both if s != t.shape]
     if unused or unfilled or misshapen:
         raise mismatch(what, unused, unfilled, misshapen)
     cast = {n: t.to(wanted[n].dtype) for n, t in tensors.items()}

@@ -5,15 +5,14 @@ file takes its name only when all of it has arrived and its sha256 is right, so 
 is never loaded.
 """
 
-import hashlib
-import http.client
+import contextlib
 import os
 import re
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
-from typing import Any
 
 from layerwise.errors import WeightsError
 from layerwise.storage import cache_folder, replacing
@@ -21,7 +20,6 @@ from layerwise.weights.cards import Card, sha256_of
 
 CHUNK = 1 << 20  # bytes read at a time
 TIMEOUT = 30  # seconds without an answer
-TRUE = ("1", "true", "yes", "on")
 
 
 class MissingFileError(WeightsError):
@@ -30,7 +28,7 @@ class MissingFileError(WeightsError):
 
 def offline() -> bool:
     """Whether the network must not be used."""
-    return os.environ.get("HF_HUB_OFFLINE", "").lower() in TRUE
+    return os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
 
 
 def weights_folder() -> Path:
@@ -38,9 +36,9 @@ def weights_folder() -> Path:
     return cache_folder() / "weights"
 
 
-def folders_at_hand() -> Iterator[Path]:
-    """Folders searched for published files by name: LAYERWISE_WEIGHTS (several as in PATH), one
-    level deep, and the cache."""
+def searched_folders() -> Iterator[Path]:
+    """Where published files are looked for by name: LAYERWISE_WEIGHTS (several folders as in PATH,
+    each with those directly below it), then the cache."""
     for name in filter(None, os.environ.get("LAYERWISE_WEIGHTS", "").split(os.pathsep)):
         folder = Path(name).expanduser()
         if folder.is_dir():
@@ -59,10 +57,8 @@ def find_card(card: Card) -> Path | None:
     """The card's file if it is on this machine already, else None. Does not use the network."""
     if is_hub_id(card.source):
         return cached(card.source, card.filename)
-    for folder in folders_at_hand():
-        if (folder / card.filename).is_file():
-            return folder / card.filename
-    return None
+    places = (folder / card.filename for folder in searched_folders())
+    return next((path for path in places if path.is_file()), None)
 
 
 def fetch_card(card: Card) -> Path:
@@ -96,7 +92,7 @@ def cached(hub_id: str, filename: str) -> Path | None:
     """A hub file that the local cache holds, else None."""
     import huggingface_hub
 
-    found: Any = huggingface_hub.try_to_load_from_cache(hub_id, filename)
+    found = huggingface_hub.try_to_load_from_cache(hub_id, filename)
     return Path(found) if isinstance(found, str) else None
 
 
@@ -119,14 +115,12 @@ def fetch(hub_id: str, filename: str) -> Path:
         raise MissingFileError(f"{hub_id}: the repository has no file {filename}") from e
     except errors.GatedRepoError as e:
         raise WeightsError(
-            f"{hub_id}: its owner asks for agreement to terms; accept them on "
+            f"{hub_id}: its owner asks you to agree to terms; accept them on "
             f"https://huggingface.co/{hub_id} and log in with `hf auth login`"
         ) from e
     except (errors.RepositoryNotFoundError, errors.HFValidationError) as e:
-        raise WeightsError(
-            f"{hub_id}: the hub knows no such repository (or it is private: `hf auth login`); "
-            f"check the spelling"
-        ) from e
+        why = "the hub knows no such repository (or it is private: `hf auth login`)"
+        raise WeightsError(f"{hub_id}: {why}; check the spelling") from e
     except (errors.HfHubHTTPError, OSError) as e:
         raise WeightsError(f"{hub_id}: download failed ({_line(e)}); try again") from e
 
@@ -137,10 +131,8 @@ def fetch_first(hub_id: str, filenames: tuple[str, ...]) -> Path:
         if found := cached(hub_id, filename):
             return found
     for filename in filenames:
-        try:
+        with contextlib.suppress(MissingFileError):
             return fetch(hub_id, filename)
-        except MissingFileError:
-            continue
     raise WeightsError(f"{hub_id}: the repository has none of {', '.join(filenames)}")
 
 
@@ -163,13 +155,14 @@ def download(url: str, path: Path, sha256: str = "") -> Path:
         raise _unreachable(f"{path.name} ({url})", f"curl -LO {url}")
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT) as response, replacing(path) as temporary:
-            found, size = _receive(response, temporary)
+            _receive(response, temporary)
+            size = temporary.stat().st_size
             expected = int(response.headers.get("Content-Length") or size)
             if size != expected:
                 raise WeightsError(
                     f"{url}: the connection ended after {size:,} of {expected:,} bytes; try again"
                 )
-            if not found.startswith(sha256):
+            if not (found := sha256_of(temporary)).startswith(sha256):
                 raise WeightsError(
                     f"{url}: sha256 {found[:16]}... came, {sha256[:16]} was expected; "
                     f"nothing was kept. Try again; if it persists, the file was replaced."
@@ -181,22 +174,16 @@ def download(url: str, path: Path, sha256: str = "") -> Path:
     return path
 
 
-def _receive(response: Any, path: Path) -> tuple[str, int]:
-    """Write what comes; its sha256 and its length in bytes.
-
-    A connection that breaks must not look like a disk that does, so it leaves as a WeightsError.
-    """
-    digest, size = hashlib.sha256(), 0
+def _receive(response: HTTPResponse, path: Path) -> None:
+    """Write what comes. A connection that breaks must not look like a disk that does, so it leaves
+    as a WeightsError."""
     with path.open("wb") as file:
         while chunk := _read(response):
             file.write(chunk)
-            digest.update(chunk)
-            size += len(chunk)
-    return digest.hexdigest(), size
 
 
-def _read(response: Any) -> bytes:
+def _read(response: HTTPResponse) -> bytes:
     try:
         return response.read(CHUNK)
-    except (OSError, http.client.HTTPException) as e:
+    except (OSError, HTTPException) as e:
         raise WeightsError(f"{response.url}: the connection broke ({_line(e)}); try again") from e

@@ -8,6 +8,7 @@ family's PUBLISHED would have them, apart from query and key, whose rows are bro
 Shapes: V vocabulary, L layers, D width, K kv heads, Dh head width, F mlp width.
 """
 
+import math
 import struct
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ import torch
 from torch import Tensor
 
 from layerwise.errors import WeightsError
+from layerwise.tokens.gguf_vocabulary import KEY
+from layerwise.tokens.sentencepieces import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, is_byte
 from layerwise.weights.names import permute_rope
 
-NORM_EPS, ROPE_THETA = 1e-5, 10000.0  # constants of its run.c
 MAGIC, HEADER_1 = b"24ka", 256
 FIELDS = ("dim", "mlp_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "max_seq_len")
 BLOCK = {  # the order of a file's blocks, and what each holds per layer
@@ -27,8 +29,6 @@ BLOCK = {  # the order of a file's blocks, and what each holds per layer
     "attn.o_proj": "DH", "mlp_norm": "D", "mlp.gate_proj": "FD", "mlp.down_proj": "DF",
     "mlp.up_proj": "FD",
 }  # fmt: skip
-NORMS = ("attn_norm", "mlp_norm")
-CONTROL, UNKNOWN, BYTE, NORMAL = 3, 2, 6, 1  # GGUF's types of tokens
 
 
 def is_llama2c(path: Path) -> bool:
@@ -51,26 +51,26 @@ def read_llama2c(path: Path | str) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"{path}: a llama2.c checkpoint of version {version} (quantised); export it again with "
             f"--version 0 or 1"
         )
-    if len(raw) < (HEADER_1 if modern else 28):
+    start, first = (HEADER_1, 8) if modern else (28, 0)
+    if len(raw) < start:
         raise WeightsError(f"{path}: ends within its header, {len(raw)} bytes long; copy it again")
-    fields: dict[str, int] = dict(
-        zip(FIELDS, struct.unpack_from("<7i", raw, 8 if modern else 0), strict=True)
-    )
+    fields: dict[str, int] = dict(zip(FIELDS, struct.unpack_from("<7i", raw, first), strict=True))
     tied = bool(raw[36]) if modern else fields["vocab_size"] > 0
     fields["vocab_size"] = abs(fields["vocab_size"])
-    _check_fields(fields, path)
-    layout = _modern_layout(fields, tied) if modern else _first_layout(fields, tied)
-    start = HEADER_1 if modern else 28
-    wanted = start + 4 * sum(int(np.prod(shape)) for _, shape in layout)
+    D, H, K = fields["dim"], fields["n_heads"], fields["n_kv_heads"]
+    if min(fields.values()) < 1 or D % H or H % K or fields["n_layers"] > 10_000:
+        raise WeightsError(f"{path}: not a llama2.c checkpoint: its header would mean {fields}")
+    layout = _layout(fields, tied, modern)
+    wanted = start + 4 * sum(map(math.prod, layout.values()))
     if wanted != len(raw):
         raise WeightsError(
             f"{path}: should be {wanted:,} bytes long by its header and is {len(raw):,}; "
-            f"it is cut off, or no llama2.c checkpoint"
+            f"it is cut off, or not a llama2.c checkpoint"
         )
     numbers = torch.from_numpy(np.frombuffer(raw, "<f4", offset=start).copy())
-    config = {**fields, "head_dim": fields["dim"] // fields["n_heads"], "tied_head": tied}
-    config |= {"norm_eps": NORM_EPS, "rope_theta": ROPE_THETA}
-    return config, _tensors(numbers, layout, config)
+    config = {**fields, "head_dim": D // H, "tied_head": tied}
+    config |= {"norm_eps": 1e-5, "rope_theta": 10000.0}  # constants of its run.c
+    return config, _tensors(numbers, layout, D // H)
 
 
 def _read(path: Path) -> bytes:
@@ -80,50 +80,34 @@ def _read(path: Path) -> bytes:
         raise WeightsError(f"{path}: cannot be read ({e.strerror})") from e
 
 
-def _check_fields(fields: dict[str, int], path: Path) -> None:
-    D, H, K = fields["dim"], fields["n_heads"], fields["n_kv_heads"]
-    if min(fields.values()) < 1 or D % H or H % K or fields["n_layers"] > 10_000:
-        raise WeightsError(f"{path}: no llama2.c checkpoint: its header would mean {fields}")
-
-
-def _shape(letters: str, fields: dict[str, int]) -> tuple[int, ...]:
-    D, H = fields["dim"], fields["n_heads"]
-    sizes = {"D": D, "H": D, "K": D // H * fields["n_kv_heads"], "F": fields["mlp_dim"]}
-    return tuple(sizes[letter] for letter in letters)
-
-
-def _first_layout(fields: dict[str, int], tied: bool) -> list[tuple[str, tuple[int, ...]]]:
-    """Names (with {} for all layers, stacked) and shapes, in the order of the file."""
+def _layout(fields: dict[str, int], tied: bool, modern: bool) -> dict[str, tuple[int, ...]]:
+    """Shapes by name, in the order of the file: {} stands for all layers, stacked; "" for the
+    cosines and sines of the first form. Version 1 has norms first, as they stay float32 when the
+    rest is quantised."""
     D, V, L = fields["dim"], fields["vocab_size"], fields["n_layers"]
-    blocks = [(f"blocks.{{}}.{n}.weight", (L, *_shape(s, fields))) for n, s in BLOCK.items()]
-    turns = ("", (2, fields["max_seq_len"], D // fields["n_heads"] // 2))  # cosines and sines
-    head = [] if tied else [("head.weight", (V, D))]
-    return [("token_embed.weight", (V, D)), *blocks, ("norm.weight", (D,)), turns, *head]
-
-
-def _modern_layout(fields: dict[str, int], tied: bool) -> list[tuple[str, tuple[int, ...]]]:
-    """Norms first, as they stay float32 when the rest is quantised; no turns."""
-    first = dict(_first_layout(fields, tied))
-    del first[""]
-    norms = [f"blocks.{{}}.{name}.weight" for name in NORMS]
-    order = [*norms, "norm.weight", "token_embed.weight"]
-    return [(n, first[n]) for n in order + [n for n in first if n not in order]]
+    head_dim = D // fields["n_heads"]
+    sizes = {"D": D, "H": D, "K": head_dim * fields["n_kv_heads"], "F": fields["mlp_dim"]}
+    blocks = {f"blocks.{{}}.{n}.weight": (L, *(sizes[k] for k in s)) for n, s in BLOCK.items()}
+    layout = {"token_embed.weight": (V, D), **blocks, "norm.weight": (D,)}
+    head = {} if tied else {"head.weight": (V, D)}
+    if not modern:
+        return layout | {"": (2, fields["max_seq_len"], head_dim // 2)} | head
+    norms = {name: shape for name, shape in layout.items() if name.endswith("norm.weight")}
+    return norms | layout | head
 
 
 def _tensors(
-    numbers: Tensor, layout: list[tuple[str, tuple[int, ...]]], config: dict[str, Any]
+    numbers: Tensor, layout: dict[str, tuple[int, ...]], head_dim: int
 ) -> dict[str, Tensor]:
     tensors, at = {}, 0
-    for name, shape in layout:
-        size = int(np.prod(shape))
-        piece, at = numbers[at : at + size].reshape(shape), at + size
+    for name, shape in layout.items():
+        piece, at = numbers[at : at + math.prod(shape)].reshape(shape), at + math.prod(shape)
         if "{}" not in name:
             tensors |= {name: piece} if name else {}
             continue
         turned = "q_proj" in name or "k_proj" in name
         for i, layer in enumerate(piece):
-            own = permute_rope(layer, config["head_dim"]) if turned else layer
-            tensors[name.format(i)] = own
+            tensors[name.format(i)] = permute_rope(layer, head_dim) if turned else layer
     return tensors
 
 
@@ -150,8 +134,7 @@ def read_llama2c_tokenizer(path: Path | str, vocab_size: int | None = None) -> d
     other weights.
     """
     path = Path(path)
-    raw, at = _read(path), 4
-    pieces, scores = [], []
+    raw, at, pieces, scores = _read(path), 4, [], []
     while at < len(raw):
         if at + 8 > len(raw):
             raise WeightsError(f"{path}: ends within token {len(pieces)}; copy it again")
@@ -159,7 +142,7 @@ def read_llama2c_tokenizer(path: Path | str, vocab_size: int | None = None) -> d
         if size < 0 or at + 8 + size > len(raw):
             raise WeightsError(
                 f"{path}: token {len(pieces)} is said to be {size:,} bytes long, more than there "
-                f"are; it is cut off, or no tokenizer.bin"
+                f"are; it is cut off, or not a tokenizer.bin"
             )
         pieces.append(raw[at + 8 : at + 8 + size].decode("utf-8", "surrogateescape"))
         scores.append(score)
@@ -170,16 +153,10 @@ def read_llama2c_tokenizer(path: Path | str, vocab_size: int | None = None) -> d
             f"it belongs to other weights"
         )
     pieces[:3] = ["<unk>", "<s>", "</s>"]  # the file has them with line breaks around
-    byte = [len(p) == 6 and p.startswith("<0x") and p.endswith(">") for p in pieces]
-    types = [UNKNOWN, CONTROL, CONTROL, *(BYTE if is_byte else NORMAL for is_byte in byte[3:])]
-    return {
-        "tokenizer.ggml.model": "llama",
-        "tokenizer.ggml.tokens": [p.replace(" ", "\u2581") for p in pieces],
-        "tokenizer.ggml.scores": scores,
-        "tokenizer.ggml.token_type": types,
-        "tokenizer.ggml.bos_token_id": 1,
-        "tokenizer.ggml.eos_token_id": 2,
-        "tokenizer.ggml.unknown_token_id": 0,
-        "tokenizer.ggml.add_bos_token": True,
-        "tokenizer.ggml.add_space_prefix": True,
-    }
+    types = [UNKNOWN, CONTROL, CONTROL, *(BYTE if is_byte(p) else NORMAL for p in pieces[3:])]
+    keys = {
+        "model": "llama", "tokens": [p.replace(" ", SPACE) for p in pieces], "scores": scores,
+        "token_type": types, "bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0,
+        "add_bos_token": True, "add_space_prefix": True,
+    }  # fmt: skip
+    return {KEY + key: value for key, value in keys.items()}

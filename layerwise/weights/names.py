@@ -30,7 +30,7 @@ counters of BatchNorm are missing from files of before 2018 and then start at ze
 
 import fnmatch
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -90,15 +90,13 @@ class Source:
 
 def locate(name: str, rules: Rules) -> Source | None:
     """The published source of our tensor `name`, or None when no rule names it."""
-    best_rank, best = (-1, 0), None
+    best_rank, source = (-1, 0), None
     for ours, theirs in rules.items():
         found = None if ours.startswith("(") else _match(ours, name)
-        if found is None:
-            continue
-        rank = (found.end(), -ours.count("{}"))
-        if rank > best_rank:
-            best_rank, best = rank, (theirs, name[found.end() :].lstrip("."), found.groups())
-    return None if best is None else _source(*best)
+        if found and (rank := (found.end(), -ours.count("{}"))) > best_rank:
+            best_rank = rank
+            source = theirs, name[found.end() :].lstrip("."), found.groups()
+    return source and _source(*source)
 
 
 def _match(pattern: str, name: str) -> re.Match | None:
@@ -122,11 +120,10 @@ def _source(theirs: str, rest: str, numbers: tuple[str, ...]) -> Source:
 
     found = THEIRS.fullmatch(re.sub(r"\{(\+\d+)?\}", number, theirs))
     assert found, f"right side of a PUBLISHED rule that does not parse: {theirs!r}"
-    prefix = found["name"]
     transforms = tuple(t.strip() for t in found["transforms"].split("|") if t.strip())
     known = all(t.split("(")[0] in TRANSFORMS for t in transforms)
     assert known, f"unknown transform in {theirs!r}"
-    name = f"{prefix}.{rest}" if prefix and rest else prefix or rest
+    name = ".".join(filter(None, (found["name"], rest)))
     part, parts = int(found["part"] or 0), int(found["parts"] or 1)
     return Source(name, part, parts, -1 if found["last"] else 0, transforms)
 
@@ -171,21 +168,26 @@ def rename(
     for name, spec in wanted.items():
         shape = tuple(spec.shape if isinstance(spec, Tensor) else spec)
         source = locate(name, rules)
-        if source is None or source.name not in given:
-            if name.endswith(COUNTER):
-                ours[name] = torch.tensor(0)
-            else:
-                unfilled.append(_unfilled(name, shape, source, prefix))
-            continue
-        used.add(source.name)
-        ours[name] = _take(given[source.name], source)
-        if tuple(ours[name].shape) != shape:
-            misshapen.append(_misshapen(name, shape, source, given[source.name], prefix))
+        if source is not None and source.name in given:
+            theirs = given[source.name]
+            used.add(source.name)
+            ours[name] = _to_ours(theirs, source)
+            if tuple(ours[name].shape) != shape:
+                part = f"[{source.part}/{source.parts}]" if source.parts > 1 else ""
+                came = f"{prefix}{source.name}{part} is {tuple(theirs.shape)}"
+                misshapen.append(f"{name} {shape}: {came}")
+        elif name.endswith(COUNTER):
+            ours[name] = torch.tensor(0)
+        else:
+            why = (
+                f"looked for {prefix}{source.name}" if source else "this format has no name for it"
+            )
+            unfilled.append(f"{name} {shape}: {why}")
 
     left = [n for n in given if n not in used and not _is_copy(n, given, rules)]
     unused += [(prefix + n, given[n]) for n in left]
     if unused or unfilled or misshapen:
-        raise mismatch(what, [f"{n} {_size(t)}" for n, t in unused], unfilled, misshapen)
+        raise mismatch(what, [sized(n, t) for n, t in unused], unfilled, misshapen)
     return ours
 
 
@@ -195,7 +197,7 @@ def _is_copy(name: str, given: Mapping[str, Tensor], rules: Rules) -> bool:
     return original in given and torch.equal(given[name], given[original])
 
 
-def _take(tensor: Tensor, source: Source) -> Tensor:
+def _to_ours(tensor: Tensor, source: Source) -> Tensor:
     if source.parts > 1:
         if not tensor.ndim or tensor.shape[source.axis] % source.parts:
             return tensor  # reported as misshapen
@@ -211,51 +213,35 @@ def _transformed(tensor: Tensor, transform: str, way: int) -> Tensor:
     return TRANSFORMS[name][way](tensor, *([int(number)] if number else []))
 
 
-def _size(tensor: Tensor) -> str:
-    return str(tuple(tensor.shape))
-
-
-def _unfilled(name: str, shape: tuple[int, ...], source: Source | None, prefix: str) -> str:
-    origin = f"looked for {prefix}{source.name}" if source else "this format has no name for it"
-    return f"{name} {shape}: {origin}"
-
-
-def _misshapen(
-    name: str, shape: tuple[int, ...], source: Source, tensor: Tensor, prefix: str
-) -> str:
-    part = f"[{source.part}/{source.parts}]" if source.parts > 1 else ""
-    return f"{name} {shape}: {prefix}{source.name}{part} is {_size(tensor)}"
+def sized(name: str, tensor: Tensor) -> str:
+    """A tensor in a list of an error: its name and shape."""
+    return f"{name} {tuple(tensor.shape)}"
 
 
 def mismatch(
-    what: str, unused: Iterable[str], unfilled: Iterable[str], misshapen: Iterable[str]
+    what: str, unused: list[str], unfilled: list[str], misshapen: list[str]
 ) -> WeightsError:
     """The one error for weights of another network: both sides listed, and what to do."""
     lines = [f"{what}: these are not the weights of this network."]
     for title, names in (
-        ("in the file, used by nothing", list(unused)),
-        ("in the network, left unfilled", list(unfilled)),
-        ("of another shape than the network's", list(misshapen)),
+        ("in the file, used by nothing", unused),
+        ("in the network, left unfilled", unfilled),
+        ("of another shape than the network's", misshapen),
     ):
         if names:
             lines.append(f"  {len(names)} {title}:")
             lines += [f"    {name}" for name in names[:SHOWN]]
             lines += [f"    and {len(names) - SHOWN} more"] if len(names) > SHOWN else []
-    lines.append(_advice(list(unused), list(unfilled), list(misshapen)))
-    return WeightsError("\n".join(lines))
-
-
-def _advice(unused: list[str], unfilled: list[str], misshapen: list[str]) -> str:
     if not unused and not unfilled and all(n.startswith("head.") for n in misshapen):
-        return "Only the head differs: build the network with n_classes as in the file."
-    return "Check that the size (variant) and the format named are those of the file."
+        lines.append("Only the head differs: build the network with n_classes as in the file.")
+    else:
+        lines.append("Check that the size (variant) and the format named are those of the file.")
+    return WeightsError("\n".join(lines))
 
 
 # ---- ours to published -------------------------------------------------------------------------
 def publish(
-    tensors: Mapping[str, Tensor],
-    rules: Rules,
-    dropped_values: Mapping[str, Tensor] | None = None,
+    tensors: Mapping[str, Tensor], rules: Rules, dropped_values: Mapping[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
     """Our tensors under their published names: the exact inverse of `rename`.
 
@@ -269,10 +255,11 @@ def publish(
     for name, tensor in tensors.items():
         source = locate(name, rules)
         if source is None:
-            nameless.append(f"{name} {_size(tensor)}")
+            nameless.append(sized(name, tensor))
         elif not dropped(source.name, rules):
-            piece = name, source, _give(tensor, source)
-            pieces.setdefault(prefix + source.name, []).append(piece)
+            for transform in reversed(source.transforms):
+                tensor = _transformed(tensor, transform, 1)
+            pieces.setdefault(prefix + source.name, []).append((name, source, tensor))
     if nameless:
         lines = "\n  ".join(nameless)
         raise WeightsError(
@@ -281,12 +268,6 @@ def publish(
         )
     joined = {name: _join(name, found) for name, found in pieces.items()}
     return joined | dict(dropped_values or {})
-
-
-def _give(tensor: Tensor, source: Source) -> Tensor:
-    for transform in reversed(source.transforms):
-        tensor = _transformed(tensor, transform, 1)
-    return tensor
 
 
 def _join(name: str, pieces: list[tuple[str, Source, Tensor]]) -> Tensor:
@@ -299,9 +280,7 @@ def _join(name: str, pieces: list[tuple[str, Source, Tensor]]) -> Tensor:
                 f"tie them before saving in this format"
             )
         slots[source.part] = tensor
-    parts = pieces[0][1].parts
-    if len(slots) != parts:
-        lacking = sorted(set(range(parts)) - set(slots))
+    parts, axis = pieces[0][1].parts, pieces[0][1].axis
+    if lacking := sorted(set(range(parts)) - set(slots)):
         raise WeightsError(f"{name} joins {parts} of our tensors; parts {lacking} are missing")
-    axis = pieces[0][1].axis
     return slots[0] if parts == 1 else torch.cat([slots[i] for i in range(parts)], dim=axis)

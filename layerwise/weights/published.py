@@ -13,25 +13,17 @@ from layerwise import models
 from layerwise.errors import WeightsError, nearest, unknown
 from layerwise.kinds.contract import Kind
 from layerwise.kinds.image.processor import ImageProcessor
-from layerwise.models import config_from_dict, resolve
-from layerwise.models import family as family_module
 from layerwise.models.network import Network
 from layerwise.storage import read_json
 from layerwise.tokens.files import IN_A_FOLDER as TOKENIZERS
 from layerwise.tokens.tokenizer import Tokenizer
-from layerwise.weights import hub
+from layerwise.weights import hub, llama2c
 from layerwise.weights.cards import CARDS, Card, card_for_file, labels_for, labels_of
 from layerwise.weights.configs.json import card_of_folder
 from layerwise.weights.configs.text import decoder_card
 from layerwise.weights.files import IN_A_FOLDER, filled, read_tensors, weights_file
 from layerwise.weights.gguf.models import load_gguf
 from layerwise.weights.gguf.read import read_metadata
-from layerwise.weights.llama2c import (
-    is_llama2c,
-    read_llama2c,
-    read_llama2c_tokenizer,
-    tokenizer_beside,
-)
 
 __all__ = ["in_reach", "labels_of", "load_published", "tokenizer_of"]
 
@@ -55,11 +47,8 @@ def load_published(
         return _load(weights_file(path), card_of_folder(path, source))
     if path.is_file():
         return _load_file(path, source)
-    if source in CARDS:
-        return _load(hub.fetch_card(CARDS[source]), CARDS[source])
-    known = next((c for c in CARDS.values() if c.source == source), None)
-    if known is not None:
-        return _load(hub.fetch_card(known), known)
+    if card := next((c for c in CARDS.values() if source in (c.name, c.source)), None):
+        return _load(hub.fetch_card(card), card)
     if _is_file_of_hub(source):
         return _load_file(fetched(source), source)
     if hub.is_hub_id(source) and path.suffix.lower() not in (".safetensors", ".pth", ".pt", ".th"):
@@ -75,13 +64,15 @@ def in_reach(kind: Kind) -> list[str]:
     """Names of the bases of a kind that are on this machine, the best first: ImageNet's by their
     score, or those that the kind itself names."""
     cards = [c for c in CARDS.values() if c.labels == "imagenet-1k" and hub.find_card(c)]
-    here = [c for c in cards if models.reads(c.family)[0] == kind.tensor]
-    found = [c.name for c in sorted(here, key=lambda c: -c.scores.get("top1", 0.0))]
-    return found + [name for name in kind.bases if hub.cached(name, "model.safetensors")]
+    cards = [c for c in cards if models.reads(c.family)[0] == kind.tensor]
+    cards.sort(key=lambda c: -c.scores.get("top1", 0.0))
+    return [c.name for c in cards] + [
+        name for name in kind.bases if hub.cached(name, "model.safetensors")
+    ]
 
 
 def _rules(family: str, format: str) -> dict[str, str]:
-    formats = family_module(family).PUBLISHED
+    formats = models.family(family).PUBLISHED
     if format not in formats:
         raise unknown(f"format of {family}", format, formats)
     return formats[format]
@@ -89,10 +80,10 @@ def _rules(family: str, format: str) -> dict[str, str]:
 
 def _load(path: Path, card: Card) -> tuple[Network, Card]:
     """Build on the meta device, rename strictly, take the tensors over."""
-    _, config = resolve(card.variant, **card.config)
+    _, config = models.resolve(card.variant, **card.config)
     tensors = read_tensors(path)
-    network = filled(card.family, config, tensors, _rules(card.family, card.format), str(path))
-    return network, card
+    rules = _rules(card.family, card.format)
+    return filled(card.family, config, tensors, rules, str(path)), card
 
 
 def _load_file(path: Path, source: str) -> tuple[Network, Card]:
@@ -100,9 +91,9 @@ def _load_file(path: Path, source: str) -> tuple[Network, Card]:
         network, family, keys = load_gguf(path)
         licence = keys.get("general.license", "")
         return network, decoder_card(family, network.config, "gguf", source, licence)
-    if is_llama2c(path):
-        fields, tensors = read_llama2c(path)
-        network = filled("llama", config_from_dict("llama", fields), tensors, what=str(path))
+    if llama2c.is_llama2c(path):
+        fields, tensors = llama2c.read_llama2c(path)
+        network = filled("llama", models.config_from_dict("llama", fields), tensors, what=str(path))
         return network, decoder_card("llama", network.config, "llama2c", source)
     return _load(path, _card_of_file(path))
 
@@ -113,13 +104,12 @@ def tokenizer_of(card: Card) -> Tokenizer:
     Errors: WeightsError where there is none, or where it belongs to other weights.
     """
     path, n_tokens = Path(card.source).expanduser(), card.config["vocab_size"]
-    if not path.exists():
-        path = fetched(card.source)
+    path = path if path.exists() else fetched(card.source)
     if path.suffix == ".gguf":
         tokenizer = Tokenizer.from_gguf(read_metadata(path))
     elif path.is_file():
-        keys = read_llama2c_tokenizer(tokenizer_beside(path, n_tokens), n_tokens)
-        tokenizer = Tokenizer.from_gguf(keys)
+        beside = llama2c.tokenizer_beside(path, n_tokens)
+        tokenizer = Tokenizer.from_gguf(llama2c.read_llama2c_tokenizer(beside, n_tokens))
     else:
         tokenizer = Tokenizer.load(path)
     tokenizer.check(n_tokens, what=f"{path}: ")
@@ -135,24 +125,20 @@ def _card_of_file(path: Path) -> Card:
         if card.filename == path.name and card.sha256:
             hub.check_sha256(path, card.sha256)
     raise WeightsError(
-        f"{path}: no card knows this file, so it has to be said which network it holds: "
+        f"{path}: this file is not a published one, so it has to be said which network it holds: "
         f"load_published(path, 'resnet18', 'torchvision'), or put it into a folder with its "
         f"config.json"
     )
 
 
 def _card_by_hand(path: Path, variant: str, format: str | None, fields: dict[str, Any]) -> Card:
-    family, config = resolve(variant, **fields)
-    formats = list(family_module(family).PUBLISHED)
+    family, config = models.resolve(variant, **fields)
+    formats = list(models.family(family).PUBLISHED)
     if format is None:
         raise WeightsError(f"{path}: say in which naming it is: format= one of {formats}")
     side = vars(config).get("image_size", 224)
     return Card(
-        name=path.stem,
-        family=family,
-        variant=variant,
-        format=format,
-        source=str(path),
+        *(path.stem, family, variant, format, str(path)),
         processor=ImageProcessor.from_crop_pct(side, 0.875).to_dict(),
         labels=labels_for(config.n_classes),
         config=fields,
@@ -160,7 +146,6 @@ def _card_by_hand(path: Path, variant: str, format: str | None, fields: dict[str
 
 
 # ---- the hub -----------------------------------------------------------------------------------
-BESIDE = ("preprocessor_config.json",)  # timm keeps it inside config.json
 BESIDE_TEXT = (
     *("modules.json", "1_Pooling/config.json", "sentence_bert_config.json"),
     *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
@@ -171,8 +156,8 @@ BESIDE_TEXT = (
 def _is_file_of_hub(source: str) -> bool:
     """Whether this reads as owner/name/file.gguf, and not as a place on this machine."""
     owner, *rest = source.split("/", 2)
-    known = source.endswith(".gguf") and len(rest) == 2 and hub.is_hub_id(f"{owner}/{rest[0]}")
-    return known and not Path(owner).exists()
+    named = source.endswith(".gguf") and len(rest) == 2 and hub.is_hub_id(f"{owner}/{rest[0]}")
+    return named and not Path(owner).exists()
 
 
 def fetched(source: str) -> Path:
@@ -182,13 +167,11 @@ def fetched(source: str) -> Path:
         return hub.fetch(f"{owner}/{name}", file)
     folder = hub.fetch(source, "config.json").parent
     weights = hub.fetch_first(source, IN_A_FOLDER)
-    needed = []
     if weights.name.endswith(".index.json"):
-        needed = sorted(set(read_json(weights).get("weight_map", {}).values()))
-    for name in needed:
-        hub.fetch(source, name)
+        for name in sorted(set(read_json(weights).get("weight_map", {}).values())):
+            hub.fetch(source, name)
     is_text = {"vocab_size", "text_config"} & read_json(folder / "config.json").keys()
-    for name in BESIDE_TEXT if is_text else BESIDE:
+    for name in BESIDE_TEXT if is_text else ("preprocessor_config.json",):  # timm's is in config
         with contextlib.suppress(hub.MissingFileError):
             hub.fetch(source, name)
     return folder

@@ -6,6 +6,7 @@ from torch import nn
 
 from layerwise.adapt import freeze, lora
 from layerwise.adapt.groups import parameter_groups
+from layerwise.adapt.quantize import linears_below_head
 from layerwise.models import FAMILIES, family
 
 EVERY = pytest.mark.parametrize("name", FAMILIES)
@@ -50,7 +51,7 @@ def test_only_the_head_trains_and_everything_else_is_in_eval_mode(name):
 @pytest.mark.parametrize("variant", lora.VARIANTS)
 def test_lora_fits_wherever_there_are_matrices(name, variant):
     network = build(name)
-    below = [n for n, _ in lora.candidates(network)]
+    below = [n for n, _ in linears_below_head(network)]
     if not below:
         pytest.skip(f"{name} has no linear layers below its head")
     total = sum(p.numel() for p in network.parameters())

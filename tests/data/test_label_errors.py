@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from layerwise.data import label_errors
 from layerwise.errors import DataError
+from layerwise.kinds import label_errors
 from layerwise.kinds.image.duplicates import COSINES, pixel_features
 
 

@@ -380,7 +380,7 @@ def test_metadata_names_files_that_do_not_exist(tmp_path):
     photos(tmp_path, 2)
     rows = "".join(f"img/p{i}.png,{'ab'[i % 2]}\n" for i in range(6))
     write(tmp_path / "metadata.csv", "file_name,label\n" + rows)
-    refused(tmp_path, "6 files, of which 6 do not exist", "metadata.csv row 2: img/p0.png", "mend")
+    refused(tmp_path, "6 files, of which 6 do not exist", "metadata.csv row 2: img/p0.png", "fix")
 
 
 def test_metadata_split_of_another_word(tmp_path):
@@ -395,9 +395,9 @@ def test_jsonl_row_that_does_not_parse(tmp_path):
     write(
         tmp_path / "metadata.jsonl", '{"file_name": "p0.png", "label": "a"}\n\n{"file_name": p1}\n'
     )
-    refused(tmp_path, "metadata.jsonl line 3 is no JSON object", "each line should be")
+    refused(tmp_path, "metadata.jsonl line 3 is not a JSON object", "each line should be")
     write(tmp_path / "metadata.jsonl", '["p0.png", "a"]\n')
-    refused(tmp_path, "metadata.jsonl line 1 is no JSON object")
+    refused(tmp_path, "metadata.jsonl line 1 is not a JSON object")
 
 
 def test_class_folders_and_loose_files_mixed(tmp_path):

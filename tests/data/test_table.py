@@ -303,7 +303,7 @@ def test_duplicated_column_names(tmp_path):
 def test_ragged_row(tmp_path):
     text = "a,b,y\n" + rows(9, lambda i: f"{i},{i},{i % 2}" + (",9" if i == 4 else ""))
     path = write(tmp_path / "a.csv", text)
-    refused(path, "a.csv row 6 has 4 cells where 3 were expected", "'4,4,0,9'", "commas", "mend")
+    refused(path, "a.csv row 6 has 4 cells where 3 were expected", "'4,4,0,9'", "commas", "fix")
 
 
 def test_no_rows_and_one_column(tmp_path):

@@ -542,8 +542,8 @@ def test_empty_rows_are_set_aside_and_listed(tmp_path):
 
 def test_damaged_rows(tmp_path):
     path = write(tmp_path / "a.jsonl", '{"text": "a"}\n{"text": \n')
-    refused(path, "a.jsonl line 2 is no JSON object")
-    refused(write(path, "[1, 2]\n"), "line 1 is no JSON object")
+    refused(path, "a.jsonl line 2 is not a JSON object")
+    refused(write(path, "[1, 2]\n"), "line 1 is not a JSON object")
     refused(write(tmp_path / "a.json", '[{"text": "a"'), "'a.json' is not JSON", "copy it again")
     refused(write(tmp_path / "a.json", "[1, 2]"), "should hold a list of objects")
 
@@ -774,7 +774,7 @@ def test_cells_that_are_no_text_break_nothing(tmp_path):
     long = "\n".join(["text,label", *(f"{'word ' * 40_000}{i},{'ab'[i % 2]}" for i in range(12))])
     assert len(opened_as(write(tmp_path / "b.csv", long), "labelled")) == 12
     objects = many(lambda i, t: {"text": t, "label": {"name": "ab"[i % 2]}})
-    refused(as_lines(tmp_path / "c.jsonl", objects), "holds objects, no labels", target="label")
+    refused(as_lines(tmp_path / "c.jsonl", objects), "holds objects, not labels", target="label")
     counted = many(
         lambda i, t: {"question": f"{t} How many?", "answer": i if i % 2 else "none of them"}
     )
@@ -790,4 +790,4 @@ def test_cells_that_are_no_text_break_nothing(tmp_path):
     for i, text in enumerate(PROSE):
         write(tmp_path / "f" / ["pos", "neg"][i % 2] / f"{i}.txt", text)
     assert len(opened_as(tmp_path / "f", "labelled")) == 7
-    refused(write(tmp_path / "g.jsonl", "[" * 5000 + "\n"), "line 1 is no JSON object")
+    refused(write(tmp_path / "g.jsonl", "[" * 5000 + "\n"), "line 1 is not a JSON object")

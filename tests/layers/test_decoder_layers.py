@@ -12,14 +12,14 @@ from layerwise.layers.attention import attention, attention_weights
 from layerwise.layers.cache import LayerCache
 from layerwise.layers.head import TiedHead
 from layerwise.layers.mask import attention_mask, positions_of
-from layerwise.layers.rope import make_rope, rotate
+from layerwise.layers.rope import RopeFields, make_rope, rotate
 
 
 # ---- rotary positions ----------------------------------------------------------------------------
 def test_products_depend_on_the_distance_alone():
     torch.manual_seed(0)
     q, k = torch.randn(2, 1, 1, 1, 16).double()
-    rope = make_rope(16, 10_000.0)
+    rope = make_rope(16, RopeFields(10_000.0))
     turned = [[rotate(x, rope(torch.tensor([p]))) for p in (0, 5, 90)] for x in (q, k)]
     products = [
         (a * b).sum() for a, b in zip(turned[0][:2], [turned[1][1], turned[1][1]], strict=True)
@@ -31,8 +31,8 @@ def test_products_depend_on_the_distance_alone():
 
 
 def test_llama3_keeps_fast_pairs_and_slows_the_others():
-    plain = torch.tensor(make_rope(64, 5e5).frequencies)
-    scaled = torch.tensor(make_rope(64, 5e5, "llama3", 8.0, 8192).frequencies)
+    plain = torch.tensor(make_rope(64, RopeFields(5e5)).frequencies)
+    scaled = torch.tensor(make_rope(64, RopeFields(5e5, "llama3", 8.0, 8192)).frequencies)
     turns = 8192 * plain / (2 * math.pi)
     assert torch.equal(scaled[turns > 4], plain[turns > 4])
     torch.testing.assert_close(scaled[turns < 1], plain[turns < 1] / 8)
@@ -43,9 +43,9 @@ def test_llama3_keeps_fast_pairs_and_slows_the_others():
 
 def test_scalings_that_cannot_be_are_named():
     with pytest.raises(OptionError, match="unknown rope_scaling 'llama'"):
-        make_rope(8, 1e4, "llama")
+        make_rope(8, RopeFields(1e4, "llama"))
     with pytest.raises(OptionError, match="rope_original_len"):
-        make_rope(8, 1e4, "yarn", 2.0)
+        make_rope(8, RopeFields(1e4, "yarn", 2.0))
 
 
 # ---- the cache -----------------------------------------------------------------------------------

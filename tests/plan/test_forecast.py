@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from torch import nn
 
 from layerwise.errors import DoesNotFit, OptionError
 from layerwise.planning import make_plan
@@ -89,38 +88,13 @@ def test_every_remedy_is_planned_and_fits(stack, example, task):
     assert len(remedies) >= 3
     for remedy in remedies:
         assert remedy.plan.fits(room)
-        assert remedy.setting.global_batch_size == 256
-        assert remedy.plan.setting == remedy.setting
+        assert remedy.plan.setting.global_batch_size == 256
 
 
 def test_where_nothing_fits_it_says_so(stack, example, task):
     plan = cpu_plan(stack, example(3, 64, 64), task)
     with pytest.raises(DoesNotFit, match="nothing tried would fit"):
         plan.require_fit(200 * MB)
-
-
-def test_ways_out_can_be_given_from_above(example, task):
-    """LoRA lives on a higher floor: the caller hands it in as a change of the network."""
-
-    class Wide(nn.Sequential):
-        READS, HEADS = ("table",), ("class",)
-
-        def __init__(self) -> None:
-            super().__init__(nn.Linear(20, 4000), nn.Linear(4000, 4000), nn.Linear(4000, 10))
-
-        def forward(self, table: torch.Tensor) -> torch.Tensor:
-            return super().forward(table)
-
-        def layers(self) -> dict[str, nn.Module]:
-            return dict(self.named_children())
-
-    def freeze_the_middle(network: nn.Module) -> nn.Module:
-        network[1].requires_grad_(False)
-        return network
-
-    plan = cpu_plan(Wide(), example(20), task, remedies={"the middle frozen": freeze_the_middle})
-    room = plan.memory["peak"].value - 100 * MB
-    assert any(r.words.startswith("the middle frozen") for r in plan.suggest(room))
 
 
 def test_unknown_names_are_refused(dense, example, task):

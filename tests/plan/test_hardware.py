@@ -25,7 +25,7 @@ def test_an_unknown_name_lists_the_nearest():
 def test_the_table_is_in_its_units(name: str):
     found = hardware(name)
     assert 10e9 < found.memory < 300e9
-    assert 1e12 < found.rate("fp32") <= found.rate("bf16") < 1e16
+    assert 1e12 < found.rates["fp32"] <= found.rates["bf16"] < 1e16
     assert 1e11 < found.bandwidth < 2e13
     for estimate in (found.watts, found.dollars_per_hour, found.efficiency):
         assert 0 < estimate.low <= estimate.value <= estimate.high

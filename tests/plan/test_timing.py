@@ -31,8 +31,6 @@ def test_measured_steps_train_a_network_of_their_own(dense, example, task):
     seconds = timing.measure_steps(dense(), example(20), task, Setting(8), steps=3)
     assert len(seconds) == 3
     assert all(s > 0 for s in seconds)
-    predicting = Setting(8, training=False)
-    assert len(timing.measure_steps(dense(), example(20), task, predicting, steps=2)) == 2
 
 
 def test_this_processor_is_measured_once(monkeypatch):

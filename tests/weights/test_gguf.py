@@ -243,11 +243,11 @@ def test_lying_tables(tmp_path):
         refused(patched(path, entry(0), by), *patterns)
 
     lies(entry(1 << 40), "'a.weight' is said to end at byte 1,099,5", "download or copy it again")
-    lies(entry(7), "starts at 7, no multiple of 32")
+    lies(entry(7), "starts at 7, not a multiple of 32")
     lies(entry(0, shape=(64, 1 << 60)), "is said to end at byte")
     lies(entry(0, 13), "'a.weight' is stored as Q5_K, which is not read here", "llama-quantize")
     lies(entry(0, 99), "stored as number 99")
-    lies(entry(0, 8, (63, 3)), "has rows of 63, no multiple of 32")
+    lies(entry(0, 8, (63, 3)), "has rows of 63, not a multiple of 32")
     lies(b"a.weight" + struct.pack("<I", 1000) + bytes(28), "1,000 dimensions")
 
 

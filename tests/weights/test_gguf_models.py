@@ -169,7 +169,10 @@ def test_files_that_ask_for_something_else(tmp_path):
         with pytest.raises(WeightsError, match=f"b.gguf: .*{said}"):
             load_gguf(tmp_path / "b.gguf")
 
-    refused({"general.architecture": "mamba"}, "the architecture 'mamba' is not read here")
+    refused(
+        {"general.architecture": "mamba"},
+        "the architecture 'mamba' is not one that layerwise reads",
+    )
     refused({"llama.attention.scale": 0.5}, "the setting 'llama.attention.scale' = 0.5 is not one")
     refused({"llama.rope.scaling.type": "longrope"}, "rope.scaling.type 'longrope'")
     refused({"llama.rope.dimension_count": 8}, "'llama.rope.dimension_count' is 8, but")
@@ -192,8 +195,8 @@ def test_gemma_files_that_ask_for_something_else(tmp_path):
     written({pattern: [True, True, False]})
     assert load_gguf(path)[0].config.global_every == 3
     for changes, said in (
-        ({pattern: [False, True, False]}, "its windows follow no regular pattern"),
-        ({"gemma3.rope.scaling.type": "yarn"}, "gemma3 has no such rope.scaling.type here"),
+        ({pattern: [False, True, False]}, "the layers with a window follow no regular pattern"),
+        ({"gemma3.rope.scaling.type": "yarn"}, "gemma3 has no such rope.scaling.type"),
         ({"gemma3.rope.scaling.type": "su"}, "rope.scaling.type 'su' is not one of"),
     ):
         written(changes)

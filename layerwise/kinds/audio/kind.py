@@ -8,17 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from layerwise.data import file_tables
 from layerwise.data.examples import Examples
-from layerwise.data.file_tables import (
-    FILE_NAMES,
-    held_column,
-    metadata_files,
-    names_files,
-    open_held,
-    open_metadata,
-)
-from layerwise.data.folders import one_file, open_folder
-from layerwise.data.listing import FileKind, Listing, is_image, split_of, walk
+from layerwise.data.folders import one_file
+from layerwise.data.listing import FileKind, Listing, is_image
 from layerwise.data.records import Reading, is_parquet, is_table
 from layerwise.data.sources import Source
 from layerwise.data.text_files import sniff
@@ -32,7 +25,7 @@ from layerwise.kinds.image.pictures import data_uri
 from layerwise.settings import Settings
 from layerwise.storage import read_json, write_json
 
-NAMES = (*FILE_NAMES, "audio", "recording", "wav")
+NAMES = (*file_tables.FILE_NAMES, "audio", "recording", "wav")
 SPEAKERS = ("speaker", "speaker_id", "client_id")
 FILES = FileKind("audio", "recordings", is_audio, NAMES, "Audio", starts_audio, SPEAKERS)
 CONFIG = "preprocessor_config.json"
@@ -55,43 +48,26 @@ class Audio(Kind):
             mine = sum(is_audio(listing.path(parts)) for parts in listing.files)
             theirs = sum(is_image(listing.path(parts)) for parts in listing.files)
             if mine > theirs or reading.kind or self.parquet(listing, reading):
-                return Recognised(0.95, lambda: self.open_folder(listing, reading))
+                return Recognised(0.95, lambda: file_tables.open_files(listing, reading, FILES))
         elif is_audio(path):
             return Recognised(0.95, lambda: one_file(path, FILES))
         elif is_table(path) and (reading.kind or sniff(path) != "document"):
-            if self.in_table(path, reading):
-                return Recognised(0.95, lambda: self.open_table(path, reading))
+            opened = lambda: file_tables.open_table(path, reading, FILES)  # noqa: E731
+            return Recognised(0.95, opened) if self.in_table(path, reading) else None
         return None
 
-    def open_folder(self, listing: Listing, reading: Reading) -> Examples | None:
-        if tables := metadata_files(listing.root):
-            return open_metadata(tables, listing, reading, FILES)
-        if parquet := self.parquet(listing, reading):
-            raw = [reading.table(path) for path in parquet]
-            splits = [split_of(path.relative_to(listing.root).parts) for path in parquet]
-            return open_held(raw, splits, reading, FILES)
-        naming = [p for p in listing.here if is_table(p) and self.in_table(p, reading)]
-        if len(naming) == 1:
-            return open_metadata(naming, listing, reading, FILES)
-        return open_folder(listing, FILES, reading.learn)
-
-    def parquet(self, listing: Listing, reading: Reading) -> list[Path]:
-        """The Parquet files of a folder, where they hold recordings."""
+    def parquet(self, listing: Listing, reading: Reading) -> bool:
+        """Whether the Parquet files of a folder hold recordings."""
         paths = [listing.path(p) for p in listing.files if is_parquet(Path(p[-1]))]
-        return paths if paths and held_column(reading.table(paths[0]), FILES) else []
+        return bool(paths and file_tables.held_column(reading.table(paths[0]), FILES))
 
     def in_table(self, path: Path, reading: Reading) -> bool:
         """Whether a table holds recordings, or names some that lie beside it."""
         raw = reading.table(path)
         named = [str(v) for row in raw.sample(20) for v in row.values() if isinstance(v, str)]
         some = any(is_audio(Path(name)) for name in named)
-        return bool(held_column(raw, FILES)) or (some and names_files(raw, path.parent, FILES))
-
-    def open_table(self, path: Path, reading: Reading) -> Examples:
-        raw = reading.table(path)
-        if held_column(raw, FILES):
-            return open_held([raw], [""], reading, FILES)
-        return open_metadata([path], walk(path.parent), reading, FILES)
+        held = bool(file_tables.held_column(raw, FILES))
+        return held or (some and file_tables.names_files(path, reading, FILES))
 
     def of_values(self, values: Sequence[Any]) -> Examples:
         found = [Path(x) if isinstance(x, str) else x for x in values]
@@ -126,6 +102,9 @@ class Audio(Kind):
     # ---- choosing ------------------------------------------------------------------------------
     def choose(self, train: Examples, ends: Ends, settings: Settings, reader: Any = None) -> Choice:
         return choose.network_for(train, ends, settings)
+
+    def processor_for(self, train: Examples, ends: Ends, settings: Settings) -> AudioProcessor:
+        return choose.processor_for(train)
 
     def start(self, way: str, train: Examples, choice: Choice) -> Start:
         return choose.START

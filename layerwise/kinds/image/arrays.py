@@ -24,7 +24,7 @@ def pixels_of(x: np.ndarray, source: str, findings: list[Finding]) -> np.ndarray
     x = x * 255 if x.dtype == bool else x
     odd = np.flatnonzero(~np.isfinite(x).reshape(len(x), -1).all(1))
     if len(odd):
-        raise DataError(f"{source}: image {odd[0]} has pixels that are NaN or infinite; mend them")
+        raise DataError(f"{source}: image {odd[0]} has pixels that are NaN or infinite; fix them")
     low, high = (float(x.min()), float(x.max())) if x.size else (0.0, 0.0)
     if x.dtype.kind == "f" and low >= -1 and high <= 1:
         rule = "from -1..1 to 0..255" if low < 0 else "from 0..1 to 0..255"

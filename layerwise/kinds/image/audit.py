@@ -83,7 +83,7 @@ def look_at_all(inputs: Sequence[Any], names: Sequence[str]) -> Pictures:
         seen.grey = seen.colour = None
         return seen
 
-    if isinstance(inputs, np.ndarray) and is_plain(inputs):
+    if isinstance(inputs, np.ndarray) and processor.is_plain(inputs):
         found = look_at_array(inputs, grey, colour)
     else:
         found = list(parallel(min(8, (os.cpu_count() or 1) + 1))(one, range(n)))
@@ -183,12 +183,6 @@ def look_at_array(pixels: np.ndarray, grey: np.ndarray, colour: np.ndarray) -> l
     blank &= np.ptp(colour.reshape(n, -1, 3), axis=1).max(1) < 3
     traits = [("blank",) if b else () for b in blank]
     return [Seen(traits=t, digest=content_hash(x)) for t, x in zip(traits, pixels, strict=True)]
-
-
-def is_plain(pixels: np.ndarray) -> bool:
-    """Grey or RGB: what needs no conversion."""
-    shaped = pixels.ndim == 3 or (pixels.ndim == 4 and pixels.shape[3] in (1, 3))
-    return shaped and pixels.dtype == np.uint8
 
 
 # ---- words -----------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from layerwise.data.examples import Examples
 from layerwise.data.threads import parallel
-from layerwise.kinds.image.processor import RESAMPLE, ImageProcessor, Raw, open_image
+from layerwise.kinds.image.processor import RESAMPLE, ImageProcessor, Raw, is_plain, open_image
 from layerwise.storage import cache_folder, fingerprint, replacing
 
 FORMAT = 2
@@ -57,9 +57,7 @@ class Geometry:
 
     def ready(self, inputs: Sequence[Any]) -> np.ndarray | None:
         """`inputs` where they are an array that needs neither decoding nor resizing."""
-        if not isinstance(inputs, np.ndarray) or inputs.dtype != np.uint8 or not inputs.size:
-            return None
-        if inputs.ndim != 3 and not (inputs.ndim == 4 and inputs.shape[3] in (1, 3)):
+        if not isinstance(inputs, np.ndarray) or not is_plain(inputs) or not inputs.size:
             return None
         h, w = inputs.shape[1:3]
         keeps = min(h, w) <= self.short_side if self.short_side else self.processor.keeps(h, w)
@@ -178,9 +176,8 @@ def make_decoder(examples: Examples, geometry: Geometry) -> Callable[[int], np.n
 
 
 def stem(geometry: Geometry, keys: list[str] | None = None) -> str:
-    parts = [json.dumps(geometry.to_dict(), sort_keys=True)] + (
-        [] if keys is None else ["".join(keys)]
-    )
+    parts = [json.dumps(geometry.to_dict(), sort_keys=True)]
+    parts += [] if keys is None else ["".join(keys)]
     return "-".join(hashlib.blake2b(p.encode(), digest_size=6).hexdigest() for p in parts)
 
 

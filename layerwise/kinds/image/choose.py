@@ -3,6 +3,8 @@
 Every choice is a plain rule with its reason beside it; `fit` prints what was chosen.
 """
 
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -44,9 +46,8 @@ def style_of(way: str, choice: Choice) -> str:
 
 def network_for(examples: Examples, ends: Ends, settings: Settings) -> Choice:
     """A network with fresh weights for these images."""
-    side = image_side(examples)
-    small = side <= SMALL_SIDE
-    size = settings.image_size or (max(LEAST_SIDE, side) if small else PHOTO_SIDE)
+    size = usual_side(examples, settings)
+    small = image_side(examples) <= SMALL_SIDE
     if settings.model != "auto":
         name, why = settings.model, "as asked"
     elif small and len(examples) >= MANY_ROWS:
@@ -57,23 +58,31 @@ def network_for(examples: Examples, ends: Ends, settings: Settings) -> Choice:
         name, why = "resnet18", "photographs and no pre-trained base in reach"
     if name == "airbench94" and not settings.image_size:
         size = max(28, size)
-    overrides: dict[str, Any] = {"n_classes": ends.n_outputs}
+    overrides: dict[str, Any] = {"n_classes": ends.n_outputs} if ends.n_outputs else {}
     if models.variants().get(name) == "mlp":
         overrides["n_in"] = 3 * size * size
-    mean, std = pixel_statistics(examples)
+    processor = processor_for(examples, size)
     if models.variants().get(name) == "airbench":
         # grey images leave two thirds of the whitened channels without variance; normalising those
         # by next to nothing made gradients of 3e6 on MNIST, which then never learned
-        overrides["norm_eps"] = 1e-2 if len(set(mean)) == len(set(std)) == 1 else 1e-5
+        grey = len(set(processor.mean)) == len(set(processor.std)) == 1
+        overrides["norm_eps"] = 1e-2 if grey else 1e-5
     family, config = models.resolve(name, **overrides)
-    processor = ImageProcessor(
-        size=(size, size),
-        resize=size if small else round(size * 1.143),
-        interpolation="bilinear" if small else "bicubic",
-        mean=mean,
-        std=std,
-    )
     return Choice(name, family, config, {"image": processor}, why)
+
+
+def usual_side(examples: Examples, settings: Settings) -> int:
+    """Small images as they are, photographs smaller than published networks take them."""
+    side = image_side(examples)
+    return settings.image_size or (max(LEAST_SIDE, side) if side <= SMALL_SIDE else PHOTO_SIDE)
+
+
+def processor_for(examples: Examples, size: int) -> ImageProcessor:
+    """size: of the network's input, in pixels."""
+    small = image_side(examples) <= SMALL_SIDE
+    resize, how = (size, "bilinear") if small else (round(size * 1.143), "bicubic")
+    mean, std = pixel_statistics(examples)
+    return ImageProcessor((size, size), resize, interpolation=how, mean=mean, std=std)
 
 
 def natural_side(family: str, variant: str) -> int:
@@ -94,27 +103,29 @@ def augmentation(side: int, settings: Settings, mirror: bool) -> Augment:
 
 def image_side(examples: Examples) -> int:
     """The median longer side of a sample of the images, in pixels."""
-    rows = np.linspace(0, len(examples) - 1, min(32, len(examples))).astype(int)
-    sides = []
-    for i in rows:
-        try:
-            sides.append(max(decode(examples["image"][i]).shape[:2]))
-        except DataError:  # the audit lists what cannot be read
-            continue
+    sides = [max(pixels.shape[:2]) for _, pixels in readable(examples, spread(examples, 32))]
     if not sides:
         raise DataError(f"none of the images in {examples.source} could be read")
     return int(np.median(sides))
 
 
+def spread(examples: Examples, most: int) -> list[int]:
+    """Rows from all over."""
+    return np.linspace(0, len(examples) - 1, min(most, len(examples))).astype(int).tolist()
+
+
+def readable(examples: Examples, rows: Iterable[int]) -> Iterator[tuple[int, np.ndarray]]:
+    """These rows with their pixels (h, w, 3); the audit lists those that cannot be read."""
+    for i in rows:
+        with suppress(DataError):
+            yield i, decode(examples["image"][i])
+
+
 def pixel_statistics(examples: Examples) -> tuple[Channels, Channels]:
     """Mean and standard deviation per channel over a sample of the images, in 0..1."""
-    rows = np.linspace(0, len(examples) - 1, min(500, len(examples))).astype(int)
     total, squares, count = np.zeros(3), np.zeros(3), 0
-    for i in np.unique(rows):
-        try:
-            pixels = decode(examples["image"][i]).reshape(-1, 3) / 255.0
-        except DataError:
-            continue
+    for _, image in readable(examples, sorted(set(spread(examples, 500)))):
+        pixels = image.reshape(-1, 3) / 255.0
         total, squares = total + pixels.sum(0), squares + (pixels**2).sum(0)
         count += len(pixels)
     if not count:
@@ -134,17 +145,11 @@ def mirror_safe(examples: Examples, most: int = 2000) -> bool:
     if examples.target_kind != "class" or len(examples) < 40:
         return True
     rows = np.random.default_rng(0).permutation(len(examples))[:most]
-    grey, kept = [], []
-    for i in rows:
-        try:
-            image = Image.fromarray(decode(examples["image"][i])).convert("L").resize((12, 12))
-        except DataError:
-            continue
-        grey.append(np.asarray(image, np.float32))
-        kept.append(i)
-    pictures = np.stack(grey)  # (n, 12, 12)
+    seen = dict(readable(examples, rows.tolist()))
+    small = [Image.fromarray(pixels).convert("L").resize((12, 12)) for pixels in seen.values()]
+    pictures = np.stack([np.asarray(image, np.float32) for image in small])  # (n, 12, 12)
     pictures -= pictures.mean((1, 2), keepdims=True)
-    targets, half = np.asarray(examples.targets)[kept], len(kept) // 2
+    targets, half = np.asarray(examples.targets)[list(seen)], len(seen) // 2
     known = pictures[:half].reshape(half, -1)
 
     def right(asked: np.ndarray) -> np.ndarray:

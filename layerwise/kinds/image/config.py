@@ -21,6 +21,7 @@ USED = frozenset(_USED.split())
 _PLUMBING = """do_convert_rgb processor_class _processor_class default_to_square input_data_format
 data_format return_tensors device disable_grouping use_fast auto_map"""
 WITHOUT_EFFECT = frozenset(_PLUMBING.split())
+Size = tuple[int, int]  # height and width
 SQUARE = ("ViT", "Deit", "DeiT", "Beit", "BeiT")  # a bare `size` number means both sides there
 
 
@@ -30,11 +31,15 @@ def to_config(processor: ImageProcessor) -> dict[str, Any]:
     mean, std = (list(v)[:: -1 if flip else 1] for v in (processor.mean, processor.std))
     crop = processor.resize != processor.size
     normalises = (processor.mean, processor.std) != ((0,) * 3, (1,) * 3)
+    h, w = processor.resize if isinstance(processor.resize, tuple) else processor.size
+    exact = not isinstance(processor.resize, int)
+    kind = "MobileViT" if flip else "CLIP" if crop else "ViT"
+    unnamed = flip and (normalises or not crop)
     return {
-        **processor_type(crop, flip, normalises),
+        **({} if unnamed else {"image_processor_type": f"{kind}ImageProcessor"}),
         "do_convert_rgb": True,
         "do_resize": processor.resize is not None,
-        "size": size_to_config(processor),
+        "size": {"height": h, "width": w} if exact else {"shortest_edge": processor.resize},
         "resample": RESAMPLE[processor.interpolation],
         "do_center_crop": crop,
         "crop_size": {"height": processor.size[0], "width": processor.size[1]},
@@ -48,53 +53,27 @@ def to_config(processor: ImageProcessor) -> dict[str, Any]:
     }
 
 
-def processor_type(crop: bool, flip: bool, normalises: bool) -> dict[str, str]:
-    if flip and (normalises or not crop):
-        return {}
-    name = "MobileViT" if flip else "CLIP" if crop else "ViT"
-    return {"image_processor_type": f"{name}ImageProcessor"}
-
-
-def size_to_config(processor: ImageProcessor) -> dict[str, int]:
-    if isinstance(processor.resize, int):
-        return {"shortest_edge": processor.resize}
-    h, w = processor.resize or processor.size
-    return {"height": h, "width": w}
-
-
 def from_config(config: dict[str, Any]) -> ImageProcessor:
-    check_keys(config)
+    """Errors: a key that is neither understood, nor without effect, nor switched off."""
+    for key, value in config.items():
+        if key not in USED | WITHOUT_EFFECT and value not in (None, False):
+            raise unknown("key of preprocessor_config.json", key, USED | WITHOUT_EFFECT)
     kind = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "")
     size, resize = geometry(config, kind)
     bgr = kind.startswith("MobileViT")  # which never normalises, whatever its file says
     mean, std = statistics(config, normalises=config.get("do_normalize", True) and not bgr)
     flip = bool(config.get("do_flip_channel_order", bgr))
-    order = -1 if flip else 1
     names = {number: name for name, number in RESAMPLE.items()}
     resample = config.get("resample", RESAMPLE["bilinear"])
     if resample not in names:
         raise OptionError(f"resample: one of {names} was expected, {resample!r} came")
-    return ImageProcessor(
-        size=size,
-        resize=resize,
-        interpolation=names[resample],
-        mean=tuple(mean[::order]),  # type: ignore[arg-type]
-        std=tuple(std[::order]),  # type: ignore[arg-type]
-        channel_order="BGR" if flip else "RGB",
-        crop_down=bool(config.get("crop_down", False)),
-    )
+    (r, g, b), (dr, dg, db) = (mean[::-1], std[::-1]) if flip else (mean, std)
+    order, down = "BGR" if flip else "RGB", bool(config.get("crop_down", False))
+    how = names[resample]
+    return ImageProcessor(size, resize, how, (r, g, b), (dr, dg, db), order, down)
 
 
-def check_keys(config: dict[str, Any]) -> None:
-    """Errors: a key that is neither understood, nor without effect, nor switched off."""
-    for key, value in config.items():
-        if key not in USED | WITHOUT_EFFECT and value not in (None, False):
-            raise unknown("key of preprocessor_config.json", key, USED | WITHOUT_EFFECT)
-
-
-def geometry(
-    config: dict[str, Any], kind: str
-) -> tuple[tuple[int, int], int | tuple[int, int] | None]:
+def geometry(config: dict[str, Any], kind: str) -> tuple[Size, int | Size | None]:
     """`size` and `resize` of the processor."""
     crops = bool(config.get("do_center_crop", False))
     short, exact = sides(config.get("size"), square=kind.startswith(SQUARE) or not crops)
@@ -116,7 +95,7 @@ def geometry(
     return exact, resize
 
 
-def sides(value: Any, square: bool) -> tuple[int | None, tuple[int, int] | None]:
+def sides(value: Any, square: bool) -> tuple[int | None, Size | None]:
     """A size as (short side, None) or (None, (h, w)); a bare number is `square` or a short side."""
     if isinstance(value, int):
         return (None, (value, value)) if square else (value, None)
@@ -137,8 +116,6 @@ def statistics(config: dict[str, Any], normalises: bool) -> tuple[list[float], l
         mean, std = (three(config, key) for key in ("image_mean", "image_std"))
     rescales = config.get("do_rescale", True)
     unit = 255 * float(config.get("rescale_factor") or 1 / 255) if rescales else 255.0  # white
-    if unit == 1:
-        return mean, std
     return [m / unit for m in mean], [s / unit for s in std]
 
 

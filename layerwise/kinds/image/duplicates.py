@@ -20,6 +20,7 @@ Legend: n pictures, m pairs.
 from collections.abc import Iterator
 
 import numpy as np
+from numpy import ndarray
 
 SIDE = 32
 DIRECTIONS, CELL_DIRECTIONS, TABLES = 24, 12, 12
@@ -33,9 +34,7 @@ FLAT = 8  # grey levels; a picture with a smaller range shows nothing to compare
 PIECE = 4096  # pairs compared at once
 
 
-def near_duplicates(
-    grey: np.ndarray, colour: np.ndarray | None = None, seed: int = 0
-) -> np.ndarray:
+def near_duplicates(grey: ndarray, colour: ndarray | None = None, seed: int = 0) -> ndarray:
     """Pairs of pictures that are the same, (m, 2) int64 with the smaller row first, ascending.
 
     grey: thumbnails (n, 32, 32) uint8. colour: (n, 4, 4, 3) uint8, where there is colour: pictures
@@ -50,12 +49,10 @@ def near_duplicates(
     # grey values agree better than edges do, so what the edges may differ by bounds both
     reach = np.minimum(EDGE_GAP * busy**2, 1 - ALIKE)
     pairs = rows[candidates(unit_thumbnails(grey[rows]), reach, seed)]
-    same = [
-        verified(grey[p[:, 0]], grey[p[:, 1]])
-        & (colour is None or colours_agree(colour[p[:, 0]], colour[p[:, 1]]))  # type: ignore[index]
-        for p in pieces(pairs)
-    ]
-    return pairs[np.concatenate(same)] if same else pairs
+    for agree, of in ((verified, grey), (colours_agree, colour)):
+        same = [agree(of[p[:, 0]], of[p[:, 1]]) for p in pieces(pairs)] if of is not None else []
+        pairs = pairs[np.concatenate(same)] if same else pairs
+    return pairs
 
 
 # ---- candidates ------------------------------------------------------------------------------
@@ -76,8 +73,7 @@ def halved(grey: np.ndarray) -> np.ndarray:
 
 def candidates(z: np.ndarray, reach: np.ndarray, seed: int) -> np.ndarray:
     """Pairs (m, 2) that fell into a common cell and correlate by 1 - `reach` (n,) or more."""
-    rng = np.random.default_rng(seed)
-    n = len(z)
+    rng, n = np.random.default_rng(seed), len(z)
     places = principal(z, DIRECTIONS, rng)  # (n, k)
     found = [np.zeros(0, np.int64)]
     for _ in range(TABLES):

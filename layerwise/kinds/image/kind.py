@@ -11,9 +11,9 @@ from layerwise.data import file_tables
 from layerwise.data.array_files import arrays_of
 from layerwise.data.arrays import open_arrays
 from layerwise.data.examples import Examples, Finding
-from layerwise.data.folders import one_file, open_folder
+from layerwise.data.folders import one_file
 from layerwise.data.listing import FileKind, Listing, Place, is_image, starts_image
-from layerwise.data.records import Reading, is_table, parquet_tables
+from layerwise.data.records import Reading, is_table
 from layerwise.data.sources import Source, Tensors
 from layerwise.data.text_files import sniff
 from layerwise.errors import DataError
@@ -73,23 +73,13 @@ class Image(Kind):
 
     def open_folder(self, place: Place, listing: Listing, reading: Reading) -> Examples | None:
         """A folder as one of the ways to hold images; None where it holds none."""
-        if tables := file_tables.metadata_files(listing.root):
-            return file_tables.open_metadata(tables, listing, reading, FILES)
-        if arrays_of(place, reading):
+        if not file_tables.metadata_files(listing.root) and arrays_of(place, reading):
             return self.open_arrays(place, reading)
-        if not any(is_image(listing.path(parts)) for parts in listing.files):
-            raw, splits = parquet_tables(listing, reading)
-            held = raw and file_tables.held_column(raw[0], FILES)
-            return file_tables.open_held(raw, splits, reading, FILES) if held else None
-        naming = [p for p in listing.here if file_tables.names_files(p, reading, FILES)]
-        if len(naming) == 1:
-            return file_tables.open_metadata(naming, listing, reading, FILES)
-        return open_folder(listing, FILES, reading.learn)
+        return file_tables.open_files(listing, reading, FILES)
 
     def of_values(self, values: Sequence[Any]) -> Examples:
         found = [Path(x) if isinstance(x, str) else x for x in values]
-        names = [f"image {i + 1}" for i in range(len(found))]
-        return Examples({"image": found}, {"image": "image"}, names, np.full(len(found), "", "U5"))
+        return Examples.of("image", found, [f"image {i + 1}" for i in range(len(found))])
 
     def look(self, examples: Examples) -> Looks:
         seen = audit.look_at_all(examples["image"], examples.names)
@@ -121,6 +111,9 @@ class Image(Kind):
     def choose(self, train: Examples, ends: Ends, settings: Settings, reader: Any = None) -> Choice:
         return choose.network_for(train, ends, settings)
 
+    def processor_for(self, train: Examples, ends: Ends, settings: Settings) -> ImageProcessor:
+        return choose.processor_for(train, choose.usual_side(train, settings))
+
     def start(self, way: str, train: Examples, choice: Choice) -> Start:
         return choose.STARTS[choose.style_of(way, choice)]
 
@@ -128,9 +121,8 @@ class Image(Kind):
         """Whether augmentation may mirror."""
         if settings.augment != "auto" or choose.mirror_safe(train):
             return True, []
-        return False, [
-            "augmentation: no mirroring, because mirrored images look like other classes"
-        ]
+        said = "augmentation: no mirroring, because mirrored images look like other classes"
+        return False, [said]
 
     def augmentation(self, processor: Any, settings: Settings, studied: Any) -> Augment:
         return choose.augmentation(processor.size[0], settings, bool(studied))

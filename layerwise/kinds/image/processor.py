@@ -15,7 +15,7 @@ import os
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,12 +108,10 @@ def check_size(size: tuple[int, int], name: str) -> None:
 
 def orientation(image: Image.Image) -> int:
     """What EXIF says of it, 1 (upright) where it says nothing or is garbled."""
-    try:
-        with quietly():
-            said = image.getexif().get(EXIF_ORIENTATION, 1)
-        return said if said in range(2, 9) else 1
-    except Exception:  # garbled bytes make its parser raise almost anything
-        return 1
+    said = 1
+    with quietly(), suppress(Exception):  # garbled bytes make its parser raise almost anything
+        said = image.getexif().get(EXIF_ORIENTATION, 1)
+    return said if said in range(2, 9) else 1
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -267,6 +265,12 @@ class ImageProcessor:
         from layerwise.kinds.image.config import from_config
 
         return from_config(config)
+
+
+def is_plain(pixels: np.ndarray) -> bool:
+    """Whether images (n, h, w[, c]) are grey or RGB: what needs no conversion."""
+    shaped = pixels.ndim == 3 or (pixels.ndim == 4 and pixels.shape[3] in (1, 3))
+    return shaped and pixels.dtype == np.uint8
 
 
 def describe(raw: Raw, row: int | None = None) -> str:

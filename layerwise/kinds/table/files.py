@@ -15,25 +15,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from layerwise.data import targets
 from layerwise.data.cells import DATE, typed
 from layerwise.data.delimited import RawTable
 from layerwise.data.examples import Examples, Finding
 from layerwise.data.naming import about, some
 from layerwise.data.records import Reading, Records, first_named, target_column, together
 from layerwise.data.table import Table
-from layerwise.data.targets import (
-    Targets,
-    check_few_classes,
-    label_text,
-    read_targets,
-    with_targets,
-)
 from layerwise.errors import DataError
 
 TARGET_NAMES = ("target", "label", "labels", "class", "y", "outcome", "response", "classification")
 INDEX = re.compile(r"unnamed:.*|__index_level_0__", re.IGNORECASE)  # which pandas writes in front
 ID_NAME = re.compile(r"(.*[_\s-])?(id|uid|uuid|guid|index|key)", re.IGNORECASE)
-FEWEST_FOR_ID = 20  # rows: among fewer, all different is no evidence
+FEWEST_FOR_ID = 20  # rows: among fewer, that all differ proves nothing
 
 
 def open_tables(raw: Sequence[RawTable], splits: Sequence[str], reading: Reading) -> Examples:
@@ -52,18 +46,16 @@ def open_tables(raw: Sequence[RawTable], splits: Sequence[str], reading: Reading
     headers = "" if all(part.header for part, _ in files) else ", without a header"
     said = f"a table of {len(table):,} rows and {len(table.columns)} columns to learn from "
     said += f"({records.files}{headers}); "
-    examples = Examples(
-        {"table": table}, {"table": "table"}, records.names, records.given, said + "no target"
-    )
+    examples = Examples.of("table", table, records.names, records.given, said + "no target")
     examples.findings = records.findings
     if not target:
         return examples
     if not table.columns:
         raise DataError(f"'{records.files}' has no column to learn from besides '{target}'")
-    targets = _targets(records, target, reading)
-    examples.understood = f"{said}the target is '{target}' ({why}): {targets.said}"
+    found = _targets(records, target, reading)
+    examples.understood = f"{said}the target is '{target}' ({why}): {found.said}"
     examples.target_name = target
-    return with_targets(examples, targets)
+    return targets.with_targets(examples, found)
 
 
 def _joins(first: RawTable, other: RawTable, reading: Reading) -> bool:
@@ -104,20 +96,20 @@ def _target_column(columns: list[str], reading: Reading, records: Records) -> tu
     return columns[-1], "the last column; name another with --target"
 
 
-def _targets(records: Records, column: str, reading: Reading) -> Targets:
-    values = records.cells(column)
+def _targets(records: Records, column: str, reading: Reading) -> targets.Targets:
+    values, what = records.cells(column), f"column '{column}' of {records.files}"
     if pa.types.is_string(records.data.column(column).type):
-        values = _without_test_dots([label_text(v) if v else v for v in values], records)
-    what = f"column '{column}' of {records.files}"
-    targets = read_targets(values, what, records.names, reading.target_kind, table=True)
-    check_few_classes(targets, what)
-    return targets
+        values = _without_test_dots([targets.label_text(v) if v else v for v in values], records)
+    found = targets.read_targets(values, what, records.names, reading.target_kind, table=True)
+    targets.check_few_classes(found, what)
+    return found
 
 
 def _without_test_dots(values: list[Any], records: Records) -> list[Any]:
     """UCI's adult.test ends each class with a dot that adult.data has not: taken off."""
-    train = {v for v, part in zip(values, records.given, strict=True) if v and part != "test"}
-    test = {v for v, part in zip(values, records.given, strict=True) if v and part == "test"}
+    parts = list(zip(values, records.given, strict=True))
+    train = {v for v, part in parts if v and part != "test"}
+    test = {v for v, part in parts if v and part == "test"}
     if not train or not test or not all(v.endswith(".") and v[:-1] in train for v in test):
         return values
     message = "the classes of the test file end in a dot, which was taken off"
@@ -138,9 +130,9 @@ def _typed(records: Records, names: list[str], decimal_comma: bool, learn: bool)
     findings = records.findings
     for name in names:
         column = typed(records.data.column(name), decimal_comma)
-        why = "its cells are no numbers, text or dates" if column is None else ""
-        if column is not None and learn:
-            why = _why_dropped(name, column.values)
+        why = "its cells are not numbers, text or dates"
+        if column is not None:
+            why = _why_dropped(name, column.values) if learn else ""
         if why or column is None:
             message = f"column '{name}' was dropped: {why}"
             findings.append(Finding("dropped_column", "note", message, (name,)))
@@ -153,7 +145,7 @@ def _typed(records: Records, names: list[str], decimal_comma: bool, learn: bool)
         if len(column.infinite):
             rows = [records.names[row] for row in column.infinite]
             what = f"rows are infinite in column '{name}', which is taken as missing"
-            findings += about("infinite", "warning", rows, what, "mend the cells, or empty them")
+            findings += about("infinite", "warning", rows, what, "fix the cells, or empty them")
     return Table(pa.table(columns) if columns else records.data.select([]))
 
 

@@ -87,9 +87,7 @@ class Tables(Kind):
 
     def of_values(self, values: Sequence[Any]) -> Examples:
         table = Table.of(values)
-        names = [f"row {i + 1}" for i in range(len(table))]
-        given = np.full(len(table), "", "U5")
-        return Examples({"table": table}, {"table": "table"}, names, given)
+        return Examples.of("table", table, [f"row {i + 1}" for i in range(len(table))])
 
     def look(self, examples: Examples) -> Looks:
         return replace(super().look(examples), findings=audit_columns(examples))
@@ -107,6 +105,9 @@ class Tables(Kind):
         return {"table": torch.zeros(rows, config.n_in)}
 
     # ---- choosing ------------------------------------------------------------------------------
+    def processor_for(self, train: Examples, ends: Ends, settings: Settings) -> TableProcessor:
+        return TableProcessor.fit(train)
+
     def choose(self, train: Examples, ends: Ends, settings: Settings, reader: Any = None) -> Choice:
         processor = TableProcessor.fit(train)
         name = "mlp" if settings.model == "auto" else settings.model

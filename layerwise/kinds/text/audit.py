@@ -17,7 +17,9 @@ import numpy as np
 from layerwise.data.examples import Examples, Finding, Severity
 from layerwise.data.groups import first_alike, groups_of
 from layerwise.data.naming import about
+from layerwise.data.splits import content_hashes
 from layerwise.data.text_files import MARKS
+from layerwise.kinds.contract import Looks
 from layerwise.kinds.text.documents import texts_of
 
 RUN, EVALUATION_RUN = 3, 8  # words
@@ -65,21 +67,16 @@ PRIVATE: dict[tuple[str, Severity, str], dict[str, str]] = {  # kind, severity a
 NEEDS = {"email address": "@", "social security number": "-"}  # what a text must hold, to be quick
 
 
-def look_at_texts(
-    rows: Examples, exact: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, list[Finding]]:
-    """Every row of a text set, looked at once.
-
-    exact: (n,) the first row with the same content. Returns (n,) bool, the rows that say anything;
-    (n,) the first row that says the same or nearly; and what was found.
-    """
+def look_at_texts(rows: Examples) -> Looks:
+    """Every row of a text set, looked at once; rows that say nothing are not kept."""
+    exact = first_alike(content_hashes(rows))
     texts, names = texts_of(rows), list(map(str, rows.names))
     keep = np.array([any(map(str.isalnum, text)) for text in texts], bool)
     empty = [name for name, kept in zip(names, keep, strict=True) if not kept]
     what = "texts hold no letter and no digit and are set aside"
     found = about("empty", "error", empty, what, "fill them in, or remove them")
     found += damage(texts, names) + private(texts, names) + _tag_conflicts(rows, names)
-    return keep, exact if rows.together else copies(texts, exact), found
+    return Looks(keep, exact, exact if rows.together else copies(texts, exact), found)
 
 
 def damage(texts: Sequence[str], names: Sequence[str]) -> list[Finding]:
@@ -235,11 +232,8 @@ def overlap(
     share = np.bincount(held, known, n) / np.bincount(held, minlength=n).clip(1)
     whole = set(map(_bare, texts))
     equal = np.array([_bare(text) in whole for text in evaluation], bool)
-    rows = [str(names[i]) for i in np.flatnonzero((share >= CONTAINED) | equal)]
+    rows = [str(names[i]) for i in np.flatnonzero((share >= CONTAINED) | equal).tolist()]
     called = f" of '{called}'" if called else ""
     what = f"of {n:,} evaluation texts{called} stand in training texts, so a score "
-    what += "on them says little"
-    found = about(
-        "evaluation_overlap", "warning", rows, what, "remove them from the training texts"
-    )
-    return found[0] if found else None
+    what, cure = what + "on them says little", "remove them from the training texts"
+    return next(iter(about("evaluation_overlap", "warning", rows, what, cure)), None)

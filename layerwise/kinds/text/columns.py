@@ -83,9 +83,7 @@ def answering(prompt: str, completion: str, columns: Columns = ()) -> Layout:
 
 def besides(columns: Columns) -> list[str]:
     """The columns that go with a conversation: its tools, and a verdict."""
-    return [
-        c.name for c in columns if c.name == "tools" or (c.name == "label" and c.kind == "bool")
-    ]
+    return [c.name for c in columns if c.name == "tools" or (c.name, c.kind) == ("label", "bool")]
 
 
 # ---- flat columns --------------------------------------------------------------------------------
@@ -105,7 +103,7 @@ def flat_layout(
     main = known[0] if known else max(texts, key=lambda c: c.size)
     if len(texts) == 3 and not (pairs or titles or known or others) and main.words < LONG:
         return texts_layout("triples", list(named))
-    label = _label(others, main, lower, target, learn)
+    label = _label(others, main, lower) if learn and target is None else target or ""
     if not pairs and not titles and len(texts) == 2 and not known:
         pairs = [list(named)]
         if not others and not _overlap(*texts):
@@ -136,12 +134,8 @@ def _mostly_text(texts: Columns, others: Columns) -> bool:
     return said >= beside and long and len(others) - several <= MOST_OTHERS
 
 
-def _label(
-    others: Columns, main: ColumnProfile, lower: Names, target: str | None, learn: bool
-) -> str:
-    """The column that is the target: as asked, by its name, or the one whose values recur."""
-    if target is not None or not learn:
-        return target or ""
+def _label(others: Columns, main: ColumnProfile, lower: Names) -> str:
+    """The column that is the target: by its name, or the one whose values recur."""
     names = [x.name for x in others]
     if known := [lower[n] for n in (*_LABEL.split(), *SEVERAL) if lower.get(n) in names]:
         return known[0]

@@ -10,20 +10,22 @@ Shapes: n tokens in all, N windows, B windows of a batch, T positions of a windo
 import copy
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from layerwise.data.sources import Tensors
 from layerwise.errors import DataError
 from layerwise.storage import cache_folder, replacing
 
 PIECE = 1 << 20  # characters of a document that are tokenised at a time
 AT_ONCE = 1 << 23  # characters handed to the tokenizer's threads at a time
+Seeds = tuple[int, ...]
+Filled = tuple[np.ndarray, ...]
 NO_LOSS = -100  # target of a position that carries no loss
 
 
@@ -40,16 +42,10 @@ class Corpus:
         return self.n_bytes / max(1, len(self.tokens))
 
 
-def tokenise(
-    texts: Iterable[str],
-    tokenizer: Any,
-    folder: str | Path | None = None,
-    progress: Callable[[int], None] | None = None,
-) -> Corpus:
+def tokenise(texts: Iterable[str], tokenizer: Any, folder: str | Path | None = None) -> Corpus:
     """All texts as one corpus, kept in `folder` and found there again by content and tokenizer.
 
     texts: read twice where they are not kept yet, so an iterable that can be started anew.
-    progress: called with the number of characters done.
     Errors: DataError when there is no text at all; StorageError for a disk that is full.
     """
     folder = cache_folder(folder)
@@ -58,16 +54,14 @@ def tokenise(
         digest.update(len(text).to_bytes(8, "little") + text.encode("utf-8", "surrogatepass"))
     path = folder / f"{digest.hexdigest()}.tokens"
     if not path.with_suffix(".json").exists():
-        write_tokens(path, texts, tokenizer, progress)
+        write_tokens(path, texts, tokenizer)
     return read_tokens(path)
 
 
-def write_tokens(
-    path: Path, texts: Iterable[str], tokenizer: Any, progress: Callable[[int], None] | None
-) -> None:
+def write_tokens(path: Path, texts: Iterable[str], tokenizer: Any) -> None:
     """The token file, then its index, each renamed into place when whole."""
     dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
-    starts, n_bytes, done, total = [0], 0, 0, 0
+    starts, n_bytes = [0], 0
     roles = (tokenizer.cls_id,), (tokenizer.eos_id, tokenizer.sep_id)
     front, end = ([i for i in role if i is not None][:1] for role in roles)
     with replacing(path) as partial, partial.open("wb") as file:
@@ -77,12 +71,8 @@ def write_tokens(
             for text in group:
                 ids = front + [i for _ in in_pieces(text) for i in next(encoded)] + end
                 file.write(np.asarray(ids, dtype).tobytes())
-                total += len(ids)
-                starts.append(total)
+                starts.append(starts[-1] + len(ids))
                 n_bytes += len(text.encode("utf-8", "surrogatepass"))
-                done += len(text)
-            if progress:
-                progress(done)
     index = {"dtype": np.dtype(dtype).name, "starts": starts, "n_bytes": n_bytes}
     with replacing(path.with_suffix(".json")) as partial:
         partial.write_text(json.dumps(index))
@@ -105,8 +95,7 @@ def in_pieces(text: str) -> Iterator[str]:
     """A long text cut behind line ends, or after PIECE characters where there is none."""
     start = 0
     while len(text) - start > PIECE:
-        cut = text.rfind("\n", start, start + PIECE) + 1
-        cut = cut if cut > start else start + PIECE
+        cut = text.rfind("\n", start, start + PIECE) + 1 or start + PIECE
         yield text[start:cut]
         start = cut
     yield text[start:]
@@ -133,11 +122,10 @@ class Windows(Sequence[np.ndarray]):
 
     def __init__(self, corpus: Corpus, length: int, rows: np.ndarray | None = None):
         self.corpus, self.length, self.stride = corpus, length, length - self.ends
-        self.n_windows = -(-(len(corpus.tokens) - self.beyond) // self.stride)  # of the corpus
+        n = len(corpus.tokens)
+        self.n_windows = -(-(n - self.beyond) // self.stride)  # of the corpus
         if self.n_windows < 1:
-            raise DataError(
-                f"the text has {len(corpus.tokens)} tokens; at least 2 are needed to predict one"
-            )
+            raise DataError(f"the text has {n} tokens; at least 2 are needed to predict one")
         self.rows = np.arange(self.n_windows) if rows is None else rows
 
     def __len__(self) -> int:
@@ -152,9 +140,7 @@ class Windows(Sequence[np.ndarray]):
         out.rows = self.rows[rows]
         return out
 
-    def tensors(
-        self, rows: np.ndarray, shift: int = 0, draw: tuple[int, ...] = ()
-    ) -> dict[str, Tensor]:
+    def tensors(self, rows: np.ndarray, shift: int = 0, draw: Seeds = ()) -> Tensors:
         """tokens, targets (B, T) int64, NO_LOSS where nothing is asked; documents (B, T) where a
         window has several or is not full; n_bytes (B,).
 
@@ -167,9 +153,8 @@ class Windows(Sequence[np.ndarray]):
             (len(rows), self.length),
             self.stride + self.beyond,
         )
-        inputs = np.full(shape, self.pad_id, np.int64)
-        targets = np.full(shape, NO_LOSS, np.int64)
-        documents = np.full(shape, self.length, np.int64)  # padding: a document of its own
+        fill = (self.pad_id, NO_LOSS, self.length)  # padding: a document of its own
+        inputs, targets, documents = (np.full(shape, value, np.int64) for value in fill)
         for b, row in enumerate(self.rows[rows].tolist()):
             start = row * self.stride + shift
             if shift:
@@ -187,9 +172,7 @@ class Windows(Sequence[np.ndarray]):
             out["n_bytes"] = asked * self.corpus.bytes_per_token
         return out
 
-    def filled(
-        self, piece: np.ndarray, place: np.ndarray, row: int, draw: tuple[int, ...]
-    ) -> tuple[np.ndarray, ...]:
+    def filled(self, piece: np.ndarray, place: np.ndarray, row: int, draw: Seeds) -> Filled:
         """What the network sees of a window, what it is asked, and the documents: up to (T,) each.
 
         piece, place: its tokens of the corpus, and the document of each.

@@ -28,11 +28,8 @@ ALPACA = ("instruction", "context", "input", "output", "response", "system", "hi
 
 
 def is_message(value: Any) -> bool:
-    return (
-        isinstance(value, dict)
-        and any(isinstance(value.get(k), str) for k in ROLE_KEYS)
-        and ("tool_calls" in value or any(k in value for k in CONTENT_KEYS))
-    )
+    has_role = isinstance(value, dict) and any(isinstance(value.get(k), str) for k in ROLE_KEYS)
+    return has_role and any(k in value for k in ("tool_calls", *CONTENT_KEYS))
 
 
 def is_conversation(value: Any) -> bool:
@@ -51,8 +48,7 @@ def unreadable(*conversations: Any) -> Aside | None:
         if not isinstance(message, dict):
             return Aside("role", f"a message is {str(message)[:40]!r}, without a role")
         if (said := _said_role(message)).strip().lower() not in ROLES:
-            reason = f"the role '{said}' is none of user, assistant, system and tool"
-            return Aside("role", reason)
+            return Aside("role", f"the role '{said}' is none of user, assistant, system and tool")
     return None
 
 
@@ -114,14 +110,11 @@ def messages_row(raw: Row, column: str) -> Made:
 
 def _besides(raw: Row) -> Row:
     """The tools and the verdict (good or bad) that a row brings along."""
-    out = {}
-    if tools := raw.get("tools"):
-        with suppress(ValueError):
-            tools = json.loads(tools) if isinstance(tools, str) else tools
-        out["tools"] = tools
-    if isinstance(raw.get("label"), bool):
-        out["label"] = raw["label"]
-    return out
+    tools, verdict = raw.get("tools"), raw.get("label")
+    with suppress(ValueError):
+        tools = json.loads(tools) if isinstance(tools, str) and tools else tools
+    given = {"tools": tools} if raw.get("tools") else {}
+    return given | ({"label": verdict} if isinstance(verdict, bool) else {})
 
 
 def alpaca_row(raw: Row) -> Made:
@@ -135,10 +128,8 @@ def alpaca_row(raw: Row) -> Made:
     before = [{"role": "system", "content": system}] if system else []
     for turn in history:
         if not isinstance(turn, list) or len(turn) != 2:
-            reason = f"a turn of its history is not a question and an answer: {turn!r:.60}"
-            return Aside("empty", reason)
-        pair = zip(("user", "assistant"), turn, strict=True)
-        before += [{"role": role, "content": said} for role, said in pair]
+            return Aside("empty", f"a turn of its history is not question and answer: {turn!r:.60}")
+        before += [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]
     answer = [{"role": "assistant", "content": completion}]
     return {"prompt": [*before, {"role": "user", "content": prompt}], "completion": answer}
 
@@ -167,7 +158,7 @@ def preference_row(raw: Row, prompt: str, chosen: str, rejected: str) -> Made:
     good, bad = raw[chosen], raw[rejected]
     asked = instruction(raw) if prompt == "instruction" else raw.get(prompt) if prompt else None
     if good == bad:
-        return Aside("same", f"{chosen} and {rejected} are the same")
+        return Aside("same_answers", f"{chosen} and {rejected} are the same")
     if not any(map(is_spoken, (good, bad, asked or ""))):
         return {"prompt": asked or "", "chosen": good, "rejected": bad}
     if fault := unreadable(asked or [], good, bad):

@@ -21,6 +21,7 @@ from layerwise.data.text_files import bare, pieces
 from layerwise.errors import DataError
 from layerwise.kinds.text.layouts import FIELDS, LEARNED, Aside
 
+Given = Sequence[str] | np.ndarray  # the split of each row
 WHOLE = ("plain", "labelled", "pairs", "scored_pairs", "triples")  # forms of texts alone
 ENDS = "<|endoftext|>"  # stands between the documents of one file
 UNLABELLED = ("unsup", "unlabeled", "unlabelled", "unsupervised")  # class folders without a class
@@ -100,9 +101,7 @@ def suffix_of(parts: Parts) -> str:
 
 
 # ---- examples and what is said of them ----------------------------------------------------------
-def text_examples(
-    form: str, rows: list[Row], names: Sequence[str], given: Sequence[str] | np.ndarray = ()
-) -> Examples:
+def text_examples(form: str, rows: list[Row], names: Sequence[str], given: Given = ()) -> Examples:
     """Rows of a form of text by their fields; texts in Arrow, others as they are.
 
     given: the split of each row; none by default.
@@ -117,9 +116,7 @@ def text_examples(
     return Examples(fields, kinds, names, marks, together=together)
 
 
-def plain_examples(
-    texts: list[str], names: Sequence[str], given: Sequence[str] | np.ndarray = ()
-) -> Examples:
+def plain_examples(texts: list[str], names: Sequence[str], given: Given = ()) -> Examples:
     return text_examples("plain", [{"text": t} for t in texts], names, given)
 
 
@@ -131,21 +128,21 @@ def arrow_texts(texts: list[str]) -> pa.Array:
         return arrow_texts([t.encode("utf-8", "replace").decode() for t in texts])
 
 
-FAULTS = {  # kinds of rows that cannot be used: what to call it, what they are, what to do
-    "empty": ("empty", "are empty", "fill them in, or remove them"),
-    "unequal": ("unequal_tags", "have words and tags of unequal number", "mend the rows"),
-    "span": ("span", "have an answer that is not where they say", "correct answer_start"),
-    "role": ("role", "have a role that is not known", "rename it"),
-    "same": ("same_answers", "choose between two equal answers", "remove them"),
+FAULTS = {  # why rows cannot be used: what they are, and what to do
+    "empty": ("are empty", "fill them in, or remove them"),
+    "unequal_tags": ("have words and tags of unequal number", "correct the rows"),
+    "span": ("have an answer that is not where they say", "correct answer_start"),
+    "role": ("have a role that is not known", "rename it"),
+    "same_answers": ("choose between two equal answers", "remove them"),
 }
 
 
 def aside_findings(aside: list[tuple[str, Aside]], n: int) -> list[Finding]:
     """What was set aside of n rows."""
     found = []
-    for kind, (name, what, cure) in FAULTS.items():
+    for kind, (what, cure) in FAULTS.items():
         rows = [f"{row}: {fault.reason}" for row, fault in aside if fault.kind == kind]
-        found += about(name, "error", rows, f"of {n:,} rows {what} and are set aside", cure)
+        found += about(kind, "error", rows, f"of {n:,} rows {what} and are set aside", cure)
     return found
 
 
@@ -160,7 +157,9 @@ def with_others(opened: Examples, listing: Listing, used: list[Parts]) -> Exampl
 
 def texts_of(examples: Examples) -> list[str]:
     """All that each row says, as one text: what the audit reads. (n,)"""
-    fields = [v for name, v in examples.fields.items() if name not in ("score", "tools", "label")]
+    beside = ("score", "tools", "label", examples.together)
+    of = {k: examples.kinds.get(k, "text") for k in examples.fields if k not in beside}
+    fields = [examples[name] for name, kind in of.items() if kind == "text"]
     if all(isinstance(values, Column) for values in fields):
         columns = [listed(values) for values in fields]
         return columns[0] if len(columns) == 1 else list(map("\n".join, zip(*columns, strict=True)))

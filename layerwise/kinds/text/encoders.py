@@ -50,24 +50,28 @@ def token_lengths(examples: Examples, processor: Any, whole: bool = False) -> np
 
 
 # ---- without a base ------------------------------------------------------------------------------
+def fresh_reader(train: Examples, ends: Ends, settings: Settings) -> Any:
+    """A processor whose words are of these texts, and which reads nearly all of them whole."""
+    tokenizer, make = train_wordpiece(texts_of(train), VOCABULARY), READERS[ends.reader]
+    lengths = token_lengths(train, make(tokenizer), whole=True)
+    usual = min(LONGEST, 8 * -(-int(np.quantile(lengths, COVERED)) // 8))
+    return make(tokenizer, settings.max_seq_len or max(16, usual))
+
+
 def choose_encoder(train: Examples, ends: Ends, settings: Settings) -> Choice:
     """An encoder with fresh weights, small enough to learn from these rows alone.
 
     Errors: OptionError for a network by name that does not read whole texts.
     """
-    tokenizer, make = train_wordpiece(texts_of(train), VOCABULARY), READERS[ends.reader]
-    lengths = token_lengths(train, make(tokenizer), whole=True)
-    usual = min(LONGEST, 8 * -(-int(np.quantile(lengths, COVERED)) // 8))
-    length = settings.max_seq_len or max(16, usual)
+    processor = fresh_reader(train, ends, settings)
     name = "bert-tiny" if settings.model == "auto" else settings.model
-    processor = make(tokenizer, length)
     # classes from the mean of the tokens: a first token that gathers a text has to be pre-trained
     kind = "pooled" if ends.kind == "class" else ends.kind
-    fields = {"n_classes": ends.n_outputs, "head_kind": kind, "normalise": False}
-    config = encoder_of(name, processor, **fields)
+    n = ends.n_outputs
+    config = encoder_of(name, processor, n_classes=n, head_kind=kind, normalise=False)
     processor = replace(processor, token_types=config.n_token_types > 1)
-    why = f"{len(train):,} rows and no base: a small encoder"
-    why = "as asked" if name == settings.model else why
+    small = f"{len(train):,} rows and no base: a small encoder"
+    why = "as asked" if name == settings.model else small
     return Choice(name, "bert", config, {"text": processor}, why)
 
 
@@ -78,9 +82,8 @@ def encoder_of(name: str, processor: Any, **fields: Any) -> Any:
     """
     family, config = models.resolve(name)
     if "embed" not in models.heads(family):
-        raise OptionError(
-            f"--model {name} does not read whole texts; name one such as bert-mini, or leave it out"
-        )
+        cure = "name one such as bert-mini, or leave it out"
+        raise OptionError(f"--model {name} does not read whole texts; {cure}")
     sizes = {"vocab_size": processor.tokenizer.vocab_size, "max_seq_len": processor.max_seq_len}
     return replace(config, **sizes, **fields)
 
@@ -92,11 +95,10 @@ def choose_for_words(train: Examples, processor: Any, settings: Settings) -> Cho
     Goldstein, arXiv:2212.14034, section 4.3). Errors: see `encoder_of`.
     """
     n_tokens = len(corpus_of(train).tokens)
-    configs = {name: models.resolve(name)[1] for name in LADDER}
-    sizes = {name: 12 * c.n_layers * c.dim**2 for name, c in configs.items()}
-    nearest = min(LADDER, key=lambda name: abs(np.log(sizes[name] / n_tokens)))
+    configs = [models.resolve(name)[1] for name in LADDER]
+    sizes = np.array([12 * c.n_layers * c.dim**2 for c in configs])
+    nearest = LADDER[int(abs(np.log(sizes / n_tokens)).argmin())]
     name = nearest if settings.model == "auto" else settings.model
-    fields = {"head_kind": "masked", "dropout": 0.0, "attn_dropout": 0.0}
-    config = encoder_of(name, processor, **fields)
+    config = encoder_of(name, processor, head_kind="masked", dropout=0.0, attn_dropout=0.0)
     why = "as asked" if name == settings.model else f"{name} for {n_tokens:,} tokens"
     return Choice(name, "bert", config, {"text": processor}, why)

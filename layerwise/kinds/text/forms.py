@@ -90,15 +90,10 @@ def _spans_layout(columns: tuple[str, str, str], said: str, *uses: str) -> Layou
     return Layout("spans", lambda raw: spans_row(raw, *columns), said, (*columns, *uses))
 
 
-def _quoted(columns: Columns) -> bool:
-    """Whether answers stand in their contexts, most of the time; lists and objects say where.
-
-    columns: the contexts and the answers.
-    """
-    context, answers = columns
-    both = list(zip(map(str, context.values), map(str, answers.values), strict=False))
-    found = sum(a in c or a[:1] in ("{", "[") for c, a in both)
-    return answers.kind in ("list", "dict") or 2 * found > len(both)
+def _quoted(contexts: list[Any], answers: list[Any]) -> bool:
+    """Whether answers stand in their contexts, most of the time; lists and objects say where."""
+    both = list(zip(map(str, contexts), map(str, answers), strict=False))
+    return 2 * sum(a in c or a[:1] in ("{", "[") for c, a in both) > len(both)
 
 
 def spans_row(raw: Row, context: str, question: str, answers: str) -> Made:
@@ -107,7 +102,7 @@ def spans_row(raw: Row, context: str, question: str, answers: str) -> Made:
     if not text.strip() or not str(raw.get(question) or "").strip():
         return Aside("empty", "no context, or no question")
     if given is None:
-        return Aside("span", f"the answers are not readable: {raw[answers][:60]!r}")
+        return Aside("span", f"the answers cannot be read: {raw[answers][:60]!r}")
     said = [(str(a["text"]), _start(a.get("start", a.get("answer_start")))) for a in given]
     spans = [{"text": answer, "start": _place(text, answer, at)} for answer, at in said]
     row = {"context": text, "question": str(raw[question]), "answers": spans}
@@ -140,7 +135,7 @@ def answers_of(raw: Row, column: str) -> list[Row] | None:
 
 
 def _start(at: Any) -> int | None:
-    """Where an answer is said to start; a number that is nowhere for what is no number."""
+    """Where an answer is said to start; for what is not a number, a place that is nowhere near."""
     return None if at is None else int(float(at)) if NUMBER.fullmatch(str(at)) else -(1 << 30)
 
 
@@ -185,7 +180,7 @@ def tagged_row(raw: Row, tokens: str, tags: str) -> Made:
     if not words:
         return Aside("empty", "no words")
     if len(words) != len(marks):
-        return Aside("unequal", f"{len(words)} words but {len(marks)} tags")
+        return Aside("unequal_tags", f"{len(words)} words but {len(marks)} tags")
     return {"tokens": list(map(str, words)), "tags": list(map(str, marks))}
 
 
@@ -202,7 +197,7 @@ def _by_names(columns: Columns, lower: Names) -> Layout | None:
     if {"context", "question"} <= lower.keys():  # to be answered, in words of the context
         answers = next((lower[n] for n in ("answers", "answer", "answer_text") if n in lower), "")
         context, question = lower["context"], lower["question"]
-        if not answers or _quoted([named[context], named[answers]]):
+        if not answers or _quoted(named[context].values, named[answers].values):
             bare = answers and str(named[answers].values[0])[:1] not in ("{", "[")
             starts = STARTS if bare else ()
             return _spans_layout((context, question, answers), "'context' and 'question'", *starts)

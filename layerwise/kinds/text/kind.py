@@ -10,10 +10,8 @@ import torch
 from torch import Tensor
 
 from layerwise.data.examples import Examples
-from layerwise.data.groups import first_alike
 from layerwise.data.records import Reading
 from layerwise.data.sources import Source
-from layerwise.data.splits import content_hashes
 from layerwise.kinds.contract import Choice, Ends, Kind, Looks, Place, Recognised, Shown, Start
 from layerwise.kinds.text import encoders, language
 from layerwise.kinds.text.audit import look_at_texts
@@ -46,10 +44,8 @@ STARTS = {  # of windows, learned at every token, and of rows
     },
     "rows": {
         # Devlin et al., appendix A.3: 2e-5 to 5e-5 for 2 to 4 passes
-        "full": Start(
-            5e-5, 32, 3, "adamw", 0.01, "linear",
-            most_passes=20, least_read=19_200, rate_for=rate_for,
-        ),
+        "full": Start(5e-5, 32, 3, "adamw", 0.01, "linear", most_passes=20, least_read=19_200,
+                      rate_for=rate_for),
         "lora": Start(5e-4, 32, 3, "adamw", 0.0, "linear"),
         "scratch": Start(1e-3, 64, 10, "adamw", 0.05, "linear"),
     },
@@ -57,7 +53,7 @@ STARTS = {  # of windows, learned at every token, and of rows
 
 
 class Text(Kind):
-    """A row has one text or several; see `forms.py` for the fields of each form."""
+    """A row has one text or several; see `layouts.py` for the fields of each form."""
 
     name = "text"
     noun = "texts"
@@ -90,24 +86,18 @@ class Text(Kind):
         form = next((form for form in FORMS if values[0].keys() >= form), set())
         if "context" in form:
             return text_examples("spans", [dict(row) for row in values], names)
-        fields: dict[str, Sequence[Any]] = {
-            name: [row[name] for row in values] for name in values[0]
-        }
+        fields: dict[str, Any] = {name: [row[name] for row in values] for name in values[0]}
         given = np.full(len(values), "", "U5")
         return Examples(fields, dict.fromkeys(form or fields, self.name), names, given)
 
     def unlearnable(self, examples: Examples) -> str:
         if examples.has("question", "context"):
             return f"{examples.understood}: no label to learn, as no question has an answer"
-        return (
-            f"{examples.understood}: `fit` does not learn from this form of text yet; `layerwise "
-            "audit` looks at it, and --kind table reads rows with columns as a table"
-        )
+        cure = "`layerwise audit` looks at it, and --kind table reads rows with columns as a table"
+        return f"{examples.understood}: `fit` does not learn from this form of text yet; {cure}"
 
     def look(self, examples: Examples) -> Looks:
-        exact = first_alike(content_hashes(examples))
-        keep, groups, findings = look_at_texts(examples, exact)
-        return Looks(keep, exact, groups, findings)
+        return look_at_texts(examples)
 
     def show(self, examples: Examples, row: int, side: int = 96) -> Shown:
         text = texts_of(examples.subset(np.array([row])))[0]
@@ -120,9 +110,8 @@ class Text(Kind):
         return CorpusWindows(examples) if examples.has("windows") else Texts(examples, processor)
 
     def lengths(self, examples: Examples, processor: Any, whole: bool = False) -> np.ndarray | None:
-        if examples.has("windows"):
-            return None
-        return encoders.token_lengths(examples, processor, whole)
+        windows = examples.has("windows")
+        return None if windows else encoders.token_lengths(examples, processor, whole)
 
     def longest_padded(self, length: int, processor: Any, rows: int) -> int:
         """What lies beyond the context comes in windows, whole ones."""
@@ -134,21 +123,16 @@ class Text(Kind):
         if lengths is None or processor.reads in ("words", "spans"):  # divided, not cut
             return np.zeros(0, np.int64), ""
         over = (lengths - processor.max_seq_len).clip(0)
-        said = (
-            f"cut at their end: {(over > 0).sum():,} of {len(over):,} rows, "
-            f"{over.sum() / lengths.sum():.1%} of all tokens (--max-seq-len sets the limit)"
-        )
+        share = f"{over.sum() / lengths.sum():.1%} of all tokens (--max-seq-len sets the limit)"
+        said = f"cut at their end: {(over > 0).sum():,} of {len(over):,} rows, {share}"
         return np.flatnonzero(over), said if over.any() else ""
 
     def cut_off(self, examples: Examples, row: int, processor: Any) -> Sequence[int]:
-        if examples.has("windows"):
+        if examples.has("windows") or processor.reads != "text":
             return ()
         whole = replace(processor, max_seq_len=encoders.WHOLE)
-        ids = whole.encode(examples.subset(np.array([row])).rows())[0]
-        ids = ids[0] if isinstance(ids, np.ndarray) and ids.ndim == 2 else ids
-        if not isinstance(ids, np.ndarray):
-            return ()
-        return [int(t) for t in ids[processor.max_seq_len :]]
+        ids = np.atleast_2d(whole.encode(examples.subset(np.array([row])).rows())[0])[0]
+        return ids[processor.max_seq_len :].tolist()
 
     def example(
         self, family: str, variant: str, config: Any, size: int, rows: int
@@ -169,6 +153,9 @@ class Text(Kind):
             return encoders.choose_for_words(train, reader, settings)
         return language.choose_decoder(train, reader, settings)
 
+    def processor_for(self, train: Examples, ends: Ends, settings: Settings) -> Any:
+        return encoders.fresh_reader(train, ends, settings)
+
     def start(self, way: str, train: Examples, choice: Choice) -> Start:
         return STARTS["windows" if train.has("windows") else "rows"][way]
 
@@ -187,7 +174,11 @@ class Text(Kind):
 
     def load(self, folder: Path, saved: Mapping[str, Any], config: Any) -> Any:
         tokenizer = Tokenizer.load(folder)
-        tokenizer.check(config.vocab_size, saved.get("tokenizer"), f"{folder}: ")
+        tokenizer.check(
+            vars(config).get("vocab_size", tokenizer.vocab_size),
+            saved.get("tokenizer"),
+            f"{folder}: ",
+        )
         values = {"reads": "text"} | saved["processor"]
         return READERS[values.pop("reads")](tokenizer, **values)
 

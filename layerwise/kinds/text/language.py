@@ -64,10 +64,9 @@ def reader_for(
         n_bytes = sum(len(t.encode("utf-8", "surrogatepass")) for t in texts)
         learn = train_wordpiece if ends.kind == "masked" else train_bpe
         known = TextProcessor(learn(texts, vocabulary_for(n_bytes)), LENGTHS[-1])
-    tokenizer = known.tokenizer
-    n_tokens = len(tokenise(texts, tokenizer).tokens)
+    n_tokens = len(tokenise(texts, known.tokenizer).tokens)
     length = settings.max_seq_len or min(known.max_seq_len, length_for(n_tokens))
-    return TextProcessor(tokenizer, length)
+    return TextProcessor(known.tokenizer, length)
 
 
 def windows_of(examples: Examples, reader: TextProcessor, masked: bool = False) -> Examples:
@@ -91,10 +90,9 @@ def windows_said(parts: Mapping[str, Examples], reader: TextProcessor) -> str:
     """The tokens of each split, the vocabulary and the windows in a line."""
     corpora = {name: corpus_of(part) for name, part in parts.items()}
     said = ", ".join(f"{len(c.tokens):,} {name}" for name, c in corpora.items())
-    return (
-        f"tokens: {said}; a vocabulary of {reader.tokenizer.vocab_size:,}, "
-        f"{corpora['train'].bytes_per_token:.2f} bytes per token, windows of {reader.max_seq_len}"
-    )
+    said += f"; a vocabulary of {reader.tokenizer.vocab_size:,}"
+    rate = f"{corpora['train'].bytes_per_token:.2f} bytes per token"
+    return f"tokens: {said}, {rate}, windows of {reader.max_seq_len}"
 
 
 def vocabulary_for(n_bytes: int) -> int:
@@ -116,10 +114,8 @@ def choose_decoder(train: Examples, reader: TextProcessor, settings: Settings) -
     if settings.model != "auto":
         family, config = models.resolve(settings.model)
         if "causal" not in models.heads(family):
-            raise DataError(
-                f"{settings.model} does not continue text; name a decoder such as gpt2, or leave "
-                "--model out"
-            )
+            cure = "name a decoder such as gpt2, or leave --model out"
+            raise DataError(f"{settings.model} does not continue text; {cure}")
         config = replace(config, vocab_size=V, max_seq_len=max(T, config.max_seq_len))
         return Choice(settings.model, family, config, {"text": reader}, "as asked")
     n_tokens = len(corpus_of(train).tokens)

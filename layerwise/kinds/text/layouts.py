@@ -18,18 +18,21 @@ from dataclasses import dataclass
 from layerwise.data.delimited import Row
 from layerwise.data.naming import some
 
-FIELDS = {
-    "plain": ("text",),
-    "labelled": ("text",),
-    "tagged": ("tokens", "tags"),
-    "pairs": ("text_a", "text_b"),
-    "scored_pairs": ("text_a", "text_b"),
-    "triples": ("anchor", "positive", "negative"),
-    "spans": ("context", "question", "answers"),
-    "messages": ("messages",),
-    "prompt_completion": ("prompt", "completion"),
-    "preference": ("prompt", "chosen", "rejected"),
-}
+FORMS = {  # the fields of each, and what its rows are called
+    "plain": (("text",), "texts"),
+    "labelled": (("text",), "texts with a target"),
+    "tagged": (("tokens", "tags"), "sentences with a tag for each word"),
+    "pairs": (("text_a", "text_b"), "pairs of texts"),
+    "scored_pairs": (("text_a", "text_b"), "pairs of texts with a score"),
+    "triples": (
+        ("anchor", "positive", "negative"), "triples of a text, one like it and one unlike it"),
+    "spans": (("context", "question", "answers"), "questions with answers in their contexts"),
+    "messages": (("messages",), "conversations"),
+    "prompt_completion": (("prompt", "completion"), "prompts with completions"),
+    "preference": (("prompt", "chosen", "rejected"), "prompts with a chosen and a rejected answer"),
+}  # fmt: skip
+FIELDS = {form: fields for form, (fields, _) in FORMS.items()}
+CALLED = {form: called for form, (_, called) in FORMS.items()}
 LEARNED = ("tags", "answers", "score")  # fields that are not read but learned
 
 
@@ -50,7 +53,7 @@ class Mended:
 
 
 Made = Row | Aside | Mended
-Names = dict[str, str]  # of columns, by their names in small letters; none where there is no header
+Names = dict[str, str]  # of columns, by their names in lower case; empty without a header
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,6 @@ def texts_layout(
 
 
 def named_so(choices: str, among: Container[str], lower: Names) -> list[list[str]]:
-    """Of names that go together, as "first:second", those of which all are there."""
+    """Groups of names such as "title:text" of which every column is there."""
     found = [[lower.get(name, "") for name in names.split(":")] for names in choices.split()]
     return [names for names in found if all(name in among for name in names)]

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from layerwise.errors import DataError, OptionError
-from layerwise.kinds.text.corpus import NO_LOSS, Corpus, Windows
+from layerwise.kinds.text.corpus import NO_LOSS, Corpus, Filled, Seeds, Windows
 
 LEARNED, SCORED = 0.3, 0.15  # shares of the positions that are drawn
 AS_MASK, AS_OTHER = 0.8, 0.9  # cumulated shares of what a drawn position becomes
@@ -33,10 +33,9 @@ class MaskedWindows(Windows):
     def __init__(self, corpus: Corpus, length: int, tokenizer: Any, rows: np.ndarray | None = None):
         roles = tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id
         if None in roles:
-            raise OptionError(
-                "masked words need a tokenizer with [CLS], [SEP] and [MASK]; this one has "
-                f"{', '.join(tokenizer.special.values()) or 'no special tokens'}"
-            )
+            has = ", ".join(tokenizer.special.values()) or "no special tokens"
+            needs = "masked words need a tokenizer with [CLS], [SEP] and [MASK]"
+            raise OptionError(f"{needs}; this one has {has}")
         if length < 3:
             raise DataError(f"windows of {length} tokens: [CLS], [SEP] and a word need 3")
         self.tokenizer, self.pad_id = tokenizer, tokenizer.pad_id or 0
@@ -45,9 +44,7 @@ class MaskedWindows(Windows):
         self.words = np.setdiff1d(np.arange(tokenizer.vocab_size), sorted(special))
         super().__init__(corpus, length, rows)
 
-    def filled(
-        self, piece: np.ndarray, place: np.ndarray, row: int, draw: tuple[int, ...]
-    ) -> tuple[np.ndarray, ...]:
+    def filled(self, piece: np.ndarray, place: np.ndarray, row: int, draw: Seeds) -> Filled:
         """Between [CLS] and [SEP]. Without a draw, positions follow from the window alone."""
         before = [self.cls_id] if piece[0] != self.cls_id else []
         after = [self.sep_id] if piece[-1] != self.sep_id else []
@@ -56,9 +53,7 @@ class MaskedWindows(Windows):
         rng = np.random.default_rng([*(draw or FIXED), row])
         return *self.hide(piece, LEARNED if draw else SCORED, rng), place
 
-    def hide(
-        self, piece: np.ndarray, share: float, rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def hide(self, piece: np.ndarray, share: float, rng: np.random.Generator) -> Filled:
         """What the network sees and what it is asked, (n,) each; special tokens are never asked."""
         words = np.flatnonzero(np.isin(piece, self.words, kind="table"))
         some = round(share * len(words)) or min(1, len(words))

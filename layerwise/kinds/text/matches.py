@@ -54,7 +54,7 @@ def by_label(examples: Examples) -> tuple[Found, Found]:
     if not set(says) & set(LIKE):
         raise DataError(
             f"{examples.source}: vectors are learned from pairs that match, and no label says that "
-            f"two do ({', '.join(examples.labels[:6])}); expected is one of {', '.join(LIKE)}"
+            f"two do ({', '.join(examples.labels[:6])}); expected one of {', '.join(LIKE)}"
         )
     found: tuple[Found, Found] = ({}, {})
     pairs = zip(listed(examples["text_a"]), listed(examples["text_b"]), strict=True)

@@ -32,29 +32,12 @@ from layerwise.data.text_files import CODE, PROSE, read_text, sniff
 from layerwise.errors import DataError
 from layerwise.kinds.text import documents
 from layerwise.kinds.text.forms import recognise
-from layerwise.kinds.text.layouts import Aside, Layout, Mended
+from layerwise.kinds.text.layouts import CALLED, Aside, Layout, Mended
 
 SAMPLE = 1000  # rows that are looked at to tell their form
-BESIDE = re.compile(r"(readme|licen[cs]e|copying|notice|changelog|citation|authors?)\b", re.I)
-ABOUT = re.compile(
-    r"(dataset_(infos?|dict)|state|config|metadata|package|tokenizer\w*)\.json$", re.I
-)
-SAYS = {
-    "labelled": "texts with a target",
-    "tagged": "sentences with a tag for each word",
-    "pairs": "pairs of texts",
-    "scored_pairs": "pairs of texts with a score",
-    "triples": "triples of a text, one like it and one unlike it",
-    "spans": "questions with answers in their contexts",
-    "messages": "conversations",
-    "prompt_completion": "prompts with completions",
-    "preference": "prompts with a chosen and a rejected answer",
-}
-
-
-def is_plain(examples: Examples) -> bool:
-    """Whether these are documents, with nothing to learn beside the text."""
-    return examples.has("text") and examples.targets is None
+BESIDE = re.compile(r"(?i)(readme|licen[cs]e|copying|notice|changelog|citation|authors?)\b")
+_ABOUT = "dataset_infos? dataset_dict state config metadata package tokenizer\\w*"
+ABOUT = re.compile(rf"(?i)({_ABOUT.replace(' ', '|')})\.json$")
 
 
 def open_text_file(path: Path, reading: Reading, asked: bool = False) -> Examples | None:
@@ -89,11 +72,10 @@ def open_text_folder(listing: Listing, reading: Reading, asked: bool = False) ->
     opened = _rows_of_folder(listing, rows, reading, asked) if rows else None
     if rows and opened is None and not (prose and asked):
         return None
-    if opened is not None and (not is_plain(opened) or not prose):
+    if opened is not None and not (prose and opened.has("text") and opened.targets is None):
         return documents.with_others(opened, listing, rows)
-    labelled = reading.learn or reading.target_kind == "class"
-    classes = documents.class_folders(texts) if opened is None and labelled else None
-    if classes:
+    labelled = opened is None and (reading.learn or reading.target_kind == "class")
+    if labelled and (classes := documents.class_folders(texts)):
         return documents.labelled_files(listing, *classes)
     files = prose if rows else texts
     if not files:
@@ -118,15 +100,12 @@ def _rows_of_folder(
         return open_rows([(listing.path(p), split_of(p)) for p in chosen], reading, asked)
     if open_rows([(listing.path(chosen[0]), "")], reading, asked) is None:
         return None
-    raise DataError(
-        f"'{shown(listing.root)}' holds {len(folders)} folders of rows "
-        f"({some(sorted(map(shown, folders)))}); name one of them"
-    )
+    named = some(sorted(map(shown, folders)))
+    said = f"'{shown(listing.root)}' holds {len(folders)} folders of rows ({named})"
+    raise DataError(f"{said}; name one of them")
 
 
-def open_rows(
-    files: Sequence[tuple[Path, str]], reading: Reading, asked: bool = False
-) -> Examples | None:
+def open_rows(files: Sequence[tuple[Path, str]], reading: Reading, asked: bool) -> Examples | None:
     """Files of rows of one form as Examples; None where they are tables, not text."""
     read: list[tuple[RawTable, Layout, list[str]]] = []
     unused: dict[str, None] = {}  # columns
@@ -171,10 +150,8 @@ def _made(read: list[tuple[RawTable, Layout, list[str]]], reading: Reading) -> E
                 made = made.row
             kept.append((made, name, split, _cell(row, layout)))
     if not kept:
-        name, first = aside[0]
-        raise DataError(
-            f"{name}: {first.reason}; and none of the other {len(aside) - 1:,} rows can be used"
-        )
+        (name, first), n = aside[0], len(aside) - 1
+        raise DataError(f"{name}: {first.reason}; and none of the other {n:,} rows can be used")
     layout, n = read[0][1], len(kept) + len(aside)
     rows, names, splits, cells = map(list, zip(*kept, strict=True))
     out = documents.text_examples(layout.form, rows, names, splits)
@@ -182,10 +159,9 @@ def _made(read: list[tuple[RawTable, Layout, list[str]]], reading: Reading) -> E
     out.findings += documents.aside_findings(aside, n)
     what = f"of {n:,} rows have an answer a little beside where they say; the nearest is taken"
     out.findings += about("span", "note", mended, what, "correct answer_start")
-    said = ""
     if out.has("tags"):  # labels that rows bring with them
         out.labels = class_targets([tag for tags in out["tags"] for tag in tags])[1]
-        said = f"{len(out.labels)} tags"
+    said = f"{len(out.labels)} tags" if out.has("tags") else ""
     if layout.label or layout.labels:
         out, said = _with_targets(out, cells, layout, reading, read[0][0].file)
     out.understood = _understood(out, layout, said, [raw.file for raw, _, _ in read])
@@ -217,7 +193,7 @@ def _with_targets(
 
 def _understood(out: Examples, layout: Layout, said: str, files: list[str]) -> str:
     """In one line: how many of what, from which file and fields, with which targets."""
-    text = f"{len(out):,} {SAYS.get(layout.form, '')}"
+    text = f"{len(out):,} {CALLED[layout.form]}"
     if layout.form == "plain":
         return f"{documents.plain_said(out)} ({some(files)}; {layout.said})"
     if layout.form == "pairs" and said:

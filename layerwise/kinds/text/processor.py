@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from layerwise.errors import DataError, OptionError
+from layerwise.kinds.text.windows import stack
 from layerwise.tokens.tokenizer import Tokenizer
 
 Row = str | Sequence[str] | Mapping[str, str]  # one text, or several that are read together
@@ -78,10 +78,7 @@ class TextProcessor:
         tokens, mask = self.tokenizer.pad(ids, self.max_seq_len)
         out = {"tokens": tokens} | ({} if mask is None else {"mask": mask})
         if self.token_types and rows[0].ndim == 2:
-            types = torch.zeros_like(tokens)
-            for i, row in enumerate(rows):
-                types[i, : row.shape[1]] = torch.from_numpy(row[1])
-            out["token_types"] = types
+            out["token_types"] = stack([[row[1]] for row in rows], 0, self.max_seq_len).long()
         return out
 
     def to_dict(self) -> dict[str, Any]:

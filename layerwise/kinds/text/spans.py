@@ -17,7 +17,7 @@ from torch import Tensor
 
 from layerwise.errors import DataError
 from layerwise.kinds.text.processor import TextProcessor
-from layerwise.kinds.text.windows import mask_of, owners, stack
+from layerwise.kinds.text.windows import owners, stacked
 
 OVERLAP, QUESTION = 128, 64  # tokens: of two windows; of a question at most
 Row = dict[str, Any]
@@ -50,12 +50,11 @@ class SpanProcessor(TextProcessor):
         B and T where a question has several. targets (B, 2): places in all windows on end."""
         fill = {"tokens": self.tokenizer.pad_id or 0, "starts": 0, "ends": 0, "chars": 0}
         fill |= {"token_types": 0} if self.token_types else {}
-        most = self.max_seq_len
-        out = {name: stack([row[name] for row in rows], v, most) for name, v in fill.items()}
+        out = stacked(rows, fill, self.max_seq_len)
         if all("target" in row for row in rows):
-            window, *places = torch.tensor([row["target"] for row in rows]).T
-            out["targets"] = torch.stack(places, 1) + (window * out["tokens"].shape[-1])[:, None]
-        return out | mask_of([row["tokens"] for row in rows], most)
+            found = torch.tensor([row["target"] for row in rows])  # (B, 3)
+            out["targets"] = found[:, 1:] + found[:, :1] * out["tokens"].shape[-1]
+        return out
 
     def _cut(self, questions: list[str]) -> list[str]:
         """Questions of so many tokens that the context has room beside them."""

@@ -19,7 +19,7 @@ from torch import Tensor
 from layerwise.data.text_files import MARKS
 from layerwise.errors import DataError, OptionError
 from layerwise.kinds.text.processor import TextProcessor
-from layerwise.kinds.text.windows import mask_of, owners, stack
+from layerwise.kinds.text.windows import owners, stacked
 
 W = rf"[\w{MARKS}]"
 WORD = re.compile(rf"https?://\S+|[@#]{W}+|{W}+(?:[-.,]{W}+)*|['’]{W}+|[^\w\s]")
@@ -58,12 +58,7 @@ class WordProcessor(TextProcessor):
 
     def collate(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         """tokens, words, mask: (B, T), or (B, N, T) where a sentence has several windows."""
-        inputs = [row["tokens"] for row in rows]
-        tensors = {
-            "tokens": stack(inputs, self.tokenizer.pad_id or 0, self.max_seq_len),
-            "words": stack([row["words"] for row in rows], -1, self.max_seq_len),
-        }
-        return tensors | mask_of(inputs, self.max_seq_len)
+        return stacked(rows, {"tokens": self.tokenizer.pad_id or 0, "words": -1}, self.max_seq_len)
 
     def _encodings(self, rows: list[list[str]]) -> list[tokenizers.Encoding]:
         # to these tokenizers a word behind a blank is another than one at the start of a text

@@ -4,7 +4,7 @@ Shapes: B rows, N windows of the row with the most, T tokens of the longest wind
 n places.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -28,10 +28,14 @@ def stack(rows: Sequence[Sequence[np.ndarray]], fill: int, most: int) -> Tensor:
     return torch.from_numpy(out[:, 0] if N == 1 else out)
 
 
-def mask_of(rows: Sequence[Sequence[np.ndarray]], most: int) -> dict[str, Tensor]:
-    """The mask of `stack`, True for tokens; nothing where no row has padding."""
-    mask = stack([[np.ones(len(w), bool) for w in row] for row in rows], False, most)
-    return {} if bool(mask.all()) else {"mask": mask}
+def stacked(
+    rows: Sequence[Mapping[str, list[np.ndarray]]], fill: Mapping[str, int], most: int
+) -> dict[str, Tensor]:
+    """The windows of each row as tensors by name, see `stack`; and their mask, True for tokens,
+    where some are padding. fill: the values of padding."""
+    out = {name: stack([row[name] for row in rows], value, most) for name, value in fill.items()}
+    mask = stack([[np.ones(len(w), bool) for w in row["tokens"]] for row in rows], False, most)
+    return out if bool(mask.all()) else out | {"mask": mask}
 
 
 def owners(starts: np.ndarray, size: int, n: int) -> np.ndarray:

@@ -33,12 +33,9 @@ STYLES = {  # their model_type: ours; XLM-RoBERTa and CamemBERT are RoBERTa with
     "distilbert": "distilbert",
 }  # fmt: skip
 KINDS = {  # what follows "BertFor" in `architectures`: our head_kind
-    "MaskedLM": "masked",
-    "PreTraining": "masked",
-    "SequenceClassification": "class",
-    "TokenClassification": "tag",
-    "QuestionAnswering": "span",
-}
+    "MaskedLM": "masked", "PreTraining": "masked", "SequenceClassification": "class",
+    "TokenClassification": "tag", "QuestionAnswering": "span",
+}  # fmt: skip
 PROBLEMS = ("regression", "multi_label_classification")  # their problem_type, beside one class
 CLASSES = {"bert": "Bert", "roberta": "Roberta", "distilbert": "DistilBert"}
 ONLY: dict[str, tuple[Any, ...]] = {  # settings that make a network we do not have
@@ -187,9 +184,7 @@ def sentence_json(config: Config, max_length: int) -> dict[str, Any]:
     names = MODULES if config.normalise else MODULES[:2]
     cls, paths = config.pooling == "cls", ("", POOLING, "2_Normalize")
     types = [f"sentence_transformers.models.{name}" for name in names]
-    modules = [
-        {"idx": i, "name": str(i), "path": paths[i], "type": type} for i, type in enumerate(types)
-    ]
+    modules = [{"idx": i, "name": str(i), "path": paths[i], "type": t} for i, t in enumerate(types)]
     return {
         "modules.json": modules,
         f"{POOLING}/config.json": {

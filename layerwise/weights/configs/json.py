@@ -84,19 +84,17 @@ def _timm_fields(args: dict[str, Any], family: str, path: Path) -> dict[str, Any
 
 
 # ---- Hugging Face's config.json ----------------------------------------------------------------
+VIT = {  # ours: theirs in ViTConfig, and its default, those of ViT-B/16
+    "image_size": ("image_size", 224), "patch_size": ("patch_size", 16),
+    "dim": ("hidden_size", 768), "n_layers": ("num_hidden_layers", 12),
+    "n_heads": ("num_attention_heads", 12), "mlp_dim": ("intermediate_size", 3072),
+    "norm_eps": ("layer_norm_eps", 1e-12),
+}  # fmt: skip
+
+
 def _vit(c: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The fields of ViTConfig, theirs on the right; its defaults are those of ViT-B/16."""
-    fields = {
-        "image_size": c.get("image_size", 224),
-        "patch_size": c.get("patch_size", 16),
-        "dim": c.get("hidden_size", 768),
-        "n_layers": c.get("num_hidden_layers", 12),
-        "n_heads": c.get("num_attention_heads", 12),
-        "mlp_dim": c.get("intermediate_size", 3072),
-        "norm_eps": c.get("layer_norm_eps", 1e-12),
-    }
     check(c, {"hidden_act": ("gelu",), "qkv_bias": (True,), "num_channels": (3,)})
-    return "vit_base_patch16_224", fields
+    return "vit_base_patch16_224", {ours: c.get(*theirs) for ours, theirs in VIT.items()}
 
 
 def _resnet(c: dict[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -14,7 +14,7 @@ Values = dict[str, Any]
 
 
 def refused(
-    key: str, value: Any, known: Iterable[Any], where: object = "config.json"
+    key: str, value: object, known: Iterable[object], where: object = "config.json"
 ) -> WeightsError:
     """The error for a setting that asks for a network we do not have."""
     only = " or ".join(repr(k) for k in known)
@@ -22,9 +22,7 @@ def refused(
 
 
 def check(
-    values: Mapping[str, Any],
-    only: Mapping[str, Sequence[Any]],
-    read: Collection[str] | None = None,
+    values: Mapping[str, Any], only: Mapping[str, Sequence], read: Collection[str] | None = None
 ) -> None:
     """only: settings that our network has in these ways alone, the first where nothing is said.
     read: the others that are known. Errors: WeightsError for any other value or setting."""

@@ -6,7 +6,7 @@ other one is an error that names it, never a silent difference. Written are the 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -32,7 +32,7 @@ class Dialect:
     names: Mapping[str, str]
     defaults: Mapping[str, Any]
     only: Mapping[str, tuple[Any, ...]]
-    implied: Mapping[str, Any]
+    implied: Mapping[str, Any] = field(default_factory=dict)
     read: Callable[[Values], Values] = lambda left: {}  # takes what it reads out of theirs
     write: Callable[[Values], Values] = lambda fields: {}
     format: str = "huggingface"
@@ -125,15 +125,13 @@ GPT2_ONLY = {
     "add_cross_attention": (False,), "tie_word_embeddings": (True,),
 }  # fmt: skip
 
+GEMMA3_DEFAULTS = GEMMA_DEFAULTS | {
+    "vocab_size": 262_208, "max_position_embeddings": 131_072, "final_logit_softcapping": None,
+}  # fmt: skip
+QWEN3_MOE = {"num_experts": "n_experts", "moe_intermediate_size": "mlp_dim",
+             "norm_topk_prob": "norm_active"}  # fmt: skip
 DIALECTS: dict[str, Dialect] = {  # in the order in which a Config of ours is offered to them
-    "gpt2": Dialect(
-        "gpt",
-        "GPT2LMHeadModel",
-        names=GPT2,
-        defaults=GPT2_DEFAULTS,
-        only=GPT2_ONLY,
-        implied={},
-    ),
+    "gpt2": Dialect("gpt", "GPT2LMHeadModel", GPT2, GPT2_DEFAULTS, GPT2_ONLY),
     "llama": _llama("LlamaForCausalLM", {}, only={**PLAIN, "mlp_bias": (False,)}),
     "mistral": _llama(
         "MistralForCausalLM",
@@ -156,8 +154,7 @@ DIALECTS: dict[str, Dialect] = {  # in the order in which a Config of ours is of
     "qwen3_moe": _moe(
         "Qwen3MoeForCausalLM",
         {"qk_norm": True, "window": 0},
-        names={"num_experts": "n_experts", "moe_intermediate_size": "mlp_dim"}
-        | {"norm_topk_prob": "norm_active"},
+        names=QWEN3_MOE,
         defaults={"norm_topk_prob": False},
         only={**PLAIN, "decoder_sparse_step": (1,), "mlp_only_layers": ([], None)},
         read=rope.read_all_full,
@@ -176,9 +173,7 @@ DIALECTS: dict[str, Dialect] = {  # in the order in which a Config of ours is of
         "gemma",
         "Gemma3ForCausalLM",
         names=GEMMA,
-        defaults=GEMMA_DEFAULTS
-        | {"vocab_size": 262_208, "max_position_embeddings": 131_072}
-        | {"final_logit_softcapping": None},
+        defaults=GEMMA3_DEFAULTS,
         only={**GEMMA_ONLY, "attn_logit_softcapping": (None,)},
         implied={"qk_norm": True, "attn_softcap": 0.0},
         read=rope.read_gemma3,
@@ -245,9 +240,9 @@ def write_config(name: str, config: Any) -> Values:
     values |= {theirs: allowed[0] for theirs, allowed in dialect.only.items()}
     values |= dialect.write(fields)
     back = asdict(read_config(values)[1])
-    for field, value in fields.items():
-        if back[field] != value:
-            raise WeightsError(f"transformers' {kind} has no setting for {field} = {value!r}")
+    for name, value in fields.items():
+        if back[name] != value:
+            raise WeightsError(f"transformers' {kind} has no setting for {name} = {value!r}")
     return values
 
 

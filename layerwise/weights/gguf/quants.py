@@ -8,7 +8,6 @@ Legend: n blocks of k numbers.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +25,7 @@ class Kind:
     name: str
     number: int  # GGUF's own
     block: int
-    layout: Any  # numpy dtype of one block
+    layout: str | np.dtype  # of one block
     file_type: int  # general.file_type of a file mostly of this kind
 
     @property
@@ -142,7 +141,11 @@ def pack(tensor: Tensor, kind: Kind, name: str = "the tensor") -> np.ndarray:
     if kind.name == "BF16":
         return _bytes(numbers.to(torch.bfloat16).view(torch.int16).numpy())
     if kind.name == "F16":
-        return _bytes(_half(numbers, name).numpy())
+        half = numbers.to(torch.float16)
+        if (half.isinf() & numbers.isfinite()).any():
+            largest = f"{numbers.abs().max().item():.3g}, beyond the 65,504 of F16"
+            raise WeightsError(f"{name} reaches {largest}: write BF16 or Q8_0")
+        return _bytes(half.numpy())
     numbers = numbers.float().numpy().reshape(-1, kind.block)
     if kind.name == "F32":
         return _bytes(numbers)
@@ -159,16 +162,6 @@ def pack(tensor: Tensor, kind: Kind, name: str = "the tensor") -> np.ndarray:
 
 def _bytes(numbers: np.ndarray) -> np.ndarray:
     return numbers.reshape(-1).view(np.uint8)
-
-
-def _half(numbers: Tensor, name: str) -> Tensor:
-    half = numbers.to(torch.float16)
-    if (half.isinf() & numbers.isfinite()).any():
-        raise WeightsError(
-            f"{name} reaches {numbers.abs().max().item():.3g}, beyond the 65,504 of F16: "
-            f"write BF16 or Q8_0"
-        )
-    return half
 
 
 def _inverse(d: np.ndarray) -> np.ndarray:

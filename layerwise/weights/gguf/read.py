@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from layerwise.errors import WeightsError
-from layerwise.weights.files import FOREIGN
+from layerwise.weights.files import foreign
 from layerwise.weights.gguf.quants import Kind, kind_numbered, unpack
 
 MAGIC = b"GGUF"
@@ -75,12 +75,15 @@ def read_gguf(
     """The keys and the tensors of a GGUF file; no tensor is read before it is asked for.
 
     dtype: what to convert tensors to; by default the unpacked kinds come as float32.
-    Errors: WeightsError for what is no GGUF, is truncated, lies about its contents, or holds a
-    kind of tensor that is not read here, by its name.
+    Errors: WeightsError for a file that is not GGUF, is truncated, lies about its contents, or
+    holds a kind of tensor that is not read here, by its name.
     """
     cursor = _Cursor(path)
     metadata, n_tensors = _header(cursor)
-    entries = _entries(cursor, n_tensors, _alignment(metadata, cursor))
+    alignment = metadata.get("general.alignment", ALIGNMENT)
+    if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
+        raise cursor.lie(f"general.alignment is {alignment!r}, not a power of two")
+    entries = _entries(cursor, n_tensors, alignment)
     if metadata.get("split.count", 1) > 1:
         raise WeightsError(
             f"{cursor.path}: part {metadata.get('split.no', 0) + 1} of {metadata['split.count']}; "
@@ -96,7 +99,7 @@ class _Cursor:
         self.path, self.at = Path(path), 0
         try:
             with self.path.open("rb") as file:
-                start = file.read(8)
+                start = file.read(32)
                 if len(start) < 8 or not start.startswith(MAGIC):
                     raise _not_gguf(self.path, start)
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
@@ -143,8 +146,7 @@ def _not_gguf(path: Path, start: bytes) -> WeightsError:
         return WeightsError(f"{path}: the file is empty (an interrupted download?)")
     if start.startswith(MAGIC):
         return WeightsError(f"{path}: truncated, {len(start)} bytes long; download it again")
-    known = [meaning for magic, meaning in FOREIGN.items() if start.startswith(magic[:8])]
-    return WeightsError(f"{path}: {known[0] if known else 'not a GGUF file'}; expected a .gguf")
+    return WeightsError(f"{path}: {foreign(start) or 'not a GGUF file'}; expected a .gguf")
 
 
 def _header(cursor: _Cursor) -> tuple[dict[str, Any], int]:
@@ -177,23 +179,18 @@ def _value(cursor: _Cursor, kind: int, key: str, depth: int = 0) -> Any:
         return cursor.number(SCALARS[kind], what)
     if kind == STRING:
         return cursor.text(what)
-    if kind != ARRAY or depth >= MOST_NESTED:
-        raise cursor.lie(f"'{key}' has the unknown type {kind}" if kind != ARRAY else "deep lists")
+    if kind != ARRAY:
+        raise cursor.lie(f"'{key}' has the unknown type {kind}")
+    if depth >= MOST_NESTED:
+        raise cursor.lie(f"'{key}' has lists nested deeper than {MOST_NESTED}")
     kind = cursor.number("I", what)
     if kind in SCALARS:
-        form = SCALARS[kind]
-        count = cursor.count(struct.calcsize(form), f"the length of '{key}'")
-        raw = cursor.take(count * struct.calcsize(form), what)
+        form, size = SCALARS[kind], struct.calcsize(SCALARS[kind])
+        count = cursor.count(size, f"the length of '{key}'")
+        raw = cursor.take(count * size, what)
         return bytes(raw) if form in "Bb" else list(struct.unpack(f"<{count}{form}", raw))
     count = cursor.count(8, f"the length of '{key}'")
     return [_value(cursor, kind, key, depth + 1) for _ in range(count)]
-
-
-def _alignment(metadata: Mapping[str, Any], cursor: _Cursor) -> int:
-    alignment = metadata.get("general.alignment", ALIGNMENT)
-    if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
-        raise cursor.lie(f"general.alignment is {alignment!r}, no power of two")
-    return alignment
 
 
 def _entries(cursor: _Cursor, n_tensors: int, alignment: int) -> dict[str, Entry]:
@@ -204,7 +201,7 @@ def _entries(cursor: _Cursor, n_tensors: int, alignment: int) -> dict[str, Entry
     for name, kind, shape, offset in table:
         size = math.prod(shape) // kind.block * kind.bytes
         if offset % alignment:
-            raise cursor.lie(f"'{name}' starts at {offset:,}, no multiple of {alignment}")
+            raise cursor.lie(f"'{name}' starts at {offset:,}, not a multiple of {alignment}")
         if first + offset + size > len(cursor.data):
             raise cursor.lie(f"'{name}' is said to end at byte {first + offset + size:,}")
         if name in entries:
@@ -226,5 +223,5 @@ def _entry(cursor: _Cursor, index: int, count: int) -> tuple[str, Kind, tuple[in
     number = cursor.number("I", f"the kind of '{name}'")
     kind = kind_numbered(number, f"{cursor.path}: '{name}'")
     if shape and shape[-1] % kind.block:
-        raise cursor.lie(f"'{name}' has rows of {shape[-1]:,}, no multiple of {kind.block}")
+        raise cursor.lie(f"'{name}' has rows of {shape[-1]:,}, not a multiple of {kind.block}")
     return name, kind, shape, cursor.number("Q", f"the offset of '{name}'")

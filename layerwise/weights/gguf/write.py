@@ -1,7 +1,7 @@
-"""GGUF files written as llama.cpp reads them, whole or not at all; `gguf.py` reads them."""
+"""GGUF files written as llama.cpp reads them, whole or not at all; `read.py` reads them."""
 
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ TYPES = {"B": 0, "I": 4, "i": 5, "f": 6, "?": 7, "Q": 10, "q": 11}  # the types 
 def kind_for(name: str, shape: Sequence[int], kind: str, tied: bool = False) -> str:
     """The kind for one tensor of a file mostly of `kind`, by llama.cpp's rules.
 
-    Vectors, norms, routers and positions stay F32; rows that are no whole blocks fall back to F16;
-    at four bits the table of tokens that also is the head, and the head, get eight.
+    Vectors, norms, routers and positions stay F32; rows that are not whole blocks fall back to F16;
+    at four bits the head, and a token embedding that is the head too, get eight.
     """
     wanted = kind_named(kind)
     small = name.endswith("norm.weight") or "ffn_gate_inp" in name or "position_embd" in name
@@ -32,29 +32,20 @@ def kind_for(name: str, shape: Sequence[int], kind: str, tied: bool = False) -> 
 
 
 def write_gguf(
-    path: Path | str,
-    metadata: Mapping[str, Any],
-    tensors: Mapping[str, Tensor],
-    kind: str = "BF16",
-    kinds: Callable[[str, Sequence[int], str], str] | None = None,
+    path: Path | str, metadata: Mapping[str, Any], tensors: Mapping[str, Tensor], kind: str = "BF16"
 ) -> None:
     """Write a GGUF file (version 3), whole or not at all.
 
     metadata: keys and values, as `read_metadata` gives them; must have "general.architecture".
     Whole numbers are written as UINT32 (lists: INT32) where they fit, others as FLOAT32.
-    tensors: by their names in the file. kind: F32, F16, BF16, Q8_0 or Q4_0.
-    kinds: (name, shape, kind) to the kind of each; `kind_for` by default.
+    tensors: by their names in the file. kind: F32, F16, BF16, Q8_0 or Q4_0, for most of them:
+    see `kind_for`.
     Errors: WeightsError for what the format cannot hold; StorageError for the disk.
     """
     if "general.architecture" not in metadata:
         raise WeightsError("a GGUF file needs the key 'general.architecture', such as 'llama'")
     tied = "output.weight" not in tensors
-    chosen = {
-        name: kind_named(
-            kinds(name, t.shape, kind) if kinds else kind_for(name, t.shape, kind, tied)
-        )
-        for name, t in tensors.items()
-    }
+    chosen = {n: kind_named(kind_for(n, t.shape, kind, tied)) for n, t in tensors.items()}
     metadata = {k: v for k, v in metadata.items() if not k.startswith("split.")}
     metadata |= {"general.file_type": kind_named(kind).file_type}
     if any(k.block > 1 for k in chosen.values()):
@@ -88,7 +79,7 @@ def _packed_entry(name: str, shape: tuple[int, ...], kind: Kind, offset: int) ->
     return _packed_text(name) + dimensions + struct.pack("<IQ", kind.number, offset)
 
 
-def _packed(value: Any, key: str) -> bytes:
+def _packed(value: object, key: str) -> bytes:
     """The type and the value."""
     if isinstance(value, str):
         return struct.pack("<I", STRING) + _packed_text(value)
@@ -96,11 +87,11 @@ def _packed(value: Any, key: str) -> bytes:
         return struct.pack("<IIQ", ARRAY, TYPES["B"], len(value)) + value
     if isinstance(value, list | tuple):
         if all(isinstance(v, str) for v in value):
-            items = b"".join(map(_packed_text, value))
-            return struct.pack("<IIQ", ARRAY, STRING, len(value)) + items
-        form = _form(value, key, "i")
-        items = struct.pack(f"<{len(value)}{form}", *value)
-        return struct.pack("<IIQ", ARRAY, TYPES[form], len(value)) + items
+            kind, items = STRING, b"".join(map(_packed_text, value))
+        else:
+            form = _form(value, key, "i")
+            kind, items = TYPES[form], struct.pack(f"<{len(value)}{form}", *value)
+        return struct.pack("<IIQ", ARRAY, kind, len(value)) + items
     form = _form([value], key, "I")
     return struct.pack("<I" + form, TYPES[form], value)
 

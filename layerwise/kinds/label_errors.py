@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy import ndarray
 from torch import Tensor
 
 from layerwise.data.examples import Finding
@@ -59,9 +60,8 @@ def out_of_fold(
     for penalty in PENALTIES:  # from strong to weak, each starting where the last one ended
         logits = torch.empty(best.shape)
         for i, part in enumerate(parts):
-            weights[i] = train(
-                x, target, torch.from_numpy(fold[:, None] != part), weights[i], penalty
-            )
+            seen = torch.from_numpy(fold[:, None] != part)
+            weights[i] = train(x, target, seen, weights[i], penalty)
             for own, w in zip(part, weights[i].split(c, 1), strict=True):
                 logits[fold == own] = x[fold == own] @ w
         p = logits.double().softmax(1).numpy()
@@ -97,9 +97,8 @@ def train(x: Tensor, target: Tensor, seen: Tensor, start: Tensor, penalty: float
     share = seen / seen.sum(0).clamp_min(1)
     own = target[:, None, None].expand(n, m, 1)
     w = start.clone().requires_grad_(True)
-    optimizer = LBFGS(
-        [w], max_iter=STEPS, history_size=12, tolerance_grad=1e-5, line_search_fn="strong_wolfe"
-    )
+    options = {"history_size": 12, "tolerance_grad": 1e-5, "line_search_fn": "strong_wolfe"}
+    optimizer = LBFGS([w], max_iter=STEPS, **options)
 
     def closure() -> float:
         optimizer.zero_grad()
@@ -126,9 +125,7 @@ class Suspects:
     accuracy: float  # of the predictions on all rows: how much to trust them
 
 
-def find_suspects(
-    probabilities: np.ndarray, targets: np.ndarray, certain: float = CERTAIN
-) -> Suspects:
+def find_suspects(probabilities: ndarray, targets: ndarray, certain: float = CERTAIN) -> Suspects:
     """Confident learning on out-of-fold probabilities (n, C) and labels (n,)."""
     p, y = np.asarray(probabilities, np.float64), np.asarray(targets, np.int64)
     if p.shape[0] != len(y):
@@ -160,10 +157,8 @@ def suspect_labels(
     found = find_suspects(probabilities, targets)
     if not len(found.rows):
         return None
-    said = [
-        f"{names[int(i)]} ({labels[int(targets[i])]}, looks like {labels[int(s)]})"
-        for i, s in zip(found.rows, found.suggested, strict=True)
-    ]
+    pairs = zip(found.rows.tolist(), found.suggested.tolist(), strict=True)
+    said = [f"{names[i]} ({labels[int(targets[i])]}, looks like {labels[s]})" for i, s in pairs]
     weak = found.accuracy < WEAK
     message = (
         f"{len(said):,} of {len(targets):,} labels look wrong ({said[0]}), by predictions that "
