@@ -210,7 +210,7 @@ def test_a_corpus_has_one_score_by_fit_by_evaluate_and_by_hand(task, model, tmp_
     assert (found.score, found.low, found.high) == (run.score, run.low, run.high)
     assert layerwise.evaluate(run.folder, folder / "test.txt").metrics == run.metrics
     assert layerwise.compare(run.folder, run.model, folder).difference == 0
-    with pytest.raises(WeightsError, match="no answer to give of a row"):
+    with pytest.raises(WeightsError, match="gives no answer for a row"):
         layerwise.predict(run.folder, folder / "test.txt")
     if task == "causal":
         assert run.details["next"][0]["command"].startswith("layerwise generate ")

@@ -91,9 +91,8 @@ def ways(job: Job, base: Model | None) -> list[str]:
     if method in ("lora", "full"):
         return [method]
     if method != "auto":
-        raise OptionError(
-            f"--method {method} is not for the task {job.task.name}; use lora or full"
-        )
+        what = f"--method {method} is not for the task {job.task.name}"
+        raise OptionError(f"{what}; use lora or full")
     linear = has_linear_below_head(base.network) and job.task.with_lora
     return ["full", *(["lora"] if linear else []), *(["scratch"] if job.settings.budget else [])]
 

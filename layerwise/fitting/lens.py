@@ -39,10 +39,8 @@ class Lens:
 
     def said(self) -> str:
         """The sample in a sentence."""
-        return (
-            f"{self.carried:,} of {self.tokens:,} tokens in {self.n_rows:,} rows carry loss; "
-            f"{self.cut or 'nothing is cut'}"
-        )
+        carried = f"{self.carried:,} of {self.tokens:,} tokens in {self.n_rows:,} rows carry loss"
+        return f"{carried}; {self.cut or 'nothing is cut'}"
 
 
 def look(rows: Examples, processors: Mapping[str, Any], task: Task) -> Lens | None:

@@ -192,10 +192,8 @@ def new_folder(output: str, data: pathlib.Path) -> pathlib.Path:
     stamp = time.strftime("%Y%m%d-%H%M%S")
     folder = pathlib.Path(output) if output else pathlib.Path("runs") / f"{stamp}-{data.stem}"
     if (folder / "run.json").exists():
-        raise OptionError(
-            f"{folder} holds a run already; go on with it by `layerwise fit --resume {folder}`, or "
-            "choose another folder"
-        )
+        cure = f"go on with it by `layerwise fit --resume {folder}`, or choose another folder"
+        raise OptionError(f"{folder} holds a run already; {cure}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ".writable").write_text("")
@@ -234,10 +232,9 @@ def prepare_rows(
             say_finding(finding, console)
     for name in ("train", "val", "test"):
         if not len(parts[name]):
-            raise DataError(
-                f"no usable row is left for {name}: {len(examples)} rows were read from "
-                f"{examples.source}; add rows, or change --val and --test"
-            )
+            read = f"{len(examples)} rows were read from {examples.source}"
+            cure = "add rows, or change --val and --test"
+            raise DataError(f"no usable row is left for {name}: {read}; {cure}")
     sizes = ", ".join(f"{len(rows):,} {name}" for name, rows in parts.items())
     console.say(f"rows: {sizes}")
     train, val, test = (examples.subset(parts[n]) for n in ("train", "val", "test"))
@@ -284,16 +281,13 @@ def find_base(
         return without_base(chosen)  # a network was named: train that one
     found = published.in_reach(kind) if chosen.base == "auto" else [chosen.base]
     if not found:
-        console.say(
-            f"base: none in reach (nothing is downloaded unless named: --base {kind.suggested}); "
-            "training from scratch"
-        )
+        why = f"nothing is downloaded unless named: --base {kind.suggested}"
+        console.say(f"base: none in reach ({why}); training from scratch")
         return without_base(chosen)
     base = load(found[0])
     if kind.name not in base.processors:
-        raise OptionError(
-            f"the base {found[0]} reads {base.kind.noun}, but the data holds {kind.noun}"
-        )
+        reads = f"the base {found[0]} reads {base.kind.noun}"
+        raise OptionError(f"{reads}, but the data holds {kind.noun}")
     here = ", found on this machine" if chosen.base == "auto" else ""
     console.say(f"base: {found[0]} ({base.variant}){here}")
     return for_task(base, ends_of(learned), chosen)
@@ -345,8 +339,7 @@ def merge_adapter(model: Model, job: Job, base: str) -> dict[str, Any]:
     golden = batch_of(job.task, some_rows(job.val, GOLDEN), model.processors)
     run = lambda: model.network(**golden.flat.select(model.network.READS))  # noqa: E731
     found = lora.merge(model.network, run, len(golden.rows), MERGED)
-    job.console.say(
-        f"  merged: on {found.rows} rows outputs differ by {found.largest:.1e} at most, "
-        f"{found.relative:.1e} of the largest ({MERGED:.0e} is allowed); by itself: {folder}"
-    )
+    off = f"{found.largest:.1e} at most, {found.relative:.1e} of the largest"
+    said = f"on {found.rows} rows outputs differ by {off} ({MERGED:.0e} is allowed)"
+    job.console.say(f"  merged: {said}; by itself: {folder}")
     return found.to_dict()

@@ -17,6 +17,7 @@ from layerwise.kinds.opening import open_data
 from layerwise.model.model import Model
 from layerwise.model.saved import load
 from layerwise.tasks.scores import intervals
+from layerwise.tasks.scores.intervals import Comparison
 
 WORST = 24  # mistakes that are shown
 
@@ -85,13 +86,11 @@ def as_fitted(model: Model, rows: Examples, seed: int, val: float, test: float) 
 def open_rows(model: Model, data: Any, target: str) -> Examples:
     """Rows as this model was taught to read them: its target column, and what that column is."""
     task = model.answers()
-    return open_data(
-        data,
-        target=target or model.card.get("target"),
-        kind=model.kind.name if model.kind.insists else None,
-        target_kind=None if task.target_kind == "none" else task.target_kind,
-        learn=task.works_untrained,  # then whatever the rows hold is judged
-    )
+    column, kind = target or model.card.get("target"), model.kind
+    asked = None if task.target_kind == "none" else task.target_kind
+    learn = task.works_untrained  # then whatever the rows hold is judged
+    name = kind.name if kind.insists else None
+    return open_data(data, column, name, target_kind=asked, learn=learn)
 
 
 def evaluate(
@@ -113,17 +112,9 @@ def evaluation_of(
 ) -> Evaluation:
     task = model.answers()
     found = intervals.interval(task.metric, *task.scored(predictions, rows))
-    return Evaluation(
-        task.score,
-        found.value,
-        found.low,
-        found.high,
-        len(rows),
-        task.metrics(predictions, rows),
-        task.calibration_error(predictions, rows),
-        which,
-        wrong_rows(model, predictions, rows),
-    )
+    metrics, ece = task.metrics(predictions, rows), task.calibration_error(predictions, rows)
+    score = task.score, found.value, found.low, found.high, len(rows)
+    return Evaluation(*score, metrics, ece, which, wrong_rows(model, predictions, rows))
 
 
 def wrong_rows(model: Model, predictions: Sequence[Any], rows: Examples) -> list[dict[str, Any]]:
@@ -133,9 +124,7 @@ def wrong_rows(model: Model, predictions: Sequence[Any], rows: Examples) -> list
     return [{k: v for k, v in m.items() if v is not None} for m in named]
 
 
-def compare(
-    a: Any, b: Any, data: Any, target: str = "", split: str = "auto"
-) -> intervals.Comparison:
+def compare(a: Any, b: Any, data: Any, target: str = "", split: str = "auto") -> Comparison:
     """Whether model B is better than model A on the same rows, by a paired test.
 
     Returns a Comparison with the difference B - A, its 95% interval, and the p-value.

@@ -78,8 +78,6 @@ def class_for(examples: "Examples", asked: str = "auto") -> "type[Task]":
         raise DataError(kinds.of(examples).unlearnable(examples))
     if asked not in ("auto", *fitting):
         allows = ", ".join(fitting) or "none"
-        raise OptionError(
-            f"{examples.understood}: --task {asked} does not fit; tasks that these rows allow: "
-            f"{allows}"
-        )
+        what = f"--task {asked} does not fit; tasks that these rows allow: {allows}"
+        raise OptionError(f"{examples.understood}: {what}")
     return task_class(fitting[0] if asked == "auto" else asked)

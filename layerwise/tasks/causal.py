@@ -137,10 +137,8 @@ class Causal(Task):
 
     def metrics(self, predictions: Predictions, examples: Examples) -> dict[str, float]:
         loss, tokens = np.array([(p.loss, p.tokens) for p in predictions]).sum(0)
-        mean, bits = (
-            float(loss / max(tokens, 1)),
-            bits_per_byte(*self.scored(predictions, examples)),
-        )
+        mean = float(loss / max(tokens, 1))
+        bits = bits_per_byte(*self.scored(predictions, examples))
         return {"bits_per_byte": bits, "loss": mean, "perplexity": math.exp(min(mean, 700.0))}
 
     def baseline(self, train: Examples, test: Examples, plain: Plain) -> Baseline:

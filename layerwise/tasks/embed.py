@@ -99,9 +99,8 @@ class Embed(Task):
         """Errors: OptionError for sizes of vectors that are not whole numbers from 1 up."""
         sizes = [d.strip() for d in options.dims.split(",")] if options.dims else []
         if not all(d.isdecimal() and int(d) for d in sizes):
-            raise OptionError(
-                f"--dims takes sizes from 1 up such as 64,128; {options.dims!r} was given"
-            )
+            given = f"{options.dims!r} was given"
+            raise OptionError(f"--dims takes sizes from 1 up such as 64,128; {given}")
         if examples.targets is None or examples.target_kind != "number":
             return cls("matches", dims=map(int, sizes))
         low, high = float(np.min(examples.targets)), float(np.max(examples.targets))
@@ -126,10 +125,8 @@ class Embed(Task):
     def count(self, batch: Batch) -> int:
         """Errors: DataError for matches among which there is nothing to tell apart."""
         if self.joint and len(batch) * (batch["tokens"].shape[1] - 1) < 2:
-            raise DataError(
-                "a batch of one pair has nothing to tell it from: more rows are needed, or a "
-                "larger --device-batch-size"
-            )
+            cure = "more rows are needed, or a larger --device-batch-size"
+            raise DataError(f"a batch of one pair has nothing to tell it from: {cure}")
         return len(batch)
 
     def loss(self, network: Network, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -165,10 +162,8 @@ class Embed(Task):
     def predict(self, network: Network, batch: Batch) -> Sequence[CosinePrediction]:
         """Errors: DataError for one text per row."""
         if batch["tokens"].shape[1] < 2:
-            raise DataError(
-                "one text per row: there is nothing to compare it with; `layerwise embed MODEL "
-                "DATA` gives vectors"
-            )
+            cure = "`layerwise embed MODEL DATA` gives vectors"
+            raise DataError(f"one text per row: there is nothing to compare it with; {cure}")
         unit = F.normalize(encoded(network, batch), dim=-1)
         if not self.joint:
             return [CosinePrediction(c) for c in (unit[:, 0] * unit[:, 1]).sum(-1).tolist()]

@@ -135,9 +135,8 @@ class Span(Task):
     def aligned(self, examples: Examples) -> Examples:
         """Errors: rows without answers to compare with."""
         if not examples.has("answers") or not any(examples["answers"]):
-            raise DataError(
-                f"{examples.source} has no answers to score against; `layerwise predict` it"
-            )
+            what = f"{examples.source} has no answers to score against"
+            raise DataError(f"{what}; `layerwise predict` it")
         return examples
 
     def count(self, batch: Batch) -> int:
@@ -153,9 +152,8 @@ class Span(Task):
         starts, ends = (t if t.ndim == 3 else t[:, None] for t in (batch["starts"], batch["ends"]))
         starts, ends = starts.clone(), ends.clone()
         starts[:, 0, 0] = ends[:, 0, 0] = self.null
-        start, end = (
-            over_windows(network, network.READS, batch).unflatten(1, starts.shape[1:]).unbind(-1)
-        )
+        scores = over_windows(network, network.READS, batch).unflatten(1, starts.shape[1:])
+        start, end = scores.unbind(-1)
         start = start.masked_fill(~starts, HIDDEN).flatten(1).log_softmax(1).view_as(start)
         return start, end.masked_fill(~ends, HIDDEN).log_softmax(-1)
 
@@ -177,11 +175,9 @@ class Span(Task):
         row = torch.arange(len(chars), device=chars.device)
         place = torch.stack([chars[row, first, 0], chars[row, first + where % (LONGEST + 1), 1]], 1)
         none = (first == 0) | (best < HIDDEN / 2)
-        places = place.masked_fill(none[:, None], -1).tolist()
-        return [
-            SpanPrediction(start, end, float(share))
-            for (start, end), share in zip(places, best.exp().float().tolist(), strict=True)
-        ]
+        places, shares = place.masked_fill(none[:, None], -1).tolist(), best.exp().float().tolist()
+        both = zip(places, shares, strict=True)
+        return [SpanPrediction(first, last, share) for (first, last), share in both]
 
     def scored(self, predictions: Predictions, examples: Examples) -> Arrays:
         return scores(predictions, examples, f1), np.zeros(len(predictions))
@@ -203,11 +199,8 @@ class Span(Task):
             context, answers = examples["context"][i], examples["answers"][i]
             true = [(a["start"], a["start"] + len(a["text"])) for a in answers[:1]]
             said = [p.place] if (p := predictions[i]).place else []
-            truth, answer = (
-                around(context, *place[0]) if place else "none" for place in (true, said)
-            )
-            question = examples["question"][i]
-            out.append(Mistake(i, truth, answer, p.probability, question))
+            truth, answer = (around(context, *at[0]) if at else "none" for at in (true, said))
+            out.append(Mistake(i, truth, answer, p.probability, examples["question"][i]))
         return out
 
     def baseline(self, train: Examples, test: Examples, plain: Plain) -> Baseline:

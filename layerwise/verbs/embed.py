@@ -126,9 +126,8 @@ def things_in(data: Any, kind: Kind) -> tuple[Any, list[str]]:
     given = isinstance(data, Examples)
     rows = data if given else open_data(data, kind=kind.name, learn=False)
     if kind.name not in rows.kinds.values():
-        raise DataError(
-            f"this model reads {kind.noun}, but {rows.source} holds {kinds.of(rows).noun}"
-        )
+        holds = f"{rows.source} holds {kinds.of(rows).noun}"
+        raise DataError(f"this model reads {kind.noun}, but {holds}")
     fields = list(rows.of_kind(kind.name).values())
     if len(fields) == 1 and not rows.has("text"):
         return fields[0], list(rows.names)
@@ -223,9 +222,8 @@ class Index:
                 words = {k: np.array(getattr(self, k)) for k in WORDS}
                 np.savez(file, vectors=self.vectors, **words)  # type: ignore[arg-type]
             else:
-                vectors = pa.FixedSizeListArray.from_arrays(
-                    self.vectors.ravel(), self.vectors.shape[1]
-                )
+                flat, width = self.vectors.ravel(), self.vectors.shape[1]
+                vectors = pa.FixedSizeListArray.from_arrays(flat, width)
                 said = {"model": self.model, "width": str(self.width)}
                 columns = {"name": self.names, "text": self.texts, "vector": vectors}
                 pq.write_table(pa.table(columns, metadata=said), file)  # type: ignore[arg-type]
@@ -246,11 +244,9 @@ class Index:
                 said = table.schema.metadata or {}
                 return cls(vectors, names, texts, said[b"model"].decode(), int(said[b"width"]))
         except (OSError, ValueError, KeyError, zipfile.BadZipFile, pa.ArrowException) as e:
-            raise DataError(f"{path} is no index that `layerwise embed` wrote ({e})") from e
-        raise DataError(
-            f"{path} holds vectors alone, without texts and model; write the index as .npz or "
-            ".parquet: `layerwise embed MODEL DATA --output index.npz`"
-        )
+            raise DataError(f"{path} is not an index that `layerwise embed` wrote ({e})") from e
+        cure = "write it as .npz or .parquet: `layerwise embed MODEL DATA --output index.npz`"
+        raise DataError(f"{path} holds vectors alone, without texts and model; {cure}")
 
 
 def checked(path: str | pathlib.Path) -> pathlib.Path:

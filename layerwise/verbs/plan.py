@@ -59,7 +59,8 @@ def plan(
     n_classes = classes or vars(config).get("n_classes", 0)
     task: Task = Causal() if writes else Classify([str(i) for i in range(n_classes)])
     if data and not writes:
-        task, rows = task_of_data(data)
+        examples = open_data(data)
+        task, rows = task_for(examples), len(split(examples)["train"])
     if batch % grad_accum_steps:
         raise OptionError(f"--batch {batch} does not divide into {grad_accum_steps} micro-batches")
     if not writes:
@@ -75,18 +76,9 @@ def plan(
     example = example_batch(family, config, model, size, 2, task)
     parts = parts_of(task, example, batch, grad_accum_steps, hardware)
     steps = max(1, round(epochs * max(rows, batch) / batch))
-    return make_plan(
-        network,
-        example,
-        task,
-        optimizer=optimizer,
-        dtype=chosen,
-        device_batch_size=-(-batch // parts),
-        grad_accum_steps=parts,
-        steps=steps,
-        checkpointing=checkpointing,
-        hardware=hardware,
-    )
+    setting = {"device_batch_size": -(-batch // parts), "grad_accum_steps": parts, "steps": steps,
+               "optimizer": optimizer, "dtype": chosen, "checkpointing": checkpointing}  # fmt: skip
+    return make_plan(network, example, task, hardware=hardware, **setting)
 
 
 def plan_corpus(model: str, data: str, budget: str) -> Any:
@@ -110,11 +102,6 @@ def plan_corpus(model: str, data: str, budget: str) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         job = Job(chosen, pathlib.Path(folder), task, rows.train, rows.val, machine, quiet)
         return start(job, "scratch", None, lambda: choose_by_law(job, reader, left)).plan
-
-
-def task_of_data(data: str) -> tuple[Task, int]:
-    examples = open_data(data)
-    return task_for(examples), len(split(examples)["train"])
 
 
 def example_batch(

@@ -87,7 +87,6 @@ def rows_of(model: Model, data: str, chosen: Settings, n: int) -> Examples:
     else:
         some = task.aligned(examples.subset(train))
     if len(some) <= PARTS:
-        raise DataError(
-            f"{data}: {len(some)} rows to train on; selftest deals out more than {PARTS}"
-        )
+        few = f"{len(some)} rows to train on"
+        raise DataError(f"{data}: {few}; selftest needs more than {PARTS}")
     return some.subset(np.sort(rng.permutation(len(some))[:n]))
