@@ -63,8 +63,8 @@ def parser() -> Parser:
 
 
 READ = (
-    "class folders, a folder with metadata.csv|jsonl|parquet, Parquet with images, .npz, "
-    "MNIST idx, CIFAR archives, a CSV/Parquet table, text (.txt, JSON, CSV, Parquet, CoNLL), or recordings"
+    "class folders, a folder with metadata.csv|jsonl|parquet, Parquet with images, .npz, MNIST "
+    "idx, CIFAR archives, a CSV/Parquet table, text (.txt, JSON, CSV, CoNLL), or recordings"
 )
 
 
