@@ -143,10 +143,9 @@ def export(console: Console, model: str, **options: Any) -> Said:
     from layerwise.verbs.export import export
 
     done = export(model, **options)
-    console.say(
-        f"{done.path}: {done.bytes / 1e6:.1f} MB as {done.form}; opened again, its outputs are "
-        f"{done.difference:.2g} off the model's, and it agrees on {done.agreement:.1%} of tokens"
-    )
+    off = f"{done.difference:.2g} off the model's, and it agrees on {done.agreement:.1%} of tokens"
+    written = f"{done.path}: {done.bytes / 1e6:.1f} MB as {done.form}"
+    console.say(f"{written}; opened again, its outputs are {off}")
     return done.to_dict()
 
 

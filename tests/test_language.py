@@ -241,7 +241,7 @@ def test_bits_per_byte_do_not_depend_on_how_text_is_cut(fitted, tmp_path: pathli
     other = dataclasses.replace(
         model, processors={"text": TextProcessor(train_bpe([text], 280), T)}
     )
-    with pytest.raises(DataError, match="cut text into other tokens"):
+    with pytest.raises(DataError, match="cut text into different tokens"):
         layerwise.compare(model, other, tmp_path / "a.txt")
     with pytest.raises(DataError, match="a plain text was expected"):
         layerwise.evaluate(model, pairs(tmp_path / "pairs.tsv"))

@@ -78,7 +78,7 @@ def test_what_is_cut_is_counted(tokenizer):
 
 
 def test_a_run_without_loss_is_refused(tokenizer):
-    with pytest.raises(DataError, match=r"not one token of 2 rows of t\.txt carries loss"):
+    with pytest.raises(DataError, match=r"none of the tokens in 2 rows of t\.txt carries loss"):
         looked(texts(["a cat", "a dog"]), TextProcessor(tokenizer, 12), Answers(0))
 
 

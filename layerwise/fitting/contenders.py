@@ -136,20 +136,13 @@ def train_within(job: Job, contender: Contender, share: float) -> None:
     folder = job.folder / "rungs" / contender.way
     folder.mkdir(parents=True, exist_ok=True)
     recipe = kept_steps(folder, affordable_recipe(contender, share, len(job.val)))
-    progress = Progress(job, contender.way, recipe)
-    training = Training(
-        folder,
-        contender.network,
-        job.task,
-        contender.choice.processors,
-        job.train,
-        job.val,
-        recipe,
-        job.machine,
-        progress,
+    learned = contender.network, job.task, contender.choice.processors, job.train, job.val
+    how = (
+        Progress(job, contender.way),
         recipe.steps * step_seconds(contender),
         own_groups(contender),
     )
+    training = Training(folder, *learned, recipe, job.machine, *how)
     contender.outcome = training.run()
     job.console.say(f"  {contender.outcome.compiled}")
     contender.recipe = recipe
@@ -212,7 +205,7 @@ def score_rung(
 class Progress:
     """One line that says how far a training is."""
 
-    def __init__(self, job: Job, way: str, recipe: Recipe):
+    def __init__(self, job: Job, way: str):
         self.console, self.way, self.score = job.console, way, job.task.score
         self.started, self.first, self.val = time.monotonic(), 0, ""
 

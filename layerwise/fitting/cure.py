@@ -56,15 +56,16 @@ def frozen_layers(contender: Contender) -> list[str]:
     return [n for n, m in stack.items() if not any(p.requires_grad for p in m.parameters())]
 
 
-def apply_cure(job: Job, ill: Contender, found: list[Diagnosis]) -> Contender:
+def apply_cure(job: Job, ill: Contender) -> Contender:
     """Train once more with what the first diagnosis advises; the better of both is kept.
 
     Only a network that is trained from scratch can be given another activation or initialisation;
     for a base the cure is in the settings alone.
     """
-    options, fields = split_cure(found[0].cure_options, ill.choice.config)
+    first = job.diagnoses[0]
+    options, fields = split_cure(first.cure_options, ill.choice.config)
     config = replace_fields(ill.choice.config, fields)
-    choice = replace(ill.choice, config=config, why=f"{ill.choice.why}, cured: {found[0].cure}")
+    choice = replace(ill.choice, config=config, why=f"{ill.choice.why}, cured: {first.cure}")
     again = replace(job, settings=replace(job.settings, **options), folder=job.folder / "cured")
     well = start(again, "scratch", None, lambda: (choice, None))
     job.console.say(f"  cure applied: {options | fields or 'fresh weights'}; training again")

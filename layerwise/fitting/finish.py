@@ -17,7 +17,6 @@ from layerwise.data.examples import Examples
 from layerwise.fitting.cure import metrics_of
 from layerwise.fitting.inside import look_inside
 from layerwise.fitting.job import Contender, Job, Result, Rows
-from layerwise.inspection.diagnosis import Diagnosis
 from layerwise.kinds.label_errors import suspect_labels
 from layerwise.model.evaluation import evaluation_of, wrong_rows
 from layerwise.model.model import Model
@@ -27,14 +26,7 @@ from layerwise.tasks.scores import intervals
 from layerwise.train.predicting import predict_rows
 
 
-def finish(
-    job: Job,
-    rows: Rows,
-    winner: Contender,
-    found: list[Diagnosis],
-    model: Model,
-    base: Model | None,
-) -> Result:
+def finish(job: Job, rows: Rows, winner: Contender, model: Model, base: Model | None) -> Result:
     """Turn a trained winner into a Result, a saved model and a report."""
     console = job.console
     runtime.give_back()
@@ -54,7 +46,7 @@ def finish(
         "forecast": forecast_beside(winner),
         "lens": job.lens and job.lens.to_dict(),
         "metrics": metrics_of(job, winner),
-        "diagnoses": [vars(d) for d in found],
+        "diagnoses": [vars(d) for d in job.diagnoses],
     }
     finished = winner.outcome is None or winner.outcome.state.finished
     page |= score_model(job, rows, model, winner)

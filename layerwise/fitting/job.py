@@ -15,6 +15,7 @@ from layerwise.console import Console
 from layerwise.data.examples import Examples
 from layerwise.fitting.lens import Lens
 from layerwise.fitting.probes import ENOUGH, Features
+from layerwise.inspection.diagnosis import Diagnosis
 from layerwise.kinds.audit import AuditReport
 from layerwise.kinds.contract import Choice
 from layerwise.model.model import Model
@@ -80,6 +81,7 @@ class Job:
     on_plan: Callable[[Plan, str], None] = lambda plan, way: None
     lens: Lens | None = None  # what carries loss, once it was looked at
     rungs: list[Rung] = field(default_factory=list)  # the ladder so far
+    diagnoses: list[Diagnosis] = field(default_factory=list)  # of its winner
 
     @property
     def seconds_left(self) -> float:

@@ -54,10 +54,8 @@ def look(rows: Examples, processors: Mapping[str, Any], task: Task) -> Lens | No
     if not batch.tokens_per_row:
         return None
     if not task.count(batch):
-        raise DataError(
-            f"not one token of {len(some):,} rows of {rows.source} carries loss, so nothing could "
-            "be learned; look at what the rows ask for"
-        )
+        none = f"none of the tokens in {len(some):,} rows of {rows.source} carries loss"
+        raise DataError(f"{none}, so nothing could be learned; look at what the rows ask for")
     kind = kinds.read_by(["tokens"])
     processor = processors[kind.name]
     marked = [marks(batch, i, row) for i, row in enumerate(task.lens(batch))]

@@ -86,15 +86,15 @@ def fit(
     job.reserved = (1 - TRAINING_SHARE) * budget
     job.on_plan = lambda plan, way: note_plan(plan, way, console)
     winner = climb(job, base, lambda: choose_fresh(job))
-    found = diagnoses(job, winner)
-    if found and chosen.cure and base is None:
-        winner = apply_cure(job, winner, found)
+    job.diagnoses = diagnoses(job, winner)
+    if job.diagnoses and chosen.cure and base is None:
+        winner = apply_cure(job, winner)
     show_ladder(job)
     from layerwise.fitting.finish import finish
 
     model = as_model(winner, job, base, examples.target_name)
     tuned = None if winner.way == "scratch" or winner.outcome is None else base
-    return finish(job, rows, winner, found, model, tuned)
+    return finish(job, rows, winner, model, tuned)
 
 
 def understand(data: str, chosen: Settings, console: Console) -> tuple[Examples, type[Task]]:
@@ -296,10 +296,8 @@ def find_base(
 def without_base(chosen: Settings) -> None:
     """Errors: OptionError when the method asked for needs a base."""
     if chosen.method not in ("auto", "scratch"):
-        raise OptionError(
-            f"--method {chosen.method} needs a pre-trained base of images or texts: name one with "
-            "--base (a path, a published name such as resnet18.a1_in1k, or a hub id)"
-        )
+        how = "--base (a path, a published name such as resnet18.a1_in1k, or a hub id)"
+        raise OptionError(f"--method {chosen.method} needs a pre-trained base: name one with {how}")
 
 
 def note_plan(plan: Plan, way: str, console: Console) -> None:

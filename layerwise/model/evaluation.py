@@ -132,15 +132,11 @@ def compare(a: Any, b: Any, data: Any, target: str = "", split: str = "auto") ->
     model_a, model_b = as_model(a), as_model(b)
     rows, _ = rows_to_score(model_a, data, target, split)
     if rows.has("windows") and model_a.tokenizer.fingerprint != model_b.tokenizer.fingerprint:
-        raise DataError(
-            "these models cut text into other tokens, so there are no pairs of scores to test; "
-            "`layerwise evaluate` each: bits per byte compare"
-        )
+        what = "these models cut text into different tokens, so their scores cannot be paired"
+        raise DataError(f"{what}; `layerwise evaluate` each: bits per byte compare")
     if other := set(model_a.labels) ^ set(model_b.labels):
-        raise DataError(
-            f"only one of the models knows {', '.join(sorted(other)[:8])}, so their scores make no "
-            "pairs; `layerwise evaluate` each"
-        )
+        what = f"only one of the models knows {', '.join(sorted(other)[:8])}"
+        raise DataError(f"{what}, so their scores cannot be paired; `layerwise evaluate` each")
     task = model_a.answers().judging(rows)
     pair = [replace(m, task=m.answers().judging(rows)) for m in (model_a, model_b)]
     (out_a, targets), (out_b, _) = (task.scored(m.predictions(rows), rows) for m in pair)

@@ -144,10 +144,8 @@ def load_adapted(folder: pathlib.Path) -> Model:
     """
     base = peft.read_adapter_config(folder)["base_model_name_or_path"]
     if not base:
-        raise WeightsError(
-            f"{folder}: {peft.CONFIG} names no base; write its hub id or folder there, under "
-            "base_model_name_or_path"
-        )
+        cure = "write its hub id or folder there, under base_model_name_or_path"
+        raise WeightsError(f"{folder}: {peft.CONFIG} names no base; {cure}")
     model = load(base)
     if (folder / "tokenizer.json").exists():
         Tokenizer.load(folder).check(model.network.config.vocab_size)
@@ -182,15 +180,8 @@ def load_saved(folder: pathlib.Path) -> Model:
     path = folder / "model.safetensors"
     network = files.filled(own["family"], config, files.read_tensors(path), rules, str(path))
     kept = own.get("processors") or {own["kind"]: own}
-    return Model(
-        network,
-        own["family"],
-        {
-            name: kinds.kind(name).load(home(folder, name, own["kind"]), saved, config)
-            for name, saved in kept.items()
-        },
-        task_from_dict(own["task"]),
-        own["variant"],
-        Calibration(own["temperature"], tuple(own["conformal"])),
-        own["card"],
-    )
+    homes = {name: home(folder, name, own["kind"]) for name in kept}
+    opened = {n: kinds.kind(n).load(homes[n], saved, config) for n, saved in kept.items()}
+    task = task_from_dict(own["task"])
+    calibration = Calibration(own["temperature"], tuple(own["conformal"]))
+    return Model(network, own["family"], opened, task, own["variant"], calibration, own["card"])

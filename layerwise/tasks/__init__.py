@@ -21,18 +21,11 @@ TASKS = {
     "span": "layerwise.tasks.span:Span",
     "embed": "layerwise.tasks.embed:Embed",
 }
-PROBLEMS = {  # what a published config calls its problem
-    "multi_label_classification": "tag",
-    "regression": "regress",
-}
+PROBLEMS = {"multi_label_classification": "tag", "regression": "regress"}  # of published configs
 HEADS = {  # what a published network with such a head does
-    "class": "classify",
-    "pooled": "classify",
-    "causal": "causal",
-    "tag": "words",
-    "span": "span",
+    "class": "classify", "pooled": "classify", "causal": "causal", "tag": "words", "span": "span",
     "embed": "embed",
-}
+}  # fmt: skip
 
 
 def task_class(name: str) -> "type[Task]":

@@ -294,10 +294,9 @@ def judge(name: str, way: Way, truth: Trial, own: Trial) -> Pair:
         if beyond:
             first = beyond[0]
             pair.verdict = "differs"
-            pair.why = (
-                f"first in {first}, by {seen[first]:.1e} in the arithmetic of {arithmetic}, where "
-                f"rounding explains {trial.explained[first]:.1e}"
-            )
+            by, most = f"{seen[first]:.1e}", f"{trial.explained[first]:.1e}"
+            where = f"the arithmetic of {arithmetic}, where rounding explains {most}"
+            pair.why = f"first in {first}, by {by} in {where}"
             break
     return pair
 

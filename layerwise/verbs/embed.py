@@ -201,10 +201,8 @@ class Index:
             self.embedder = Embedder(model or self.model)
         asked = self.embedder([queries] if one else list(queries))
         if asked.shape[1] != self.width:
-            raise DataError(
-                f"the model gives {asked.shape[1]} numbers, that of the index gave {self.width}: "
-                "it is another one; embed the data again"
-            )
+            both = f"{asked.shape[1]} numbers, that of the index gave {self.width}"
+            raise DataError(f"the model gives {both}: it is another one; embed the data again")
         near = unit(asked[:, : self.vectors.shape[1]]) @ unit(self.vectors).T  # (q, n)
         best = np.argsort(-near, axis=1, kind="stable")[:, :top]
         return [

@@ -66,10 +66,8 @@ def export(model: Any, output: str = "", to: str = "gguf", quantize: str = "bf16
     difference, agreement = compared(loaded, again)
     if not difference <= limit:
         path.unlink() if path.is_file() else (path / "model.safetensors").unlink()
-        raise WeightsError(
-            f"{path}: opened again, its outputs were {difference:.2g} off the model's, more than "
-            f"the {limit:g} that rounding explains; it was deleted"
-        )
+        off = f"{difference:.2g} off the model's, more than the {limit:g} that rounding explains"
+        raise WeightsError(f"{path}: opened again, its outputs were {off}; it was deleted")
     size = sum(f.stat().st_size for f in files)
     return Export(str(path), form, size, difference, agreement)
 

@@ -87,10 +87,8 @@ def plan_corpus(model: str, data: str, budget: str) -> Any:
     Errors: OptionError where a part of the question is missing; DataError for other data than text.
     """
     if model != "auto" or not data or not budget:
-        raise OptionError(
-            "to plan a network, name it: `layerwise plan resnet50`; to have the size chosen for a "
-            "time: `layerwise plan --data CORPUS --budget 30m`"
-        )
+        sized = "to have the size chosen for a time: `layerwise plan --data CORPUS --budget 30m`"
+        raise OptionError(f"to plan a network, name it: `layerwise plan resnet50`; {sized}")
     chosen, machine, quiet = settings(budget=budget), runtime.start(), Console(quiet=True)
     examples, learned = understand(data, chosen, quiet)
     if not learned.follows_law:
