@@ -81,7 +81,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
-            value = getattr(self, f.name)
+            value = vars(self)[f.name]
             choices = f.metadata["choices"]
             if choices and value not in choices:
                 raise unknown(f"value of --{f.name.replace('_', '-')}", str(value), choices)

@@ -177,7 +177,7 @@ def kept_steps(folder: pathlib.Path, recipe: Recipe) -> Recipe:
     path = folder / "steps.json"
     if not path.exists():
         kept = ("steps", "warmup_steps", "evaluate_every", "checkpoint_every")
-        write_json(path, {name: getattr(recipe, name) for name in kept})
+        write_json(path, {name: vars(recipe)[name] for name in kept})
     return replace(recipe, **read_json(path))
 
 

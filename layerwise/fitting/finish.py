@@ -40,7 +40,7 @@ def finish(job: Job, rows: Rows, winner: Contender, model: Model, base: Model | 
         "model": model_facts(model, winner),
         "reads": kinds.of(rows.train).ground,
         "gives": job.task.top,
-        "rows": {n: len(getattr(rows, n)) for n in ("train", "val", "test")},
+        "rows": {"train": len(rows.train), "val": len(rows.val), "test": len(rows.test)},
         "ladder": [r.to_dict() for r in job.rungs],
         "plan": plan_rows(winner),
         "forecast": forecast_beside(winner),
@@ -92,10 +92,10 @@ def say_result(console: Console, page: dict[str, Any]) -> None:
 
 def command_of(job: Job) -> str:
     """The exact command, with every option that differs from its default."""
-    default = type(job.settings)()
+    default = vars(type(job.settings)())
     parts = ["layerwise", "fit", job.data]
     for name, value in job.settings.to_dict().items():
-        if value != getattr(default, name):
+        if value != default[name]:
             flag = "--" + name.replace("_", "-")
             on_off = isinstance(value, bool)
             parts += [flag if value or not on_off else "--no-" + flag[2:]]

@@ -12,10 +12,11 @@ import numpy as np
 
 from layerwise import kinds
 from layerwise.console import Console
-from layerwise.data.examples import Examples
+from layerwise.data.examples import Batch, Examples
 from layerwise.errors import DataError
 from layerwise.tasks.feed import batch_of
-from layerwise.tasks.task import Task
+from layerwise.tasks.task import Marked, Task
+from layerwise.tokens.tokenizer import Tokenizer
 
 SAMPLE, SHOWN = 500, 2  # rows looked at, rows shown
 WIDTH = 160  # characters of a row that are shown
@@ -69,7 +70,7 @@ def look(rows: Examples, processors: Mapping[str, Any], task: Task) -> Lens | No
     return Lens(lines, len(some), len(flags), sum(flags), len(long), said)
 
 
-def marks(batch: Any, i: int, row: Any) -> list[tuple[Any, bool]]:
+def marks(batch: Batch, i: int, row: str | Marked) -> Marked:
     """A row of a task's lens; where that is one answer, its tokens and then the answer."""
     if not isinstance(row, str):
         return row
@@ -79,7 +80,7 @@ def marks(batch: Any, i: int, row: Any) -> list[tuple[Any, bool]]:
     return [*((int(t), False) for t in kept.flatten()), (f" -> {row}", True)]
 
 
-def segments(row: Sequence[tuple[Any, bool]], cut: Sequence[int], tokenizer: Any) -> list[Segment]:
+def segments(row: Marked, cut: Sequence[int], tokenizer: Tokenizer) -> list[Segment]:
     """Neighbours of one kind joined, decoded, and shortened to what fits on a line or two."""
     kinds = [(token, "loss" if carries else "seen") for token, carries in row]
     groups: list[tuple[str, list[Any]]] = []

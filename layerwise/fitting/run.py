@@ -166,7 +166,9 @@ def show_ladder(job: Job) -> None:
 # ---- the run's folder ------------------------------------------------------------------------
 
 
-def open_run(data: Any, resume: Any, options: dict[str, Any]) -> tuple[pathlib.Path, str, Settings]:
+def open_run(
+    data: Named, resume: Named, options: dict[str, Any]
+) -> tuple[pathlib.Path, str, Settings]:
     """Folder, data and settings: new ones, or those of the run to resume."""
     if resume:
         folder = pathlib.Path(resume)

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.optim import Optimizer
 
 from layerwise import kinds, models
 from layerwise.adapt.groups import parameter_groups
@@ -225,17 +226,19 @@ class Proxy:
         self.optimizer = self.optimizer_of(self.network)
         self.state, self.seconds = State(seed=recipe.seed), 0.0
 
-    def optimizer_of(self, network: Network) -> Any:
+    def optimizer_of(self, network: Network) -> Optimizer:
         r = self.recipe
         return build_optimizer(r.optimizer, parameter_groups(network, r.weight_decay), r.lr)
 
-    def branch(self) -> tuple[Network, Any, State]:
+    def branch(self) -> tuple[Network, Optimizer, State]:
         network = copy.deepcopy(self.network)
         optimizer = self.optimizer_of(network)
         optimizer.load_state_dict(copy.deepcopy(self.optimizer.state_dict()))
         return network, optimizer, State(step=self.state.step, seed=self.state.seed)
 
-    def walk(self, network: Network, optimizer: Any, config: LoopConfig, state: State) -> State:
+    def walk(
+        self, network: Network, optimizer: Optimizer, config: LoopConfig, state: State
+    ) -> State:
         task, machine = self.job.task, self.job.machine
         state = train(network, task, self.batches, optimizer, config, state, machine, Hooks())
         if state.step < config.steps:

@@ -40,11 +40,14 @@ class Evaluation:
         return asdict(self)
 
 
-def as_model(model: Model | str | pathlib.Path) -> Model:
+Named = Model | str | pathlib.Path  # a model, or where it is or what it is called
+
+
+def as_model(model: Named) -> Model:
     return model if isinstance(model, Model) else load(model)
 
 
-def predict(model: Any, data: Any, confidence: float = 0.0, top: int = 3) -> list[Any]:
+def predict(model: Named, data: Any, confidence: float = 0.0, top: int = 3) -> list[Any]:
     """What `model` (or the one at this path) says of every row of `data`; see `Model.predict`."""
     return as_model(model).predict(data, confidence=confidence, top=top)
 
@@ -94,7 +97,7 @@ def open_rows(model: Model, data: Any, target: str) -> Examples:
 
 
 def evaluate(
-    model: Any, data: Any, target: str = "", split: str = "auto", threads: int = 0
+    model: Named, data: Any, target: str = "", split: str = "auto", threads: int = 0
 ) -> Evaluation:
     """Score a model on the rows of `data` that have answers.
 
@@ -124,7 +127,7 @@ def wrong_rows(model: Model, predictions: Sequence[Any], rows: Examples) -> list
     return [{k: v for k, v in m.items() if v is not None} for m in named]
 
 
-def compare(a: Any, b: Any, data: Any, target: str = "", split: str = "auto") -> Comparison:
+def compare(a: Named, b: Named, data: Any, target: str = "", split: str = "auto") -> Comparison:
     """Whether model B is better than model A on the same rows, by a paired test.
 
     Returns a Comparison with the difference B - A, its 95% interval, and the p-value.

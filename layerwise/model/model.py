@@ -22,6 +22,7 @@ from layerwise.kinds.contract import Ends, Kind
 from layerwise.kinds.opening import open_data
 from layerwise.kinds.text.documents import lines_of
 from layerwise.models.network import Network
+from layerwise.settings import Settings
 from layerwise.tasks.feed import Feed
 from layerwise.tasks.scores.calibration import conformal_quantile
 from layerwise.tasks.task import Calibration, Task
@@ -204,7 +205,7 @@ class Model:
         return {"": ""} if form == OURS else models.family(self.family).PUBLISHED[form]
 
 
-def for_task(base: Model, ends: Ends, settings: Any) -> Model:
+def for_task(base: Model, ends: Ends, settings: Settings) -> Model:
     """A base with the processors that a task asks for. Errors: OptionError where it cannot."""
     asked = base.network, ends, settings
     pairs = base.processors.items()

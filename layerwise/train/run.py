@@ -19,6 +19,7 @@ from layerwise.adapt.freeze import Freezing
 from layerwise.adapt.groups import parameter_groups
 from layerwise.data.examples import Batch, Examples
 from layerwise.data.loader import Batches, Prefetch
+from layerwise.inspection.watch import Watch
 from layerwise.models.network import Network
 from layerwise.planning.step import checkpoint_layers
 from layerwise.runtime import Runtime
@@ -91,7 +92,7 @@ class Training:
         rows = Feed(task, train_rows, processors, recipe.augment, threads=recipe.loader_threads)
         self.batches = Batches(rows, recipe.global_batch_size, recipe.seed)
         self.validation = Feed(task, val_rows, processors) if val_rows else None
-        self.watch: Any = None
+        self.watch: Watch | None = None
         self.looks = folder / "watch.json"  # what it saw, as old as the newest checkpoint
         self.planned_seconds, self.compiled = planned_seconds, ""
         self.times: list[float] = []
@@ -103,8 +104,6 @@ class Training:
         log = MetricsLog(self.folder, state.step)
         feed = Prefetch(self.batches, state.step, stop=self.recipe.steps)
         if self.recipe.watch_every:
-            from layerwise.inspection.watch import Watch
-
             self.watch = Watch(self.network.layers(), self.optimizer, self.recipe.watch_every)
             kept = json.loads(self.looks.read_text()) if state.step and self.looks.exists() else []
             self.watch.history += [look for look in kept if look["step"] < state.step]

@@ -20,7 +20,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -193,6 +192,9 @@ def packed_and_padded(batch: Batch) -> tuple[Batch, Batch]:
     return together, Batch({"tokens": tokens, "targets": asked, "mask": mask}, rows)
 
 
+Shares = Sequence[Sequence[Batch]]  # of each rank
+
+
 def on_two_ranks(trial: Trial) -> tuple[Gradients, Gradients]:
     """Each of two processes has its share of the rows; loss and gradients are summed over both."""
     first, *rest = (micro.to("cpu") for micro in trial.batch.split(PARTS))
@@ -206,7 +208,7 @@ def on_two_ranks(trial: Trial) -> tuple[Gradients, Gradients]:
 
 
 def one_rank(
-    rank: int, folder: str, network: Network, task: Task, shares: Any, machine: Runtime
+    rank: int, folder: str, network: Network, task: Task, shares: Shares, machine: Runtime
 ) -> None:
     """What each process does; the first writes the sums."""
     from torch import distributed

@@ -26,7 +26,7 @@ from layerwise.fitting.probes import features_of
 from layerwise.kinds.contract import Kind
 from layerwise.kinds.opening import open_data
 from layerwise.layers.pool import pool
-from layerwise.model.evaluation import as_model
+from layerwise.model.evaluation import Named, as_model
 from layerwise.model.model import Model
 from layerwise.models.bert import Bert
 from layerwise.models.network import reads_tokens
@@ -47,7 +47,7 @@ class Embedder:
 
     def __init__(
         self,
-        model: Model | str | pathlib.Path,
+        model: Named,
         dtype: str = "auto",
         threads: int = 0,
         progress: Callable[[int, int], None] = lambda done, n: None,
@@ -175,7 +175,7 @@ class Index:
     embedder: Embedder | None = field(default=None, repr=False)
 
     @classmethod
-    def of(cls, model: Any, data: Any, **options: Any) -> "Index":
+    def of(cls, model: Named | Embedder, data: Any, **options: Any) -> "Index":
         """Embed `data` (a path, a list of texts or images, or Examples). options: of `embed`."""
         embedder = model if isinstance(model, Embedder) else Embedder(model)
         things, names = things_in(data, embedder.model.kind)
@@ -187,7 +187,7 @@ class Index:
         source = str(here.resolve()) if source and here.exists() else source
         return cls(vectors, names, texts, source, width, embedder)
 
-    def search(self, queries: Any, top: int = 5, model: Any = "") -> list[list[Hit]]:
+    def search(self, queries: Any, top: int = 5, model: Named = "") -> list[list[Hit]]:
         """The nearest by cosine, the best first, for each query (a text or image, or several).
 
         model: what embeds the queries, where it is no longer where it was.
@@ -217,7 +217,7 @@ class Index:
             if path.suffix == ".npy":
                 np.save(file, self.vectors)
             elif path.suffix == ".npz":
-                words = {k: np.array(getattr(self, k)) for k in WORDS}
+                words = {k: np.array(vars(self)[k]) for k in WORDS}
                 np.savez(file, vectors=self.vectors, **words)  # type: ignore[arg-type]
             else:
                 flat, width = self.vectors.ravel(), self.vectors.shape[1]
@@ -254,7 +254,9 @@ def checked(path: str | pathlib.Path) -> pathlib.Path:
 
 
 # ---- the verbs --------------------------------------------------------------------------------
-def embed(model: Any, data: Any, normalise: bool | None = None, dims: int = 0) -> np.ndarray:
+def embed(
+    model: Named | Embedder, data: Any, normalise: bool | None = None, dims: int = 0
+) -> np.ndarray:
     """Vectors of texts or images: (n, D) float32.
 
     model: a path, a name, a loaded model, or an `Embedder`. data: a list of texts (or of images),
@@ -274,7 +276,9 @@ def embed(model: Any, data: Any, normalise: bool | None = None, dims: int = 0) -
     return unit(cut) if (own if normalise is None else normalise) else cut
 
 
-def search(index: Any, queries: Any, top: int = 5, model: Any = "") -> list[list[Hit]]:
+def search(
+    index: Index | str | pathlib.Path, queries: Any, top: int = 5, model: Named = ""
+) -> list[list[Hit]]:
     """The nearest rows of an index for each query; see `Index.search`."""
     index = index if isinstance(index, Index) else Index.load(index)
     return index.search(queries, top, model)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.errors import OptionError, WeightsError, unknown
-from layerwise.model.evaluation import as_model
+from layerwise.model.evaluation import Named, as_model
 from layerwise.model.model import Model
 from layerwise.model.saved import OURS, saved_format
 from layerwise.models.network import head_kind, reads_tokens
@@ -40,7 +40,7 @@ class Export:
         return asdict(self)
 
 
-def export(model: Any, output: str = "", to: str = "gguf", quantize: str = "bf16") -> Export:
+def export(model: Named, output: str = "", to: str = "gguf", quantize: str = "bf16") -> Export:
     """Write `model` (or the one at this path) for other tools.
 
     to: "gguf", a file with tokenizer and chat template inside, for llama.cpp and what builds on it;
@@ -72,7 +72,7 @@ def export(model: Any, output: str = "", to: str = "gguf", quantize: str = "bf16
     return Export(str(path), form, size, difference, agreement)
 
 
-def _stem(model: Any) -> str:
+def _stem(model: Named) -> str:
     """A name for the file: of the run's folder, the file or the published model."""
     if isinstance(model, Model):
         return model.variant or model.family

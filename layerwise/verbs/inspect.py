@@ -7,13 +7,16 @@ import numpy as np
 from layerwise import runtime
 from layerwise.data.loader import in_order
 from layerwise.fitting.inside import read_text
-from layerwise.inspection.depth import depth_report
-from layerwise.model.evaluation import as_model, rows_to_score
+from layerwise.inspection.depth import DepthReport, depth_report
+from layerwise.inspection.reading import Reading
+from layerwise.model.evaluation import Named, as_model, rows_to_score
 from layerwise.models.network import reads_tokens
 from layerwise.tasks.feed import Feed
 
 
-def inspect(model: Any, data: Any, rows: int = 1500, seed: int = 0, base: Any = "") -> Any:
+def inspect(
+    model: Named, data: Any, rows: int = 1500, seed: int = 0, base: Named = ""
+) -> DepthReport | Reading:
     """What each layer of a trained model learned, measured on rows it was not trained on.
 
     base: of a text model, what it was fine-tuned from, to see which layers that changed.

@@ -17,7 +17,7 @@ from layerwise.fitting.ladder import start
 from layerwise.fitting.run import TRAINING_SHARE, as_task_rows, prepare_rows, understand
 from layerwise.fitting.scaling import choose_by_law
 from layerwise.kinds.opening import open_data
-from layerwise.planning import make_plan
+from layerwise.planning import Plan, make_plan
 from layerwise.settings import seconds, settings
 from layerwise.tasks import task_for
 from layerwise.tasks.causal import Causal
@@ -41,7 +41,7 @@ def plan(
     dtype: str = "auto",
     checkpointing: bool = False,
     hardware: str = "cpu",
-) -> Any:
+) -> Plan:
     """What training `model` would take, from tracing the real network without allocating it.
 
     model: a name; "auto" with a text corpus as `data` and a `budget`: the decoder that a scaling
@@ -81,7 +81,7 @@ def plan(
     return make_plan(network, example, task, hardware=hardware, **setting)
 
 
-def plan_corpus(model: str, data: str, budget: str) -> Any:
+def plan_corpus(model: str, data: str, budget: str) -> Plan:
     """The plan of pre-training on a corpus, with the forecast of its loss.
 
     Errors: OptionError where a part of the question is missing; DataError for other data than text.
@@ -99,7 +99,9 @@ def plan_corpus(model: str, data: str, budget: str) -> Any:
     left = TRAINING_SHARE * seconds(budget)
     with tempfile.TemporaryDirectory() as folder:
         job = Job(chosen, pathlib.Path(folder), task, rows.train, rows.val, machine, quiet)
-        return start(job, "scratch", None, lambda: choose_by_law(job, reader, left)).plan
+        found = start(job, "scratch", None, lambda: choose_by_law(job, reader, left)).plan
+    assert found is not None, "a contender is planned when it starts"
+    return found
 
 
 def example_batch(
