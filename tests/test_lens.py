@@ -12,7 +12,7 @@ import layerwise
 from layerwise.console import Console
 from layerwise.data.examples import Batch, Examples
 from layerwise.errors import DataError
-from layerwise.fitting.lens import Lens, look, show
+from layerwise.fitting.lens import Lens, lens_of, show
 from layerwise.kinds.text.corpus import Windows, tokenise
 from layerwise.kinds.text.language import windows_of
 from layerwise.kinds.text.processor import TextProcessor
@@ -42,7 +42,7 @@ class Answers(Task):
 
 
 def looked(rows: Examples, processor: TextProcessor, task: Task) -> Lens:
-    found = look(rows, {"text": processor}, task)
+    found = lens_of(rows, {"text": processor}, task)
     assert found is not None
     return found
 

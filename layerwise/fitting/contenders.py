@@ -122,7 +122,7 @@ def better(job: Job, a: Rung | None, b: Rung) -> bool:
 
 
 def worth_going_on(job: Job, rung: Rung) -> bool:
-    """False when a perfect score lies within the noise: nothing above could be told from it."""
+    """False when a perfect score lies within the interval: nothing better could be recognised."""
     if not job.task.higher_is_better or rung.high < 1.0:
         return True
     rung.note += "; a perfect score lies within its interval, so climbing further cannot pay"

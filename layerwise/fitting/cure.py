@@ -8,7 +8,7 @@ import numpy as np
 from layerwise.data.examples import Examples
 from layerwise.fitting.contenders import better, compete
 from layerwise.fitting.job import Contender, Job
-from layerwise.fitting.ladder import start
+from layerwise.fitting.ladder import new_contender
 from layerwise.inspection.diagnosis import Diagnosis, diagnose, split_cure
 from layerwise.inspection.texts import legible
 from layerwise.models import replace_fields
@@ -67,7 +67,7 @@ def apply_cure(job: Job, ill: Contender) -> Contender:
     config = replace_fields(ill.choice.config, fields)
     choice = replace(ill.choice, config=config, why=f"{ill.choice.why}, cured: {first.cure}")
     again = replace(job, settings=replace(job.settings, **options), folder=job.folder / "cured")
-    well = start(again, "scratch", None, lambda: (choice, None))
+    well = new_contender(again, "scratch", None, lambda: (choice, None))
     job.console.say(f"  cure applied: {options | fields or 'fresh weights'}; training again")
     well = compete(again, [well])
     assert well.rung is not None

@@ -75,7 +75,7 @@ def finish(job: Job, rows: Rows, winner: Contender, model: Model, base: Model | 
 
 
 def say_result(console: Console, page: dict[str, Any]) -> None:
-    """The score with its noise, beside what it has to beat and what was foretold."""
+    """The score with its interval, beside the baseline and the forecast."""
     score = page["score"]
     console.head("result")
     said = "  {name} {value:.4f} on {n:,} rows never seen (95% interval {low:.4f} to {high:.4f})"

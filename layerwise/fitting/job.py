@@ -74,9 +74,9 @@ class Job:
     studied: dict[str, Any] = field(default_factory=dict)  # by kind, what augmentation has to know
     reader: Any = None  # the processor that made task rows of these, where a task asks for one
     features: Features | None = None  # of training rows on the base, where known
-    most_features: int = ENOUGH  # rows of which they are worth their time
+    most_features: int = ENOUGH  # rows whose features are worth their time
     deadline: float = float("inf")  # time.monotonic() when the training budget ends
-    reserved: float = 0.0  # seconds of the budget behind it, for scoring, probing and the report
+    reserved: float = 0.0  # seconds of the budget after it, for scoring, probing and the report
     n_test: int = 0  # rows that are scored then
     on_plan: Callable[[Plan, str], None] = lambda plan, way: None
     lens: Lens | None = None  # what carries loss, once it was looked at

@@ -1,7 +1,7 @@
 """The loss lens: which tokens carry loss and what was cut, before the first step of a run.
 
 A task says of each token of a batch whether it carries loss (`lens`); a text that was cut at the
-context's end is seen by encoding it once more without that end.
+end of the context is encoded once more in full.
 """
 
 from collections.abc import Mapping, Sequence
@@ -44,8 +44,8 @@ class Lens:
         return f"{carried}; {self.cut or 'nothing is cut'}"
 
 
-def look(rows: Examples, processors: Mapping[str, Any], task: Task) -> Lens | None:
-    """Look at a sample of the rows, evenly spaced; None where they are not made of tokens.
+def lens_of(rows: Examples, processors: Mapping[str, Any], task: Task) -> Lens | None:
+    """The lens on a sample of the rows, evenly spaced; None where they are not made of tokens.
 
     Errors: DataError where nothing in it carries loss.
     """

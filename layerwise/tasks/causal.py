@@ -27,8 +27,8 @@ from layerwise.tasks.task import Baseline, Marked, Options, Plain, Prediction, P
 
 @dataclass(frozen=True)
 class LossPrediction(Prediction):
-    """How well the tokens of a window were foretold. units: what the loss is given per: bytes of
-    text, or tokens that were hidden; right: of these."""
+    """How well the tokens of a window were predicted. units: what the loss is divided by: bytes of
+    text, or hidden tokens; right: of these."""
 
     loss: float  # summed, in nats
     tokens: int  # that carry loss
@@ -116,7 +116,7 @@ class Causal(Task):
         return total, parts
 
     def lens(self, batch: Batch) -> list[Marked]:
-        """A token carries loss where it is to be predicted; padding behind the last is left out."""
+        """A token carries loss where it is to be predicted; padding is left out."""
         out = []
         for seen, wanted in zip(batch["tokens"].tolist(), batch["targets"].tolist(), strict=True):
             n = max((t for t, w in enumerate(wanted) if w != NO_LOSS), default=len(wanted) - 1) + 1

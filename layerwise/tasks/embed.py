@@ -8,10 +8,10 @@ to the right one, or right for an equal first text, do not count as wrong.
 Matryoshka (Kusupati et al., arXiv:2205.13147): the first `dims` numbers of a vector by themselves
 have to do it as well; the loss is the mean over the sizes.
 
-In InfoNCE the terms of a step depend on its whole batch, so gradient accumulation must not cut it:
-the loop hands it over whole (`joint`), and its parts are encoded one by one, forgotten, and encoded
-again in the backward pass (GradCache: Gao et al., arXiv:2101.06983). Gradients are those of the big
-batch, the memory that of one part, for a third more time.
+In InfoNCE the terms of a step depend on its whole batch, so gradient accumulation must not split
+it: the loop hands it over whole (`joint`); its parts are encoded one by one without keeping
+activations, and encoded again in the backward pass (GradCache: Gao et al., arXiv:2101.06983).
+Gradients are those of the big batch, the memory that of one part, for a third more time.
 
 Shapes: B rows, K texts of a row, T tokens, D width, n rows to score.
 """
@@ -123,10 +123,10 @@ class Embed(Task):
 
     # ---- learning ------------------------------------------------------------------------------
     def count(self, batch: Batch) -> int:
-        """Errors: DataError for matches among which there is nothing to tell apart."""
+        """Errors: DataError for matches with nothing to compare."""
         if self.joint and len(batch) * (batch["tokens"].shape[1] - 1) < 2:
             cure = "more rows are needed, or a larger --device-batch-size"
-            raise DataError(f"a batch of one pair has nothing to tell it from: {cure}")
+            raise DataError(f"a batch of one pair has nothing to compare it with: {cure}")
         return len(batch)
 
     def loss(self, network: Network, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -247,7 +247,7 @@ def unpacked(predictions: Sequence[VectorsPrediction]) -> Arrays:
 def found_at(texts: np.ndarray, unit: np.ndarray) -> np.ndarray:
     """The rank of each row's own second text among those of BLOCK rows, (n,) from 1 up.
 
-    Behind all that are as near: vectors that are all alike find nothing.
+    Ties count against it: vectors that are all equal find nothing.
     """
     found = np.empty(len(unit))
     for start in range(0, len(unit), BLOCK):

@@ -1,7 +1,7 @@
 """Words that were hidden from the network, from what stands around them (BERT, arXiv:1810.04805).
 
-The score is bits per masked token: it is what training lowers, and it changes where accuracy, which
-counts first places only, does not yet. Both depend on the tokenizer: they compare models that share
+The score is bits per masked token: training lowers it directly, and it moves before accuracy does,
+which counts first places only. Both depend on the tokenizer: they compare models that share
 one. Only positions that are asked for reach the head, which is most of a small encoder's work.
 Which words are hidden follows from the window and the step, see `kinds.text.masked`.
 
@@ -75,7 +75,7 @@ def asked(network: Network, batch: Batch) -> tuple[Tensor, Tensor]:
     """What is known at the positions that are asked for, (N, D), and their words, (N,)."""
     hidden = network.features(**batch.select(network.READS))
     wanted = batch["targets"]
-    if isinstance(hidden, FakeTensor):  # of which nobody knows where they are: as many of them
+    if isinstance(hidden, FakeTensor):  # whose values are unknown: as many as expected
         some = math.ceil(LEARNED * wanted.shape[1])
         return hidden[:, :some].flatten(0, 1), wanted[:, :some].flatten()
     keep = wanted != NO_LOSS

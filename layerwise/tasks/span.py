@@ -31,7 +31,7 @@ from layerwise.tasks.words import over_windows
 
 LONGEST = 30  # tokens between the start of an answer and its end
 AROUND = 60  # characters shown on either side of an answer
-HIDDEN = -1e30  # the score of a place that is no choice; finite, so that no choice is no NaN
+HIDDEN = -1e30  # the score of a place that cannot be chosen; finite, so that softmax gives no NaN
 MARKS = str.maketrans("", "", string.punctuation)
 
 
@@ -58,7 +58,7 @@ class SpanPrediction(Prediction):
     """Where in its context the likeliest answer stands; -1 and -1 where there is none."""
 
     start: int  # its first character
-    end: int  # the one behind its last
+    end: int  # one past its last
     probability: float
     name: str = ""
     context: str = ""
@@ -69,13 +69,13 @@ class SpanPrediction(Prediction):
     @property
     def answer(self) -> str:
         """Empty for none."""
-        return self.within(self.context)
+        return self.answer_in(self.context)
 
     @property
     def place(self) -> tuple[int, int] | None:
         return (self.start, self.end) if self.start >= 0 else None
 
-    def within(self, context: str) -> str:
+    def answer_in(self, context: str) -> str:
         return context[self.start : self.end] if self.start >= 0 else ""
 
     def row(self) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def scores(
     rows = zip(predictions, examples["context"], examples["answers"], strict=True)
     for i, (p, context, answers) in enumerate(rows):
         true = [t for a in answers if plain(t := a["text"])] or [""]
-        found[i] = max(score(p.within(context), t) for t in true)
+        found[i] = max(score(p.answer_in(context), t) for t in true)
     return found
 
 
@@ -160,7 +160,7 @@ class Span(Task):
     def loss(self, network: Network, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         start, end = (scores.flatten(1) for scores in self.choices(network, batch))
         first, last = batch["targets"].split(1, 1)  # (B, 1) each
-        taught = (last > 0) | self.null  # a context may lose its answer to the tokenizer
+        taught = (last > 0) | self.null  # the tokenizer may lose the answer of a context
         total = -torch.where(taught, start.gather(1, first) + end.gather(1, last), 0.0).sum()
         return total, {"cross_entropy": total.detach()}
 

@@ -28,7 +28,7 @@ from layerwise.train.checkpoint import State
 from layerwise.train.optim import set_lr
 from layerwise.train.schedule import lr_factor
 
-MOST_TOKENS = 2048  # of a micro-batch on the CPU: more take more memory, and no less time
+MOST_TOKENS = 2048  # of a micro-batch on the CPU: larger ones take more memory and no less time
 
 
 class Steps(Protocol):

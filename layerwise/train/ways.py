@@ -4,10 +4,10 @@ A big batch or several small ones, packed rows or padded ones, activations kept 
 layers compiled or not, one rank or two: each changes the order of sums, none may change their
 value. Every pair is computed in float64, where rounding is so small that a difference is one of the
 computation, and in the arithmetic of training, where it may be no more than what rounding makes of
-it: measured by dealing the same rows in other orders, and against float64.
+it: measured by giving the same rows in other orders, and against float64.
 
-Dropout is off. Layers that normalise by statistics of the batch do so by their fixed ones here; how
-far their micro-batches lead elsewhere in training is measured beside.
+Dropout is off. Layers that normalise by statistics of the batch use their running ones here; how
+far their micro-batches differ in training is measured separately.
 
 Legend: B rows, T positions, L layers.
 """
@@ -36,10 +36,10 @@ from layerwise.runtime import Runtime
 from layerwise.tasks.task import Task
 
 PARTS = 3  # micro-batches, the last one smaller
-ORDERS = 3  # in which rows are dealt to see what rounding does
+ORDERS = 3  # of rows that are tried, to measure rounding
 ROOM = 10.0  # times the rounding seen: beyond, it is something else
 LEAST = 1.2e-7  # rounding of fp32
-EXACT = 1e-5  # beyond, it is no rounding: a few sums are taken in fp32 also in float64
+EXACT = 1e-5  # beyond is not rounding; a few sums are taken in fp32 even in float64
 LOSS = "loss"
 Gradients = dict[str, Tensor]  # by layer, one after the other in a vector; and the mean loss
 
@@ -279,7 +279,7 @@ def reasons_to_skip(batch: Batch, alone: bool) -> dict[str, str]:
         out["two ranks or one"] = "this PyTorch is built without torch.distributed"
     tokens, device = batch.tensors.get("tokens"), next(iter(batch.tensors.values())).device
     if not alone and (tokens is None or tokens.ndim != 2):
-        out["packed or padded"] = "only texts are"
+        out["packed or padded"] = "only texts are packed"
     if device.type == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
         out["compiled or eager"] = "it needs a C++ compiler, and there is none"
     return out

@@ -42,7 +42,7 @@ class Embedder:
     """A model ready to make vectors; keep it to embed more than once.
 
     dtype: "auto" computes in bf16 where the machine has it. progress: called with (texts done,
-    texts). `n_full`: how many texts of the last call have as many tokens as are read, or more.
+    texts). `n_full`: how many texts of the last call fill the context, or exceed it.
     """
 
     def __init__(
@@ -190,7 +190,7 @@ class Index:
     def search(self, queries: Any, top: int = 5, model: Named = "") -> list[list[Hit]]:
         """The nearest by cosine, the best first, for each query (a text or image, or several).
 
-        model: what embeds the queries, where it is no longer where it was.
+        model: what embeds the queries, where the index's own has moved.
         """
         one = isinstance(queries, str | pathlib.Path)
         if top < 1:

@@ -13,7 +13,7 @@ from layerwise.data.examples import Batch
 from layerwise.data.splits import split
 from layerwise.errors import DataError, OptionError
 from layerwise.fitting.job import Job
-from layerwise.fitting.ladder import start
+from layerwise.fitting.ladder import new_contender
 from layerwise.fitting.run import TRAINING_SHARE, as_task_rows, prepare_rows, understand
 from layerwise.fitting.scaling import choose_by_law
 from layerwise.kinds.opening import open_data
@@ -99,7 +99,8 @@ def plan_corpus(model: str, data: str, budget: str) -> Plan:
     left = TRAINING_SHARE * seconds(budget)
     with tempfile.TemporaryDirectory() as folder:
         job = Job(chosen, pathlib.Path(folder), task, rows.train, rows.val, machine, quiet)
-        found = start(job, "scratch", None, lambda: choose_by_law(job, reader, left)).plan
+        scratch = lambda: choose_by_law(job, reader, left)  # noqa: E731
+        found = new_contender(job, "scratch", None, scratch).plan
     assert found is not None, "a contender is planned when it starts"
     return found
 

@@ -18,7 +18,7 @@ from layerwise.tasks.scores.metrics import check_rows
 
 BINS = 15
 Bin = dict[str, float]
-COLDEST, HOTTEST = 0.02, 50.0  # no temperature is sought outside
+COLDEST, HOTTEST = 0.02, 50.0  # the bounds of the search
 
 
 # ---- temperature -----------------------------------------------------------------------------
@@ -29,7 +29,7 @@ def fit_temperature(logits: ndarray, targets: ndarray) -> float:
 
     logits: (n, C) with targets (n,), or (n, C) with 0/1 targets (n, C): each label for itself.
     A prior, log T ~ normal(0, 1), worth about one row, keeps T from running to 0 where every row
-    is right (20 of 20 is no proof of certainty). Newton steps on log(1 / T), kept in a bracket.
+    is right (20 of 20 does not prove certainty). Newton steps on log(1 / T), kept in a bracket.
     """
     if np.ndim(targets) == 2:
         z = np.asarray(logits, np.float64).reshape(-1)
@@ -90,7 +90,7 @@ def bin_sums(probabilities: ndarray, targets: ndarray, bins: int) -> list[ndarra
 def conformal_quantile(values: ndarray, alpha: float) -> float:
     """The ceil((n + 1)(1 - alpha))-th smallest value; infinite when n is too small for alpha.
 
-    values: how ill the truth fitted held-out rows, (n,).
+    values: how badly the truth fitted held-out rows, (n,).
     """
     if not 0 < alpha < 1:
         what = "alpha is the share of sets that may miss, between 0 and 1"
