@@ -176,10 +176,6 @@ def selftest_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--no-ranks", dest="ranks", action="store_false", help="no second process")
 
 
-def no_arguments(p: argparse.ArgumentParser) -> None:
-    del p
-
-
 def demo_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--output", default="", help="folder of the run")
 
@@ -203,7 +199,7 @@ VERBS = {  # what each does, and its arguments
     "models": ("families, sizes and published weights", models_arguments),
     "selftest": (SELFTEST, selftest_arguments),
     "demo": ("the whole way on the bundled handwritten digits", demo_arguments),
-    "doctor": ("what this machine offers, and versions for bug reports", no_arguments),
+    "doctor": ("what this machine offers, and versions for bug reports", lambda p: None),
 }
 
 

@@ -96,8 +96,3 @@ def duration(seconds: float) -> str:
     if minutes >= 48 * 60:
         return f"{minutes / 1440:.1f} days"
     return f"{minutes // 60} h {minutes % 60} min"
-
-
-def bar(done: int, total: int, width: int = 24) -> str:
-    filled = width * done // max(1, total)
-    return "━" * filled + "╌" * (width - filled)

@@ -3,11 +3,8 @@
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
-from layerwise.data.examples import Examples
 from layerwise.fitting.contenders import better, compete
-from layerwise.fitting.job import Contender, Job
+from layerwise.fitting.job import Contender, Job, some_rows
 from layerwise.fitting.ladder import new_contender
 from layerwise.inspection.diagnosis import Diagnosis, diagnose, split_cure
 from layerwise.inspection.texts import legible
@@ -17,12 +14,6 @@ from layerwise.train.log import read_metrics
 
 PROBED = 200  # rows of each split that a diagnosis looks at
 WINDOWS = 24  # of running text
-
-
-def some_rows(examples: Examples, most: int) -> Examples:
-    """At most `most` rows, evenly spaced."""
-    n = min(most, len(examples))
-    return examples.subset(np.unique(np.linspace(0, len(examples) - 1, n).astype(int)))
 
 
 def metrics_of(job: Job, contender: Contender) -> list[dict[str, Any]]:

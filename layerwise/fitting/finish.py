@@ -41,7 +41,7 @@ def finish(job: Job, rows: Rows, winner: Contender, model: Model, base: Model | 
         "reads": kinds.of(rows.train).ground,
         "gives": job.task.top,
         "rows": {"train": len(rows.train), "val": len(rows.val), "test": len(rows.test)},
-        "ladder": [r.to_dict() for r in job.rungs],
+        "ladder": [vars(r) for r in job.rungs],
         "plan": plan_rows(winner),
         "forecast": forecast_beside(winner),
         "lens": job.lens and job.lens.to_dict(),
@@ -56,7 +56,8 @@ def finish(job: Job, rows: Rows, winner: Contender, model: Model, base: Model | 
     model.card |= {"score": page["score"], "rows": page["rows"]}
     model.save(job.folder / "model")
     page["seconds"] = time.monotonic() - job.started
-    page["next"] = next_commands(job)
+    own, data = shlex.quote(str(job.folder / "model")), shlex.quote(job.data)
+    page["next"] = [{"what": what, "command": run} for what, run in job.task.next(own, data)]
     write_json(job.folder / "result.json", without_pictures(page))
     from layerwise.report.page import write_page
 
@@ -218,14 +219,6 @@ def forecast_beside(winner: Contender) -> dict[str, Any] | None:
         f"{where} its interval"
     )
     return found
-
-
-# ---- afterwards ------------------------------------------------------------------------------
-
-
-def next_commands(job: Job) -> list[dict[str, str]]:
-    model, data = shlex.quote(str(job.folder / "model")), shlex.quote(job.data)
-    return [{"what": what, "command": run} for what, run in job.task.next(model, data)]
 
 
 def without_pictures(value: Any) -> Any:

@@ -9,8 +9,7 @@ from layerwise import kinds, runtime
 from layerwise.data.examples import Examples
 from layerwise.data.loader import in_order
 from layerwise.errors import DataError
-from layerwise.fitting.cure import some_rows
-from layerwise.fitting.job import Contender, Job, Rows
+from layerwise.fitting.job import Contender, Job, Rows, some_rows
 from layerwise.inspection.attribution import heat, smooth_grad, top_examples
 from layerwise.inspection.depth import depth_report
 from layerwise.inspection.reading import Reading, reading

@@ -6,7 +6,7 @@ Legend: n rows.
 import pathlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,12 @@ class Rows:
     features: Features | None = None  # of the base, where labels were judged by them
 
 
+def some_rows(examples: Examples, most: int) -> Examples:
+    """At most `most` rows, evenly spaced."""
+    n = min(most, len(examples))
+    return examples.subset(np.unique(np.linspace(0, len(examples) - 1, n).astype(int)))
+
+
 @dataclass
 class Rung:
     """One way that was tried: its score on the validation rows, and what it cost."""
@@ -53,9 +59,6 @@ class Rung:
     peak_mb: float
     note: str = ""
     chosen: bool = False
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass

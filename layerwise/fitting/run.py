@@ -21,8 +21,8 @@ from layerwise.console import Console, duration
 from layerwise.data.examples import Examples, Finding
 from layerwise.data.splits import place_of, split, val_share
 from layerwise.errors import DataError, OptionError
-from layerwise.fitting.cure import apply_cure, diagnoses, some_rows
-from layerwise.fitting.job import Contender, Job, Result, Rows
+from layerwise.fitting.cure import apply_cure, diagnoses
+from layerwise.fitting.job import Contender, Job, Result, Rows, some_rows
 from layerwise.fitting.ladder import climb
 from layerwise.fitting.probes import ENOUGH, Features, affordable_rows, some_features
 from layerwise.fitting.scaling import choose_by_law

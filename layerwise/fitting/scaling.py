@@ -24,9 +24,8 @@ from torch.optim import Optimizer
 from layerwise import kinds, models
 from layerwise.adapt.groups import parameter_groups
 from layerwise.console import duration
-from layerwise.data.examples import Examples
 from layerwise.data.loader import Batches
-from layerwise.fitting.job import Job
+from layerwise.fitting.job import Job, some_rows
 from layerwise.fitting.recipes import recipe_for
 from layerwise.kinds.contract import Choice
 from layerwise.kinds.text.language import WIDTHS, corpus_of, decoder_of, name_of, unigram_bits
@@ -59,6 +58,7 @@ LEAST_STEPS, TRIED_STEPS = 20, 3
 HOFFMANN = (406.4, 410.7, 0.34, 0.28)  # A, B, alpha, beta: arXiv:2203.15556, table A3
 MOST_EPOCHS = 1 + scaling.REPEATS_WORTH
 PARAMS_PER_TOKEN = 8  # of the corpus; larger networks memorise it before their training ends
+LEAST_HELD = 32  # windows that validate a small run
 STEADY = 0.9  # of the time goes into steps, the rest into validation
 
 
@@ -204,7 +204,7 @@ def run_proxy(
     proxy = Proxy(job, config, recipe, batches)
     steps = max(LEAST_STEPS, round(seconds / proxy.try_step() / OVERHEAD))
     warmup, out = max(1, steps // 20), []
-    some = some_windows(job.val, steps * rows // 4)
+    some = some_rows(job.val, max(LEAST_HELD, steps * rows // 4))
     held = Feed(job.task, some, choice.processors)
     for amount in AMOUNTS:
         end = max(8, round(amount * steps))
@@ -269,12 +269,6 @@ class Proxy:
         network, optimizer, state = self.branch()
         self.train(network, optimizer, config, state)
         return predict_rows(network, held, self.job.machine)
-
-
-def some_windows(val: Examples, most: int) -> Examples:
-    """Windows to validate on, evenly spaced; at least 32 of them, where there are as many."""
-    n = min(len(val), max(32, most))
-    return val.subset(np.unique(np.linspace(0, len(val) - 1, n).astype(int)))
 
 
 def sampling_error(predictions: Sequence[Any], n_all: int) -> float:

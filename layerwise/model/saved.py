@@ -45,7 +45,9 @@ def save(model: Model, folder: pathlib.Path) -> pathlib.Path:
         for name, p in model.processors.items()
     }
     if head_kind(model.network) == "embed":
-        save_pooling(model, folder)
+        held = encoders.sentence_json(model.network.config, model.processor.max_seq_len)
+        for name, values in held.items():  # how a text becomes a vector, for sentence-transformers
+            write_json(folder / name, values)
     write_json(folder / "config.json", config_json(model, form))
     write_json(folder / "layerwise.json", own_json(model, form, kept))
     return folder
@@ -71,13 +73,6 @@ def saved_format(model: Model) -> str:
     own = None if known is None else dataclasses.replace(known, n_classes=config.n_classes)
     in_timm = model.variant in {c.variant for c in CARDS.values() if c.format == "timm"}
     return "timm" if own == config and in_timm else OURS
-
-
-def save_pooling(model: Model, folder: pathlib.Path) -> None:
-    """How a text becomes a vector, as sentence-transformers reads it."""
-    held = encoders.sentence_json(model.network.config, model.processor.max_seq_len)
-    for name, values in held.items():
-        write_json(folder / name, values)
 
 
 def config_json(model: Model, form: str) -> dict[str, Any]:
