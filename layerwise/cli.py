@@ -247,8 +247,7 @@ def run(arguments: Any) -> int:
     from layerwise.console import Console
 
     values = vars(arguments)
-    verb, as_json, _ = values.pop("verb"), values.pop("json"), values.pop("debug")
-    values.pop("version")
+    verb, as_json, *_ = (values.pop(name) for name in ("verb", "json", "debug", "version"))
     console = Console(sys.stderr if as_json else sys.stdout)
     result = getattr(commands, verb)(console, **values)
     if as_json:

@@ -146,7 +146,6 @@ def train_within(job: Job, contender: Contender, share: float) -> None:
     contender.outcome = training.run()
     job.console.say(f"  {contender.outcome.compiled}")
     contender.recipe = recipe
-    assert training.validation is not None, "a fit validates"
     contender.said = predict_rows(contender.network, training.validation, job.machine)
     note = f"{recipe.steps} steps"
     contender.rung = score_rung(job, contender.way, contender.said, started, note)

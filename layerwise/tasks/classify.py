@@ -127,9 +127,6 @@ class Classify(Labels):
         return [self.labels[int(i)] for i in classes]
 
     # ---- predictions and their scores ----------------------------------------------------------
-    def predict(self, network: Network, batch: Batch) -> list[ClassPrediction]:
-        return self.of_outputs(outputs_of(network, batch).cpu().numpy())
-
     def of_outputs(self, outputs: np.ndarray) -> list[ClassPrediction]:
         return [ClassPrediction(row, self.labels) for row in outputs]
 

@@ -54,6 +54,9 @@ class Labels(Task):
     def to_dict(self) -> dict[str, Any]:
         return {"name": self.name, "labels": list(self.labels)}
 
+    def predict(self, network: Network, batch: Batch) -> Sequence[Any]:
+        return self.of_outputs(outputs_of(network, batch).cpu().numpy())
+
     def aligned(self, examples: Examples) -> Examples:
         """Errors: classes that the model does not know."""
         same_question(examples, self.target_kind)

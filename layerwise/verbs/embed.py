@@ -36,6 +36,7 @@ AT_ONCE = 10_000  # texts that are tokenised and sorted by length together
 BATCH = 64
 WORDS = ("names", "texts", "model", "width")  # beside the vectors in a .npz
 SUFFIXES = (".npz", ".npy", ".parquet")
+Place = str | pathlib.Path
 
 
 class Embedder:
@@ -192,7 +193,7 @@ class Index:
 
         model: what embeds the queries, where the index's own has moved.
         """
-        one = isinstance(queries, str | pathlib.Path)
+        one = isinstance(queries, Place)
         if top < 1:
             raise OptionError(f"--top is 1 or more; {top} was given")
         if self.embedder is None or model:
@@ -210,7 +211,7 @@ class Index:
             for scores, rows in zip(near, best, strict=True)
         ]
 
-    def save(self, path: str | pathlib.Path) -> pathlib.Path:
+    def save(self, path: Place) -> pathlib.Path:
         """As .npz, .parquet (a row each), or .npy (vectors alone), by the suffix."""
         path = checked(path)
         with replacing(path) as partial, partial.open("wb") as file:
@@ -228,7 +229,7 @@ class Index:
         return path
 
     @classmethod
-    def load(cls, path: str | pathlib.Path) -> "Index":
+    def load(cls, path: Place) -> "Index":
         """Errors: DataError for a file that is missing, damaged, or holds vectors alone."""
         path = checked(path)
         try:
@@ -247,16 +248,17 @@ class Index:
         raise DataError(f"{path} holds vectors alone, without texts and model; {cure}")
 
 
-def checked(path: str | pathlib.Path) -> pathlib.Path:
+def checked(path: Place) -> pathlib.Path:
     if (path := pathlib.Path(path)).suffix not in SUFFIXES:
         raise OptionError(f"an index is a file of {', '.join(SUFFIXES)}; '{path}' was given")
     return path
 
 
+Embeds = Named | Embedder
+
+
 # ---- the verbs --------------------------------------------------------------------------------
-def embed(
-    model: Named | Embedder, data: Any, normalise: bool | None = None, dims: int = 0
-) -> np.ndarray:
+def embed(model: Embeds, data: Any, normalise: bool | None = None, dims: int = 0) -> np.ndarray:
     """Vectors of texts or images: (n, D) float32.
 
     model: a path, a name, a loaded model, or an `Embedder`. data: a list of texts (or of images),
@@ -276,9 +278,7 @@ def embed(
     return unit(cut) if (own if normalise is None else normalise) else cut
 
 
-def search(
-    index: Index | str | pathlib.Path, queries: Any, top: int = 5, model: Named = ""
-) -> list[list[Hit]]:
+def search(index: Index | Place, queries: Any, top: int = 5, model: Named = "") -> list[list[Hit]]:
     """The nearest rows of an index for each query; see `Index.search`."""
     index = index if isinstance(index, Index) else Index.load(index)
     return index.search(queries, top, model)

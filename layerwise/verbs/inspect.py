@@ -12,10 +12,10 @@ from layerwise.model.evaluation import Named, as_model, rows_to_score
 from layerwise.models.network import reads_tokens
 from layerwise.tasks.feed import Feed
 
+Report = DepthReport | Reading
 
-def inspect(
-    model: Named, data: Any, rows: int = 1500, seed: int = 0, base: Named = ""
-) -> DepthReport | Reading:
+
+def inspect(model: Named, data: Any, rows: int = 1500, seed: int = 0, base: Named = "") -> Report:
     """What each layer of a trained model learned, measured on rows it was not trained on.
 
     base: of a text model, what it was fine-tuned from, to see which layers that changed.
