@@ -20,23 +20,14 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_VERBS = {
-    "fit": "layerwise.fitting.run",
-    "load": "layerwise.model.saved",
-    "predict": "layerwise.model.evaluation",
-    "evaluate": "layerwise.model.evaluation",
-    "compare": "layerwise.model.evaluation",
-    "embed": "layerwise.verbs.embed",
-    "search": "layerwise.verbs.embed",
-    "Embedder": "layerwise.verbs.embed",
-    "Index": "layerwise.verbs.embed",
-    "plan": "layerwise.verbs.plan",
-    "inspect": "layerwise.verbs.inspect",
-    "audit": "layerwise.verbs.audit",
-    "demo": "layerwise.verbs.demo",
-    "export": "layerwise.verbs.export",
-    "selftest": "layerwise.verbs.selftest",
+_HOMES = {  # what lies where
+    "fitting.run": ("fit",),
+    "model.saved": ("load",),
+    "model.evaluation": ("predict", "evaluate", "compare"),
+    "verbs.embed": ("embed", "search", "Embedder", "Index"),
+    **{f"verbs.{v}": (v,) for v in ("plan", "inspect", "audit", "demo", "export", "selftest")},
 }
+_VERBS = {name: f"layerwise.{home}" for home, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:

@@ -17,23 +17,6 @@ from layerwise.kinds import KINDS
 from layerwise.settings import Settings
 from layerwise.tasks import TASKS
 
-VERBS = {
-    "fit": "train the best model that the data and the budget allow",
-    "predict": "labels and probabilities for new rows",
-    "evaluate": "score a model with its interval; two models: which is better",
-    "embed": "vectors of texts or images, kept to be searched",
-    "search": "the nearest texts or images of an index",
-    "plan": "parameters, FLOPs, memory, time and money, before paying",
-    "inspect": "what each layer of a trained model learned",
-    "audit": "what is wrong with the data",
-    "generate": "text continued by a language model",
-    "export": "a model as other tools read it: GGUF for llama.cpp, or Hugging Face's layout",
-    "models": "families, sizes and published weights",
-    "selftest": "whether accumulating, packing and the like change a run's gradients",
-    "demo": "the whole way on the bundled handwritten digits",
-    "doctor": "what this machine offers, and versions for bug reports",
-}
-
 
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors name the nearest known option."""
@@ -41,7 +24,9 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise OptionError(f"{message}. `{self.prog} --help` lists what there is")
 
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+    def parse_args(
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> Any:
         parsed, rest = self.parse_known_args(args, namespace)
         if rest:
             known = [o for a in self.all_actions(parsed) for o in a.option_strings]
@@ -51,7 +36,7 @@ class Parser(argparse.ArgumentParser):
             raise OptionError(f"unknown option {rest[0]}{hint} `{verb} --help` lists what there is")
         return parsed
 
-    def all_actions(self, parsed: Any) -> list[argparse.Action]:
+    def all_actions(self, parsed: argparse.Namespace | None) -> list[argparse.Action]:
         verb = getattr(parsed, "verb", None)
         for action in self._actions:
             if isinstance(action, argparse._SubParsersAction) and verb in action.choices:
@@ -68,9 +53,9 @@ def parser() -> Parser:
     )
     top.add_argument("--version", action="store_true", help="print the version and exit")
     verbs = top.add_subparsers(dest="verb", metavar="VERB")
-    for name, text in VERBS.items():
+    for name, (text, add_arguments) in VERBS.items():
         sub = verbs.add_parser(name, help=text, description=text, allow_abbrev=False)
-        ARGUMENTS[name](sub)
+        add_arguments(sub)
         sub.add_argument("--json", action="store_true", help="print one JSON document instead")
         sub.add_argument("--debug", action="store_true", help="show tracebacks")
     return top
@@ -79,14 +64,14 @@ def parser() -> Parser:
 # ---- arguments of each verb ------------------------------------------------------------------
 
 
+READ = (
+    "class folders, a folder with metadata.csv|jsonl|parquet, Parquet with images, .npz, MNIST "
+    "idx, CIFAR archives, a CSV/Parquet table, text (.txt, JSON, CSV, CoNLL), or recordings"
+)
+
+
 def fit_arguments(p: argparse.ArgumentParser) -> None:
-    p.add_argument(
-        "data",
-        nargs="?",
-        default="",
-        help="class folders, a folder with metadata.csv|jsonl|parquet, Parquet with images, .npz, "
-        "MNIST idx, CIFAR archives, a CSV/Parquet table, or text (.txt, JSON, CSV, Parquet, CoNLL)",
-    )
+    p.add_argument("data", nargs="?", default="", help=READ)
     p.add_argument("--resume", default="", metavar="RUN", help="go on with an interrupted run")
     add_settings(p)
 
@@ -102,20 +87,12 @@ def add_settings(p: argparse.ArgumentParser, only: tuple[str, ...] = ()) -> None
         choices = named.get(f.name) or f.metadata["choices"]
         flag = "--" + f.name.replace("_", "-")
         text = f.metadata["help"].replace("%", "%%")
-        if isinstance(f.default, bool):
-            p.add_argument(
-                flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text
-            )
-        else:
-            shown = "" if f.default in ("", 0, 0.0, -1, -1.0) else f" [{f.default}]"
-            p.add_argument(
-                flag,
-                type=type(f.default),
-                default=argparse.SUPPRESS,
-                choices=choices or None,
-                metavar=None if choices else f.name.upper(),
-                help=text + shown,
-            )
+        how: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
+        if not isinstance(f.default, bool):
+            text += "" if f.default in ("", 0, 0.0, -1, -1.0) else f" [{f.default}]"
+            shown = {"choices": choices} if choices else {"metavar": f.name.upper()}
+            how = {"type": type(f.default), **shown}
+        p.add_argument(flag, default=argparse.SUPPRESS, help=text, **how)
 
 
 def predict_arguments(p: argparse.ArgumentParser) -> None:
@@ -135,12 +112,8 @@ def embed_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("model", help="folder of a model or run, or a published name")
     p.add_argument("data", help="texts in files of any kind, or images")
     p.add_argument("--output", default="", help=".npz or .parquet to search in, .npy of vectors")
-    p.add_argument(
-        "--normalise",
-        "--normalize",
-        action=argparse.BooleanOptionalAction,
-        help="to length 1 [as the model does]",
-    )
+    names, said = ("--normalise", "--normalize"), "to length 1 [as the model does]"
+    p.add_argument(*names, action=argparse.BooleanOptionalAction, help=said)
     p.add_argument("--dims", type=int, default=0, help="numbers kept of each vector [all]")
 
 
@@ -152,16 +125,12 @@ def search_arguments(p: argparse.ArgumentParser) -> None:
 
 
 def plan_arguments(p: argparse.ArgumentParser) -> None:
-    p.add_argument(
-        "model", nargs="?", default="auto", help="network by name; auto: by --data and --budget"
-    )
+    p.add_argument("model", nargs="?", default="auto", help="by name; auto: by --data and --budget")
     p.add_argument("--data", default="", help="plan for this data's rows and classes, or this text")
     p.add_argument("--budget", default="", help="time, e.g. 30m: which decoder to train on a text")
     p.add_argument("--rows", type=int, default=0, help="training rows, where no data is given")
     p.add_argument("--batch", type=int, default=32, help="rows per step [32]")
-    p.add_argument(
-        "--grad-accum-steps", type=int, default=1, help="micro-batches per step, at least [1]"
-    )
+    p.add_argument("--grad-accum-steps", type=int, default=1, help="micro-batches per step [1]")
     p.add_argument("--epochs", type=float, default=10.0, help="passes over the rows [10]")
     p.add_argument("--image-size", type=int, default=0, help="side in pixels [the model's own]")
     p.add_argument("--max-seq-len", type=int, default=0, help="tokens of a text [512]")
@@ -209,29 +178,30 @@ def selftest_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--no-ranks", dest="ranks", action="store_false", help="no second process")
 
 
-def no_arguments(p: argparse.ArgumentParser) -> None:
-    del p
-
-
 def demo_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--output", default="", help="folder of the run")
 
 
-ARGUMENTS = {
-    "fit": fit_arguments,
-    "predict": predict_arguments,
-    "evaluate": evaluate_arguments,
-    "embed": embed_arguments,
-    "search": search_arguments,
-    "plan": plan_arguments,
-    "inspect": inspect_arguments,
-    "audit": audit_arguments,
-    "generate": generate_arguments,
-    "export": export_arguments,
-    "models": models_arguments,
-    "selftest": selftest_arguments,
-    "demo": demo_arguments,
-    "doctor": no_arguments,
+EXPORT = "a model as other tools read it: GGUF for llama.cpp, or Hugging Face's layout"
+SELFTEST = "whether accumulating, packing and the like change a run's gradients"
+VERBS = {  # what each does, and its arguments
+    "fit": ("train the best model that the data and the budget allow", fit_arguments),
+    "predict": ("labels and probabilities for new rows", predict_arguments),
+    "evaluate": (
+        "score a model with its interval; two models: which is better",
+        evaluate_arguments,
+    ),
+    "embed": ("vectors of texts or images, kept to be searched", embed_arguments),
+    "search": ("the nearest texts or images of an index", search_arguments),
+    "plan": ("parameters, FLOPs, memory, time and money, before paying", plan_arguments),
+    "inspect": ("what each layer of a trained model learned", inspect_arguments),
+    "audit": ("what is wrong with the data", audit_arguments),
+    "generate": ("text continued by a language model", generate_arguments),
+    "export": (EXPORT, export_arguments),
+    "models": ("families, sizes and published weights", models_arguments),
+    "selftest": (SELFTEST, selftest_arguments),
+    "demo": ("the whole way on the bundled handwritten digits", demo_arguments),
+    "doctor": ("what this machine offers, and versions for bug reports", lambda p: None),
 }
 
 
@@ -279,8 +249,7 @@ def run(arguments: object) -> int:
     from layerwise.console import Console
 
     values = vars(arguments)
-    verb, as_json, _ = values.pop("verb"), values.pop("json"), values.pop("debug")
-    values.pop("version")
+    verb, as_json, *_ = (values.pop(name) for name in ("verb", "json", "debug", "version"))
     console = Console(sys.stderr if as_json else sys.stdout)
     result = getattr(commands, verb)(console, **values)
     if as_json:

@@ -12,14 +12,16 @@ from typing import Any
 from layerwise.console import Console
 from layerwise.errors import OptionError
 
+Said = dict[str, Any]
 
-def fit(console: Console, data: str = "", resume: str = "", **options: object) -> dict[str, Any]:
+
+def fit(console: Console, data: str = "", resume: str = "", **options: Any) -> Said:
     from layerwise.fitting.run import fit
 
     return fit(data, resume=resume, console=console, **options).to_dict()
 
 
-def demo(console: Console, output: str = "") -> dict[str, Any]:
+def demo(console: Console, output: str = "") -> Said:
     from layerwise.verbs.demo import demo
 
     return demo(console=console, output=output)
@@ -27,7 +29,7 @@ def demo(console: Console, output: str = "") -> dict[str, Any]:
 
 def predict(
     console: Console, model: str, data: list[str], top: int, confidence: float
-) -> list[dict[str, Any]]:
+) -> list[Said]:
     from layerwise.model.evaluation import as_model
 
     loaded = as_model(model)
@@ -39,7 +41,7 @@ def predict(
     return out
 
 
-def evaluate(console: Console, model: list[str], target: str, split: str) -> dict[str, Any]:
+def evaluate(console: Console, model: list[str], target: str, split: str) -> Said:
     from layerwise.model.evaluation import compare, evaluate
 
     if not 2 <= len(model) <= 3:
@@ -50,10 +52,8 @@ def evaluate(console: Console, model: list[str], target: str, split: str) -> dic
         console.say(found.sentence)
         return vars(found)
     e = evaluate(models[0], data, target=target, split=split)
-    console.say(
-        f"{e.score_name} {e.score:.4f} on {e.n:,} rows ({e.split}), "
-        f"95% interval {e.low:.4f} to {e.high:.4f}"
-    )
+    ends = f"95% interval {e.low:.4f} to {e.high:.4f}"
+    console.say(f"{e.score_name} {e.score:.4f} on {e.n:,} rows ({e.split}), {ends}")
     for name, value in e.metrics.items():
         if name != e.score_name:
             console.say(f"  {name} {value:.4f}")
@@ -62,30 +62,28 @@ def evaluate(console: Console, model: list[str], target: str, split: str) -> dic
     return e.to_dict()
 
 
-def embed(
-    console: Console, model: str, data: str, output: str, normalise: bool | None, dims: int
-) -> dict[str, Any]:
+def embed(console: Console, model: str, data: str, output: str, **options: Any) -> Said:
     from layerwise.verbs.embed import Embedder, Index, checked
 
     if output:
         checked(output)  # before the work
     said = lambda done, n: console.progress(f"  {done:,} of {n:,}")  # noqa: E731
     embedder, started = Embedder(model, progress=said), time.monotonic()
-    index = Index.of(embedder, data, normalise=normalise, dims=dims)
+    index = Index.of(embedder, data, **options)
     (n, dim), seconds = index.vectors.shape, time.monotonic() - started
     console.say(f"{n:,} vectors of {dim} numbers in {seconds:.1f} s")
     if embedder.n_full:
         longest = embedder.longest
-        console.say(f"  {embedder.n_full:,} texts fill the {longest} tokens that are read, or more")
+        console.say(
+            f"  {embedder.n_full:,} texts fill or exceed the {longest} tokens that are read"
+        )
     if output:
         index.model = str(pathlib.Path(model).resolve()) if pathlib.Path(model).exists() else model
         console.say(f"  kept in {index.save(output)}; layerwise search {output} QUERY")
     return {"rows": n, "dim": dim, "seconds": seconds, "output": output}
 
 
-def search(
-    console: Console, index: str, query: list[str], top: int, model: str
-) -> list[dict[str, Any]]:
+def search(console: Console, index: str, query: list[str], top: int, model: str) -> list[Said]:
     from layerwise.verbs.embed import search
 
     out = []
@@ -98,7 +96,7 @@ def search(
     return out
 
 
-def plan(console: Console, model: str, **options: Any) -> dict[str, Any]:
+def plan(console: Console, model: str, **options: Any) -> Said:
     from layerwise.verbs.plan import plan
 
     found = plan(model, **options)
@@ -107,12 +105,10 @@ def plan(console: Console, model: str, **options: Any) -> dict[str, Any]:
     return found.to_dict()
 
 
-def inspect(
-    console: Console, model: str, data: str, rows: int, base: str, output: str
-) -> dict[str, Any]:
+def inspect(console: Console, model: str, data: str, output: str, **options: Any) -> Said:
     from layerwise.verbs.inspect import inspect
 
-    report = inspect(model, data, rows=rows, base=base)
+    report = inspect(model, data, **options)
     for sentence in report.sentences():
         console.say(sentence)
     console.table(*report.table())
@@ -121,7 +117,7 @@ def inspect(
     return report.to_dict()
 
 
-def audit(console: Console, data: str, **options: Any) -> dict[str, Any]:
+def audit(console: Console, data: str, **options: Any) -> Said:
     from layerwise.fitting.run import say_finding
     from layerwise.verbs.audit import audit
 
@@ -132,13 +128,12 @@ def audit(console: Console, data: str, **options: Any) -> dict[str, Any]:
         say_finding(finding, console)
         if finding.cure:
             console.say(f"    {finding.cure}")
-    console.say(
-        f"{len(findings)} findings; {int(report.keep.sum())} of {len(examples)} rows usable"
-    )
+    usable = f"{int(report.keep.sum())} of {len(examples)} rows usable"
+    console.say(f"{len(findings)} findings; {usable}")
     return {"understood": examples.understood, "findings": [vars(f) for f in findings]}
 
 
-def generate(console: Console, model: str, prompt: str, tokens: int) -> dict[str, Any]:
+def generate(console: Console, model: str, prompt: str, tokens: int) -> Said:
     from layerwise.model.evaluation import as_model
 
     text = as_model(model).generate(prompt, tokens)
@@ -146,18 +141,17 @@ def generate(console: Console, model: str, prompt: str, tokens: int) -> dict[str
     return {"prompt": prompt, "text": text}
 
 
-def export(console: Console, model: str, **options: Any) -> dict[str, Any]:
+def export(console: Console, model: str, **options: Any) -> Said:
     from layerwise.verbs.export import export
 
     done = export(model, **options)
-    console.say(
-        f"{done.path}: {done.bytes / 1e6:.1f} MB as {done.form}; opened again, its outputs are "
-        f"{done.difference:.2g} off the model's, and it agrees on {done.agreement:.1%} of tokens"
-    )
+    off = f"{done.difference:.2g} off the model's, and it agrees on {done.agreement:.1%} of tokens"
+    written = f"{done.path}: {done.bytes / 1e6:.1f} MB as {done.form}"
+    console.say(f"{written}; opened again, its outputs are {off}")
     return done.to_dict()
 
 
-def selftest(console: Console, run: str, **options: Any) -> dict[str, Any]:
+def selftest(console: Console, run: str, **options: Any) -> Said:
     from layerwise.verbs.selftest import selftest
 
     found = selftest(run, **options)
@@ -173,22 +167,18 @@ def selftest(console: Console, run: str, **options: Any) -> dict[str, Any]:
     return found.to_dict()
 
 
-def models(console: Console, family: str = "") -> list[dict[str, Any]]:
+def models(console: Console, family: str = "") -> list[Said]:
     from layerwise.verbs.models import list_models
 
     rows = list_models(family)
-    console.table(
-        ["model", "family", "million params", "GFLOPs", "published weights"],
-        [
-            [r["name"], r["family"], f"{r['params'] / 1e6:.2f}",
-             f"{r['flops'] / 1e9:.2f}" if r["flops"] else "-", ", ".join(r["weights"]) or "-"]
-            for r in rows
-        ],
-    )  # fmt: skip
+    flops = [f"{r['flops'] / 1e9:.2f}" if r["flops"] else "-" for r in rows]
+    cells = [[r["name"], r["family"], f"{r['params'] / 1e6:.2f}", n, ", ".join(r["weights"]) or "-"]
+             for r, n in zip(rows, flops, strict=True)]  # fmt: skip
+    console.table(["model", "family", "million params", "GFLOPs", "published weights"], cells)
     return rows
 
 
-def doctor(console: Console) -> dict[str, Any]:
+def doctor(console: Console) -> Said:
     from layerwise import runtime
     from layerwise.planning.hardware import available_memory
 

@@ -74,9 +74,8 @@ def table_lines(head: list[str], rows: list[list[Any]]) -> list[str]:
     right = [bool(rows) and all(is_number(row[i]) for row in cells[1:]) for i in range(len(head))]
     out = []
     for row in cells:
-        parts = [
-            c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True)
-        ]
+        both = zip(row, widths, right, strict=True)
+        parts = [c.rjust(width) if number else c.ljust(width) for c, width, number in both]
         out.append("  " + "  ".join(parts).rstrip())
     return out
 
@@ -97,8 +96,3 @@ def duration(seconds: float) -> str:
     if minutes >= 48 * 60:
         return f"{minutes / 1440:.1f} days"
     return f"{minutes // 60} h {minutes % 60} min"
-
-
-def bar(done: int, total: int, width: int = 24) -> str:
-    filled = width * done // max(1, total)
-    return "━" * filled + "╌" * (width - filled)

@@ -12,13 +12,14 @@ from typing import Any
 from layerwise.errors import OptionError, unknown
 
 
-def option(default: object, text: str, choices: tuple[str, ...] = ()) -> Any:
-    return field(default=default, metadata={"help": text, "choices": choices})
+def option(default: object, text: str, choices: str = "") -> Any:
+    """choices: names with blanks between them."""
+    return field(default=default, metadata={"help": text, "choices": tuple(choices.split())})
 
 
-METHODS = ("auto", "base", "knn", "probe", "lora", "full", "scratch")
-OPTIMIZERS = ("auto", "adamw", "sgd", "muon")
-SCHEDULES = ("cosine", "linear", "wsd", "constant")
+METHODS = "auto base knn probe lora full scratch"
+LORA = "lora rslora dora"
+TARGETS = "auto class classes number"
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,9 @@ class Settings:
     device_batch_size: int = option(0, "rows per micro-batch, at most (0: chosen)")
     grad_accum_steps: int = option(1, "micro-batches per step, at least")
     lr: float = option(0.0, "peak learning rate (0: chosen)")
-    optimizer: str = option("auto", "update rule", OPTIMIZERS)
+    optimizer: str = option("auto", "update rule", "auto adamw sgd muon")
     weight_decay: float = option(-1.0, "decoupled weight decay (-1: chosen)")
-    schedule: str = option("cosine", "course of the learning rate", SCHEDULES)
+    schedule: str = option("cosine", "course of the learning rate", "cosine linear wsd constant")
     warmup_steps: int = option(-1, "steps of linear warm-up (-1: 5% of all)")
     grad_clip: float = option(1.0, "largest gradient norm (0: no clipping)")
     ema: float = option(0.0, "decay of an averaged copy of the weights, e.g. 0.999 (0: none)")
@@ -46,33 +47,27 @@ class Settings:
     lora_rank: int = option(8, "rank of LoRA updates")
     lora_alpha: float = option(0.0, "their scale, over the rank (0: chosen)")
     lora_variant: str = option(
-        "lora", "plain, alpha over sqrt(rank), or lengths learned apart", ("lora", "rslora", "dora")
+        "lora", "plain, alpha over sqrt(rank), or lengths learned apart", LORA
     )
     lora_dropout: float = option(0.0, "dropout of what enters an update")
     lora_targets: str = option("*", "layers with an update, e.g. q_proj,v_proj")
-    quantize: str = option("none", "bits of the frozen base under LoRA", ("none", "8", "4"))
-    augment: str = option(
-        "auto", "image augmentation", ("auto", "none", "light", "flip_crop", "full")
-    )
+    quantize: str = option("none", "bits of the frozen base under LoRA", "none 8 4")
+    augment: str = option("auto", "image augmentation", "auto none light flip_crop full")
     max_seq_len: int = option(0, "tokens of a text or window (0: chosen)")
     image_size: int = option(0, "side in pixels that images are brought to (0: chosen)")
     task: str = option("auto", "what is learned, where rows allow several")
     dims: str = option("", "shorter vectors that also have to work, e.g. 64,128 (embed)")
     kind: str = option("auto", "what the rows are")
     target: str = option("", "column to learn, for tables and metadata files")
-    target_kind: str = option(
-        "auto", "one class, several labels, or a number", ("auto", "class", "classes", "number")
-    )
+    target_kind: str = option("auto", "one class, several labels, or a number", TARGETS)
     split_column: str = option("", "column that says train, val or test")
     val: float = option(0.1, "share of rows to validate on, where the data gives no split")
     test: float = option(0.2, "share of rows to score on, where the data gives no split")
     audit: bool = option(True, "look for unreadable, duplicate, leaked and mislabelled rows")
     cure: bool = option(False, "apply the cure of a diagnosis and train again")
-    checkpointing: bool = option(
-        False, "recompute each layer's activations: less memory, more time"
-    )
-    compile: str = option("auto", "compile each layer when it pays", ("auto", "on", "off"))
-    dtype: str = option("auto", "arithmetic", ("auto", "fp32", "bf16", "fp16"))
+    checkpointing: bool = option(False, "recompute activations: less memory, more time")
+    compile: str = option("auto", "compile each layer when it pays", "auto on off")
+    dtype: str = option("auto", "arithmetic", "auto fp32 bf16 fp16")
     device: str = option("auto", "cpu, cuda, mps or auto")
     threads: int = option(0, "processor threads (0: all cores)")
     loader_threads: int = option(2, "threads that prepare batches")
@@ -86,7 +81,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
-            value = getattr(self, f.name)
+            value = vars(self)[f.name]
             choices = f.metadata["choices"]
             if choices and value not in choices:
                 raise unknown(f"value of --{f.name.replace('_', '-')}", str(value), choices)

@@ -92,9 +92,8 @@ def read_json(path: Path, kind: type = dict) -> Any:
     except (ValueError, OSError) as e:
         raise WeightsError(f"{path}: not readable JSON ({e}); fetch it again") from e
     if not isinstance(values, kind):
-        raise WeightsError(
-            f"{path}: a {type(values).__name__} came, a {kind.__name__} was expected"
-        )
+        came = type(values).__name__
+        raise WeightsError(f"{path}: a {kind.__name__} was expected, a {came} came")
     return values
 
 

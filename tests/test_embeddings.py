@@ -144,7 +144,7 @@ def test_what_is_no_index_is_said(model: Model, tmp_path: Path):
     with pytest.raises(DataError, match="vectors alone"):
         search(tmp_path / "bare.npy", "a cat")
     (tmp_path / "broken.npz").write_bytes(b"PK\x03\x04 not a file")
-    with pytest.raises(DataError, match="no index"):
+    with pytest.raises(DataError, match="not an index"):
         search(tmp_path / "broken.npz", "a cat")
     index.save(tmp_path / "lost.npz")
     with pytest.raises(OptionError, match="does not know its model: name it with --model"):

@@ -210,7 +210,7 @@ def test_a_corpus_has_one_score_by_fit_by_evaluate_and_by_hand(task, model, tmp_
     assert (found.score, found.low, found.high) == (run.score, run.low, run.high)
     assert layerwise.evaluate(run.folder, folder / "test.txt").metrics == run.metrics
     assert layerwise.compare(run.folder, run.model, folder).difference == 0
-    with pytest.raises(WeightsError, match="no answer to give of a row"):
+    with pytest.raises(WeightsError, match="gives no answer for a row"):
         layerwise.predict(run.folder, folder / "test.txt")
     if task == "causal":
         assert run.details["next"][0]["command"].startswith("layerwise generate ")
@@ -241,7 +241,7 @@ def test_bits_per_byte_do_not_depend_on_how_text_is_cut(fitted, tmp_path: pathli
     other = dataclasses.replace(
         model, processors={"text": TextProcessor(train_bpe([text], 280), T)}
     )
-    with pytest.raises(DataError, match="cut text into other tokens"):
+    with pytest.raises(DataError, match="cut text into different tokens"):
         layerwise.compare(model, other, tmp_path / "a.txt")
     with pytest.raises(DataError, match="a plain text was expected"):
         layerwise.evaluate(model, pairs(tmp_path / "pairs.tsv"))

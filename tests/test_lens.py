@@ -12,7 +12,7 @@ import layerwise
 from layerwise.console import Console
 from layerwise.data.examples import Batch, Examples
 from layerwise.errors import DataError
-from layerwise.fitting.lens import Lens, look, show
+from layerwise.fitting.lens import Lens, lens_of, show
 from layerwise.kinds.text.corpus import Windows, tokenise
 from layerwise.kinds.text.language import windows_of
 from layerwise.kinds.text.processor import TextProcessor
@@ -42,7 +42,7 @@ class Answers(Task):
 
 
 def looked(rows: Examples, processor: TextProcessor, task: Task) -> Lens:
-    found = look(rows, {"text": processor}, task)
+    found = lens_of(rows, {"text": processor}, task)
     assert found is not None
     return found
 
@@ -78,7 +78,7 @@ def test_what_is_cut_is_counted(tokenizer):
 
 
 def test_a_run_without_loss_is_refused(tokenizer):
-    with pytest.raises(DataError, match=r"not one token of 2 rows of t\.txt carries loss"):
+    with pytest.raises(DataError, match=r"none of the tokens in 2 rows of t\.txt carries loss"):
         looked(texts(["a cat", "a dog"]), TextProcessor(tokenizer, 12), Answers(0))
 
 

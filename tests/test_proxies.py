@@ -65,11 +65,13 @@ def test_a_branch_is_to_the_bit_the_run_of_its_length(job):
     job, reader = job
     branched, straight = proxy_of(job, reader), proxy_of(job, reader)
     lr, held = branched.recipe.lr, Feed(job.task, job.val, {"text": reader})
-    branched.go(LoopConfig(8, lr, "constant", 2))
+    branched.advance(LoopConfig(8, lr, "constant", 2))
     early = branched.decayed(LoopConfig(10, lr, "wsd", 2), held)
-    branched.go(LoopConfig(16, lr, "constant", 2))
+    branched.advance(LoopConfig(16, lr, "constant", 2))
     late = branched.decayed(LoopConfig(20, lr, "wsd", 2), held)
-    straight.walk(straight.network, straight.optimizer, LoopConfig(20, lr, "wsd", 2), State(seed=0))
+    straight.train(
+        straight.network, straight.optimizer, LoopConfig(20, lr, "wsd", 2), State(seed=0)
+    )
     assert proxies.predict_rows(straight.network, held, job.machine) == late
     assert bits(job, late) < bits(job, early)
 

@@ -122,7 +122,7 @@ def better(job: Job, a: Rung | None, b: Rung) -> bool:
 
 
 def worth_going_on(job: Job, rung: Rung) -> bool:
-    """False when a perfect score lies within the noise: nothing above could be told from it."""
+    """False when a perfect score lies within the interval: nothing better could be recognised."""
     if not job.task.higher_is_better or rung.high < 1.0:
         return True
     rung.note += "; a perfect score lies within its interval, so climbing further cannot pay"
@@ -136,24 +136,16 @@ def train_within(job: Job, contender: Contender, share: float) -> None:
     folder = job.folder / "rungs" / contender.way
     folder.mkdir(parents=True, exist_ok=True)
     recipe = kept_steps(folder, affordable_recipe(contender, share, len(job.val)))
-    progress = Progress(job, contender.way, recipe)
-    training = Training(
-        folder,
-        contender.network,
-        job.task,
-        contender.choice.processors,
-        job.train,
-        job.val,
-        recipe,
-        job.machine,
-        progress,
+    learned = contender.network, job.task, contender.choice.processors, job.train, job.val
+    how = (
+        Progress(job, contender.way),
         recipe.steps * step_seconds(contender),
         own_groups(contender),
     )
+    training = Training(folder, *learned, recipe, job.machine, *how)
     contender.outcome = training.run()
     job.console.say(f"  {contender.outcome.compiled}")
     contender.recipe = recipe
-    assert training.validation is not None, "a fit validates"
     contender.said = predict_rows(contender.network, training.validation, job.machine)
     note = f"{recipe.steps} steps"
     contender.rung = score_rung(job, contender.way, contender.said, started, note)
@@ -184,7 +176,7 @@ def kept_steps(folder: pathlib.Path, recipe: Recipe) -> Recipe:
     path = folder / "steps.json"
     if not path.exists():
         kept = ("steps", "warmup_steps", "evaluate_every", "checkpoint_every")
-        write_json(path, {name: getattr(recipe, name) for name in kept})
+        write_json(path, {name: vars(recipe)[name] for name in kept})
     return replace(recipe, **read_json(path))
 
 
@@ -212,11 +204,13 @@ def score_rung(
 class Progress:
     """One line that says how far a training is."""
 
-    def __init__(self, job: Job, way: str, recipe: Recipe):
+    def __init__(self, job: Job, way: str):
         self.console, self.way, self.score = job.console, way, job.task.score
         self.started, self.first, self.val = time.monotonic(), 0, ""
 
-    def __call__(self, step: int, steps: int, val: Any = None, **values: Any) -> None:
+    def __call__(
+        self, step: int, steps: int, val: dict[str, float] | None = None, **values: Any
+    ) -> None:
         if val is not None:
             self.val = f"  val {self.score} {val[self.score]:.4f}"
         if "guardian" in values:

@@ -3,12 +3,9 @@
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
-from layerwise.data.examples import Examples
 from layerwise.fitting.contenders import better, compete
-from layerwise.fitting.job import Contender, Job
-from layerwise.fitting.ladder import start
+from layerwise.fitting.job import Contender, Job, some_rows
+from layerwise.fitting.ladder import new_contender
 from layerwise.inspection.diagnosis import Diagnosis, diagnose, split_cure
 from layerwise.inspection.texts import legible
 from layerwise.models import replace_fields
@@ -17,12 +14,6 @@ from layerwise.train.log import read_metrics
 
 PROBED = 200  # rows of each split that a diagnosis looks at
 WINDOWS = 24  # of running text
-
-
-def some_rows(examples: Examples, most: int) -> Examples:
-    """At most `most` rows, evenly spaced."""
-    n = min(most, len(examples))
-    return examples.subset(np.unique(np.linspace(0, len(examples) - 1, n).astype(int)))
 
 
 def metrics_of(job: Job, contender: Contender) -> list[dict[str, Any]]:
@@ -56,17 +47,18 @@ def frozen_layers(contender: Contender) -> list[str]:
     return [n for n, m in stack.items() if not any(p.requires_grad for p in m.parameters())]
 
 
-def apply_cure(job: Job, ill: Contender, found: list[Diagnosis]) -> Contender:
+def apply_cure(job: Job, ill: Contender) -> Contender:
     """Train once more with what the first diagnosis advises; the better of both is kept.
 
     Only a network that is trained from scratch can be given another activation or initialisation;
     for a base the cure is in the settings alone.
     """
-    options, fields = split_cure(found[0].cure_options, ill.choice.config)
+    first = job.diagnoses[0]
+    options, fields = split_cure(first.cure_options, ill.choice.config)
     config = replace_fields(ill.choice.config, fields)
-    choice = replace(ill.choice, config=config, why=f"{ill.choice.why}, cured: {found[0].cure}")
+    choice = replace(ill.choice, config=config, why=f"{ill.choice.why}, cured: {first.cure}")
     again = replace(job, settings=replace(job.settings, **options), folder=job.folder / "cured")
-    well = start(again, "scratch", None, lambda: (choice, None))
+    well = new_contender(again, "scratch", None, lambda: (choice, None))
     job.console.say(f"  cure applied: {options | fields or 'fresh weights'}; training again")
     well = compete(again, [well])
     assert well.rung is not None

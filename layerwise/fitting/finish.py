@@ -17,7 +17,6 @@ from layerwise.data.examples import Examples
 from layerwise.fitting.cure import metrics_of
 from layerwise.fitting.inside import look_inside
 from layerwise.fitting.job import Contender, Job, Result, Rows
-from layerwise.inspection.diagnosis import Diagnosis
 from layerwise.kinds.label_errors import suspect_labels
 from layerwise.model.evaluation import evaluation_of, wrong_rows
 from layerwise.model.model import Model
@@ -27,14 +26,7 @@ from layerwise.tasks.scores import intervals
 from layerwise.train.predicting import predict_rows
 
 
-def finish(
-    job: Job,
-    rows: Rows,
-    winner: Contender,
-    found: list[Diagnosis],
-    model: Model,
-    base: Model | None,
-) -> Result:
+def finish(job: Job, rows: Rows, winner: Contender, model: Model, base: Model | None) -> Result:
     """Turn a trained winner into a Result, a saved model and a report."""
     console = job.console
     runtime.give_back()
@@ -48,13 +40,13 @@ def finish(
         "model": model_facts(model, winner),
         "reads": kinds.of(rows.train).ground,
         "gives": job.task.top,
-        "rows": {n: len(getattr(rows, n)) for n in ("train", "val", "test")},
-        "ladder": [r.to_dict() for r in job.rungs],
+        "rows": {"train": len(rows.train), "val": len(rows.val), "test": len(rows.test)},
+        "ladder": [vars(r) for r in job.rungs],
         "plan": plan_rows(winner),
         "forecast": forecast_beside(winner),
         "lens": job.lens and job.lens.to_dict(),
         "metrics": metrics_of(job, winner),
-        "diagnoses": [vars(d) for d in found],
+        "diagnoses": [vars(d) for d in job.diagnoses],
     }
     finished = winner.outcome is None or winner.outcome.state.finished
     page |= score_model(job, rows, model, winner)
@@ -64,7 +56,8 @@ def finish(
     model.card |= {"score": page["score"], "rows": page["rows"]}
     model.save(job.folder / "model")
     page["seconds"] = time.monotonic() - job.started
-    page["next"] = next_commands(job)
+    own, data = shlex.quote(str(job.folder / "model")), shlex.quote(job.data)
+    page["next"] = [{"what": what, "command": run} for what, run in job.task.next(own, data)]
     write_json(job.folder / "result.json", without_pictures(page))
     from layerwise.report.page import write_page
 
@@ -83,7 +76,7 @@ def finish(
 
 
 def say_result(console: Console, page: dict[str, Any]) -> None:
-    """The score with its noise, beside what it has to beat and what was foretold."""
+    """The score with its interval, beside the baseline and the forecast."""
     score = page["score"]
     console.head("result")
     said = "  {name} {value:.4f} on {n:,} rows never seen (95% interval {low:.4f} to {high:.4f})"
@@ -100,10 +93,10 @@ def say_result(console: Console, page: dict[str, Any]) -> None:
 
 def command_of(job: Job) -> str:
     """The exact command, with every option that differs from its default."""
-    default = type(job.settings)()
+    default = vars(type(job.settings)())
     parts = ["layerwise", "fit", job.data]
     for name, value in job.settings.to_dict().items():
-        if value != getattr(default, name):
+        if value != default[name]:
             flag = "--" + name.replace("_", "-")
             on_off = isinstance(value, bool)
             parts += [flag if value or not on_off else "--no-" + flag[2:]]
@@ -226,14 +219,6 @@ def forecast_beside(winner: Contender) -> dict[str, Any] | None:
         f"{where} its interval"
     )
     return found
-
-
-# ---- afterwards ------------------------------------------------------------------------------
-
-
-def next_commands(job: Job) -> list[dict[str, str]]:
-    model, data = shlex.quote(str(job.folder / "model")), shlex.quote(job.data)
-    return [{"what": what, "command": run} for what, run in job.task.next(model, data)]
 
 
 def without_pictures(value: object) -> Any:

@@ -9,8 +9,7 @@ from layerwise import kinds, runtime
 from layerwise.data.examples import Examples
 from layerwise.data.loader import in_order
 from layerwise.errors import DataError
-from layerwise.fitting.cure import some_rows
-from layerwise.fitting.job import Contender, Job, Rows
+from layerwise.fitting.job import Contender, Job, Rows, some_rows
 from layerwise.inspection.attribution import heat, smooth_grad, top_examples
 from layerwise.inspection.depth import depth_report
 from layerwise.inspection.reading import Reading, reading
@@ -20,6 +19,7 @@ from layerwise.model.model import Model
 from layerwise.models.network import reads_tokens
 from layerwise.tasks.feed import Feed, batch_of
 
+ENOUGH = 300  # test rows that are probed, though there be more to validate on
 PROBED, FEW_PROBED = 1500, 200  # rows that the depth report looks at, at most and at least
 TIMED, PASSES = 32, 5  # rows by which its time is judged; times that it sees each row, about
 TOKENS, WINDOWS = 4096, 16  # of running text, and its least number of windows
@@ -109,8 +109,8 @@ def layer_rows(model: Model, history: list[dict[str, Any]]) -> list[dict[str, An
 
 def depth_of(job: Job, rows: Rows, model: Model, layers: list[dict]) -> dict[str, Any]:
     """Probe accuracy, rank and similarity by layer, on rows that were not trained on."""
-    held = rows.test if len(rows.test) >= 300 else rows.val
-    held = held if len(held) > len(rows.test) else rows.test
+    more = len(rows.test) < ENOUGH and len(rows.val) > len(rows.test)
+    held = rows.val if more else rows.test
     gradients = {row["name"]: row["grad_norm"] for row in layers if row.get("grad_norm")}
     some = some_rows(held, rows_probed(job, held, model))
     batches = in_order(Feed(job.task, some, model.processors))

@@ -6,7 +6,7 @@ Legend: n rows.
 import pathlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from layerwise.console import Console
 from layerwise.data.examples import Examples
 from layerwise.fitting.lens import Lens
 from layerwise.fitting.probes import ENOUGH, Features
+from layerwise.inspection.diagnosis import Diagnosis
 from layerwise.kinds.audit import AuditReport
 from layerwise.kinds.contract import Choice
 from layerwise.model.model import Model
@@ -40,6 +41,12 @@ class Rows:
     features: Features | None = None  # of the base, where labels were judged by them
 
 
+def some_rows(examples: Examples, most: int) -> Examples:
+    """At most `most` rows, evenly spaced."""
+    n = min(most, len(examples))
+    return examples.subset(np.unique(np.linspace(0, len(examples) - 1, n).astype(int)))
+
+
 @dataclass
 class Rung:
     """One way that was tried: its score on the validation rows, and what it cost."""
@@ -52,9 +59,6 @@ class Rung:
     peak_mb: float
     note: str = ""
     chosen: bool = False
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass
@@ -73,13 +77,14 @@ class Job:
     studied: dict[str, Any] = field(default_factory=dict)  # by kind, what augmentation has to know
     reader: Any = None  # the processor that made task rows of these, where a task asks for one
     features: Features | None = None  # of training rows on the base, where known
-    most_features: int = ENOUGH  # rows of which they are worth their time
+    most_features: int = ENOUGH  # rows whose features are worth their time
     deadline: float = float("inf")  # time.monotonic() when the training budget ends
-    reserved: float = 0.0  # seconds of the budget behind it, for scoring, probing and the report
+    reserved: float = 0.0  # seconds of the budget after it, for scoring, probing and the report
     n_test: int = 0  # rows that are scored then
     on_plan: Callable[[Plan, str], None] = lambda plan, way: None
     lens: Lens | None = None  # what carries loss, once it was looked at
     rungs: list[Rung] = field(default_factory=list)  # the ladder so far
+    diagnoses: list[Diagnosis] = field(default_factory=list)  # of its winner
 
     @property
     def seconds_left(self) -> float:

@@ -25,7 +25,7 @@ from layerwise.data.examples import Examples
 from layerwise.errors import OptionError
 from layerwise.fitting.contenders import affordable, better, compete, score_rung, worth_going_on
 from layerwise.fitting.job import Contender, Job
-from layerwise.fitting.lens import look, show
+from layerwise.fitting.lens import lens_of, show
 from layerwise.fitting.probes import features_of, some_features, word_features
 from layerwise.fitting.recipes import recipe_for
 from layerwise.kinds.contract import Choice
@@ -66,7 +66,7 @@ def climb(job: Job, base: Model | None, scratch: Fresh) -> Contender:
         best = untrained_base(job, base)
         if method != "auto":
             return chosen(best)
-    make = lambda way: start(job, way, base, scratch, best)  # noqa: E731
+    make = lambda way: new_contender(job, way, base, scratch, best)  # noqa: E731
     contenders = affordable(job, ways(job, base), make, optional=best is not None)
     trained = compete(job, contenders) if contenders else None
     if trained is None or (best and best.rung and not better(job, trained.rung, best.rung)):
@@ -78,7 +78,7 @@ def climb(job: Job, base: Model | None, scratch: Fresh) -> Contender:
 def put_on_lens(job: Job, processors: dict[str, Any]) -> None:
     """Once in a run, show which tokens of the texts carry loss."""
     if job.lens is None:
-        job.lens = look(job.train, processors, job.task)
+        job.lens = lens_of(job.train, processors, job.task)
         if job.lens is not None:
             show(job.lens, job.console)
 
@@ -91,9 +91,8 @@ def ways(job: Job, base: Model | None) -> list[str]:
     if method in ("lora", "full"):
         return [method]
     if method != "auto":
-        raise OptionError(
-            f"--method {method} is not for the task {job.task.name}; use lora or full"
-        )
+        what = f"--method {method} is not for the task {job.task.name}"
+        raise OptionError(f"{what}; use lora or full")
     linear = has_linear_below_head(base.network) and job.task.with_lora
     return ["full", *(["lora"] if linear else []), *(["scratch"] if job.settings.budget else [])]
 
@@ -194,7 +193,7 @@ def reset_head(network: Network, task: Task, pooled: bool = False) -> None:
 # ---- training rungs --------------------------------------------------------------------------
 
 
-def start(
+def new_contender(
     job: Job, way: str, base: Model | None, scratch: Fresh, probe: Contender | None = None
 ) -> Contender:
     """A contender before its first step, planned.

@@ -1,7 +1,7 @@
 """The loss lens: which tokens carry loss and what was cut, before the first step of a run.
 
 A task says of each token of a batch whether it carries loss (`lens`); a text that was cut at the
-context's end is seen by encoding it once more without that end.
+end of the context is encoded once more in full.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,10 +12,11 @@ import numpy as np
 
 from layerwise import kinds
 from layerwise.console import Console
-from layerwise.data.examples import Examples
+from layerwise.data.examples import Batch, Examples
 from layerwise.errors import DataError
 from layerwise.tasks.feed import batch_of
-from layerwise.tasks.task import Task
+from layerwise.tasks.task import Marked, Task
+from layerwise.tokens.tokenizer import Tokenizer
 
 SAMPLE, SHOWN = 500, 2  # rows looked at, rows shown
 WIDTH = 160  # characters of a row that are shown
@@ -39,14 +40,12 @@ class Lens:
 
     def said(self) -> str:
         """The sample in a sentence."""
-        return (
-            f"{self.carried:,} of {self.tokens:,} tokens in {self.n_rows:,} rows carry loss; "
-            f"{self.cut or 'nothing is cut'}"
-        )
+        carried = f"{self.carried:,} of {self.tokens:,} tokens in {self.n_rows:,} rows carry loss"
+        return f"{carried}; {self.cut or 'nothing is cut'}"
 
 
-def look(rows: Examples, processors: Mapping[str, Any], task: Task) -> Lens | None:
-    """Look at a sample of the rows, evenly spaced; None where they are not made of tokens.
+def lens_of(rows: Examples, processors: Mapping[str, Any], task: Task) -> Lens | None:
+    """The lens on a sample of the rows, evenly spaced; None where they are not made of tokens.
 
     Errors: DataError where nothing in it carries loss.
     """
@@ -56,10 +55,8 @@ def look(rows: Examples, processors: Mapping[str, Any], task: Task) -> Lens | No
     if not batch.tokens_per_row:
         return None
     if not task.count(batch):
-        raise DataError(
-            f"not one token of {len(some):,} rows of {rows.source} carries loss, so nothing could "
-            "be learned; look at what the rows ask for"
-        )
+        none = f"none of the tokens in {len(some):,} rows of {rows.source} carries loss"
+        raise DataError(f"{none}, so nothing could be learned; look at what the rows ask for")
     kind = kinds.read_by(["tokens"])
     processor = processors[kind.name]
     marked = [marks(batch, i, row) for i, row in enumerate(task.lens(batch))]
@@ -73,7 +70,7 @@ def look(rows: Examples, processors: Mapping[str, Any], task: Task) -> Lens | No
     return Lens(lines, len(some), len(flags), sum(flags), len(long), said)
 
 
-def marks(batch: Any, i: int, row: Any) -> list[tuple[Any, bool]]:
+def marks(batch: Batch, i: int, row: str | Marked) -> Marked:
     """A row of a task's lens; where that is one answer, its tokens and then the answer."""
     if not isinstance(row, str):
         return row
@@ -83,7 +80,7 @@ def marks(batch: Any, i: int, row: Any) -> list[tuple[Any, bool]]:
     return [*((int(t), False) for t in kept.flatten()), (f" -> {row}", True)]
 
 
-def segments(row: Sequence[tuple[Any, bool]], cut: Sequence[int], tokenizer: Any) -> list[Segment]:
+def segments(row: Marked, cut: Sequence[int], tokenizer: Tokenizer) -> list[Segment]:
     """Neighbours of one kind joined, decoded, and shortened to what fits on a line or two."""
     kinds = [(token, "loss" if carries else "seen") for token, carries in row]
     groups: list[tuple[str, list[Any]]] = []

@@ -21,8 +21,8 @@ from layerwise.console import Console, duration
 from layerwise.data.examples import Examples, Finding
 from layerwise.data.splits import place_of, split, val_share
 from layerwise.errors import DataError, OptionError
-from layerwise.fitting.cure import apply_cure, diagnoses, some_rows
-from layerwise.fitting.job import Contender, Job, Result, Rows
+from layerwise.fitting.cure import apply_cure, diagnoses
+from layerwise.fitting.job import Contender, Job, Result, Rows, some_rows
 from layerwise.fitting.ladder import climb
 from layerwise.fitting.probes import ENOUGH, Features, affordable_rows, some_features
 from layerwise.fitting.scaling import choose_by_law
@@ -86,15 +86,15 @@ def fit(
     job.reserved = (1 - TRAINING_SHARE) * budget
     job.on_plan = lambda plan, way: note_plan(plan, way, console)
     winner = climb(job, base, lambda: choose_fresh(job))
-    found = diagnoses(job, winner)
-    if found and chosen.cure and base is None:
-        winner = apply_cure(job, winner, found)
+    job.diagnoses = diagnoses(job, winner)
+    if job.diagnoses and chosen.cure and base is None:
+        winner = apply_cure(job, winner)
     show_ladder(job)
     from layerwise.fitting.finish import finish
 
     model = as_model(winner, job, base, examples.target_name)
     tuned = None if winner.way == "scratch" or winner.outcome is None else base
-    return finish(job, rows, winner, found, model, tuned)
+    return finish(job, rows, winner, model, tuned)
 
 
 def understand(data: str, chosen: Settings, console: Console) -> tuple[Examples, type[Task]]:
@@ -166,7 +166,9 @@ def show_ladder(job: Job) -> None:
 # ---- the run's folder ------------------------------------------------------------------------
 
 
-def open_run(data: Any, resume: Any, options: dict[str, Any]) -> tuple[pathlib.Path, str, Settings]:
+def open_run(
+    data: Named, resume: Named, options: dict[str, Any]
+) -> tuple[pathlib.Path, str, Settings]:
     """Folder, data and settings: new ones, or those of the run to resume."""
     if resume:
         folder = pathlib.Path(resume)
@@ -192,10 +194,8 @@ def new_folder(output: str, data: pathlib.Path) -> pathlib.Path:
     stamp = time.strftime("%Y%m%d-%H%M%S")
     folder = pathlib.Path(output) if output else pathlib.Path("runs") / f"{stamp}-{data.stem}"
     if (folder / "run.json").exists():
-        raise OptionError(
-            f"{folder} holds a run already; go on with it by `layerwise fit --resume {folder}`, or "
-            "choose another folder"
-        )
+        cure = f"go on with it by `layerwise fit --resume {folder}`, or choose another folder"
+        raise OptionError(f"{folder} holds a run already; {cure}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ".writable").write_text("")
@@ -234,10 +234,9 @@ def prepare_rows(
             say_finding(finding, console)
     for name in ("train", "val", "test"):
         if not len(parts[name]):
-            raise DataError(
-                f"no usable row is left for {name}: {len(examples)} rows were read from "
-                f"{examples.source}; add rows, or change --val and --test"
-            )
+            read = f"{len(examples)} rows were read from {examples.source}"
+            cure = "add rows, or change --val and --test"
+            raise DataError(f"no usable row is left for {name}: {read}; {cure}")
     sizes = ", ".join(f"{len(rows):,} {name}" for name, rows in parts.items())
     console.say(f"rows: {sizes}")
     train, val, test = (examples.subset(parts[n]) for n in ("train", "val", "test"))
@@ -284,16 +283,13 @@ def find_base(
         return without_base(chosen)  # a network was named: train that one
     found = published.in_reach(kind) if chosen.base == "auto" else [chosen.base]
     if not found:
-        console.say(
-            f"base: none in reach (nothing is downloaded unless named: --base {kind.suggested}); "
-            "training from scratch"
-        )
+        why = f"nothing is downloaded unless named: --base {kind.suggested}"
+        console.say(f"base: none in reach ({why}); training from scratch")
         return without_base(chosen)
     base = load(found[0])
     if kind.name not in base.processors:
-        raise OptionError(
-            f"the base {found[0]} reads {base.kind.noun}, but the data holds {kind.noun}"
-        )
+        reads = f"the base {found[0]} reads {base.kind.noun}"
+        raise OptionError(f"{reads}, but the data holds {kind.noun}")
     here = ", found on this machine" if chosen.base == "auto" else ""
     console.say(f"base: {found[0]} ({base.variant}){here}")
     return for_task(base, ends_of(learned), chosen)
@@ -302,10 +298,8 @@ def find_base(
 def without_base(chosen: Settings) -> None:
     """Errors: OptionError when the method asked for needs a base."""
     if chosen.method not in ("auto", "scratch"):
-        raise OptionError(
-            f"--method {chosen.method} needs a pre-trained base of images or texts: name one with "
-            "--base (a path, a published name such as resnet18.a1_in1k, or a hub id)"
-        )
+        how = "--base (a path, a published name such as resnet18.a1_in1k, or a hub id)"
+        raise OptionError(f"--method {chosen.method} needs a pre-trained base: name one with {how}")
 
 
 def note_plan(plan: Plan, way: str, console: Console) -> None:
@@ -345,8 +339,7 @@ def merge_adapter(model: Model, job: Job, base: str) -> dict[str, Any]:
     golden = batch_of(job.task, some_rows(job.val, GOLDEN), model.processors)
     run = lambda: model.network(**golden.flat.select(model.network.READS))  # noqa: E731
     found = lora.merge(model.network, run, len(golden.rows), MERGED)
-    job.console.say(
-        f"  merged: on {found.rows} rows outputs differ by {found.largest:.1e} at most, "
-        f"{found.relative:.1e} of the largest ({MERGED:.0e} is allowed); by itself: {folder}"
-    )
+    off = f"{found.largest:.1e} at most, {found.relative:.1e} of the largest"
+    said = f"on {found.rows} rows outputs differ by {off} ({MERGED:.0e} is allowed)"
+    job.console.say(f"  merged: {said}; by itself: {folder}")
     return found.to_dict()

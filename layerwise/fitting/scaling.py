@@ -2,7 +2,7 @@
 
 A few small decoders are trained for a small share of the time. Each gives several points of the law
 for little more than the price of one: the rate stays constant, and where a point is wanted a copy
-goes its decay alone (Hägele et al., arXiv:2405.18392), which is to the bit what a run of that
+decays by itself (Hägele et al., arXiv:2405.18392), which is to the bit what a run of that
 length would have been. The proxies' own pace says what each size costs here per token.
 
 Legend: n windows, T tokens of a window, N parameters that multiply, D tokens trained on, V
@@ -19,13 +19,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.optim import Optimizer
 
 from layerwise import kinds, models
 from layerwise.adapt.groups import parameter_groups
 from layerwise.console import duration
-from layerwise.data.examples import Examples
 from layerwise.data.loader import Batches
-from layerwise.fitting.job import Job
+from layerwise.fitting.job import Job, some_rows
 from layerwise.fitting.recipes import recipe_for
 from layerwise.kinds.contract import Choice
 from layerwise.kinds.text.language import WIDTHS, corpus_of, decoder_of, name_of, unigram_bits
@@ -44,9 +44,12 @@ from layerwise.train.run import Recipe, fresh
 
 EFFICIENCY = 0.3  # of the rate of large products that small networks reach, validation included
 SHARE, LEAST_SECONDS = 0.08, 6.0  # of the time: what the proxies take together
-SHORT_SHARE, SHORT_SECONDS = 0.15, 48.0  # more of a short time, which foretells little otherwise
+SHORT_SHARE, SHORT_SECONDS = (
+    0.15,
+    48.0,
+)  # a larger share of a short time, which forecasts little otherwise
 SIZES = (0.15, 0.35, 0.8)  # of the size that the paper's constants would choose
-FEW_SECONDS, FEW_SIZES = 30.0, (0.35, 0.8)  # where there is no time for three of them
+FEW_SECONDS, FEW_SIZES = 30.0, (0.35, 0.8)  # where the time is too short for three
 AMOUNTS = (0.3, 0.55, 1.0)  # of the tokens that a proxy can read in its time
 PLATEAU = 0.93  # of the loss by frequencies alone: above it no law of sizes holds yet
 STABLE = 0.8  # of a run before its decay: `schedule.lr_factor`, "wsd"
@@ -54,7 +57,8 @@ OVERHEAD = 1.6  # of the steps alone: the decays that are gone twice, and the va
 LEAST_STEPS, TRIED_STEPS = 20, 3
 HOFFMANN = (406.4, 410.7, 0.34, 0.28)  # A, B, alpha, beta: arXiv:2203.15556, table A3
 MOST_EPOCHS = 1 + scaling.REPEATS_WORTH
-PARAMS_PER_TOKEN = 8  # of the corpus; larger networks learn it by heart before they end
+PARAMS_PER_TOKEN = 8  # of the corpus; larger networks memorise it before their training ends
+LEAST_HELD = 32  # windows that validate a small run
 STEADY = 0.9  # of the time goes into steps, the rest into validation
 
 
@@ -71,7 +75,7 @@ def choose_by_law(
     flops, unique = read_json(kept_in(job))["flops"], len(corpus_of(job.train).tokens)
     if outlook is None:
         width = proxy_widths(flops, reader, (1.0,))[0]
-        why = "by Hoffmann's constants: the time is too short for small runs to foretell more"
+        why = "by Hoffmann's constants: the time is too short for small runs to forecast more"
         job.console.say(f"no forecast; the size is chosen {why}")
     else:
         width = int(outlook.best.name.split("x")[0])
@@ -200,11 +204,11 @@ def run_proxy(
     proxy = Proxy(job, config, recipe, batches)
     steps = max(LEAST_STEPS, round(seconds / proxy.try_step() / OVERHEAD))
     warmup, out = max(1, steps // 20), []
-    some = some_windows(job.val, steps * rows // 4)
+    some = some_rows(job.val, max(LEAST_HELD, steps * rows // 4))
     held = Feed(job.task, some, choice.processors)
     for amount in AMOUNTS:
         end = max(8, round(amount * steps))
-        proxy.go(LoopConfig(round(STABLE * end), recipe.lr, "constant", warmup))
+        proxy.advance(LoopConfig(round(STABLE * end), recipe.lr, "constant", warmup))
         said = proxy.decayed(LoopConfig(end, recipe.lr, "wsd", warmup), held)
         loss = float(job.task.metric(*job.task.scored(said, held.examples)))
         done = f"{end} of {steps} steps: {loss:.3f}"
@@ -225,17 +229,19 @@ class Proxy:
         self.optimizer = self.optimizer_of(self.network)
         self.state, self.seconds = State(seed=recipe.seed), 0.0
 
-    def optimizer_of(self, network: Network) -> Any:
+    def optimizer_of(self, network: Network) -> Optimizer:
         r = self.recipe
         return build_optimizer(r.optimizer, parameter_groups(network, r.weight_decay), r.lr)
 
-    def branch(self) -> tuple[Network, Any, State]:
+    def branch(self) -> tuple[Network, Optimizer, State]:
         network = copy.deepcopy(self.network)
         optimizer = self.optimizer_of(network)
         optimizer.load_state_dict(copy.deepcopy(self.optimizer.state_dict()))
         return network, optimizer, State(step=self.state.step, seed=self.state.seed)
 
-    def walk(self, network: Network, optimizer: Any, config: LoopConfig, state: State) -> State:
+    def train(
+        self, network: Network, optimizer: Optimizer, config: LoopConfig, state: State
+    ) -> State:
         task, machine = self.job.task, self.job.machine
         state = train(network, task, self.batches, optimizer, config, state, machine, Hooks())
         if state.step < config.steps:
@@ -249,26 +255,20 @@ class Proxy:
         for step in range(1, TRIED_STEPS + 1):
             started = time.perf_counter()
             config = LoopConfig(step, self.recipe.lr, "constant")
-            state = self.walk(network, optimizer, config, state)
+            state = self.train(network, optimizer, config, state)
             times.append(time.perf_counter() - started)
         return min(times)
 
-    def go(self, config: LoopConfig) -> None:
+    def advance(self, config: LoopConfig) -> None:
         started = time.perf_counter()
-        self.state = self.walk(self.network, self.optimizer, config, self.state)
+        self.state = self.train(self.network, self.optimizer, config, self.state)
         self.seconds += time.perf_counter() - started
 
     def decayed(self, config: LoopConfig, held: Feed) -> list[Any]:
         """Predictions of `held` by a copy that has gone its decay."""
         network, optimizer, state = self.branch()
-        self.walk(network, optimizer, config, state)
+        self.train(network, optimizer, config, state)
         return predict_rows(network, held, self.job.machine)
-
-
-def some_windows(val: Examples, most: int) -> Examples:
-    """Windows to validate on, evenly spaced; at least 32 of them, where there are as many."""
-    n = min(len(val), max(32, most))
-    return val.subset(np.unique(np.linspace(0, len(val) - 1, n).astype(int)))
 
 
 def sampling_error(predictions: Sequence[Any], n_all: int) -> float:

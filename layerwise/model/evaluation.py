@@ -17,6 +17,7 @@ from layerwise.kinds.opening import open_data
 from layerwise.model.model import Model
 from layerwise.model.saved import load
 from layerwise.tasks.scores import intervals
+from layerwise.tasks.scores.intervals import Comparison
 
 WORST = 24  # mistakes that are shown
 
@@ -39,11 +40,14 @@ class Evaluation:
         return asdict(self)
 
 
-def as_model(model: Model | str | pathlib.Path) -> Model:
+Named = Model | str | pathlib.Path  # a model, or where it is or what it is called
+
+
+def as_model(model: Named) -> Model:
     return model if isinstance(model, Model) else load(model)
 
 
-def predict(model: Any, data: Any, confidence: float = 0.0, top: int = 3) -> list[Any]:
+def predict(model: Named, data: Any, confidence: float = 0.0, top: int = 3) -> list[Any]:
     """What `model` (or the one at this path) says of every row of `data`; see `Model.predict`."""
     return as_model(model).predict(data, confidence=confidence, top=top)
 
@@ -85,17 +89,15 @@ def as_fitted(model: Model, rows: Examples, seed: int, val: float, test: float) 
 def open_rows(model: Model, data: Any, target: str) -> Examples:
     """Rows as this model was taught to read them: its target column, and what that column is."""
     task = model.answers()
-    return open_data(
-        data,
-        target=target or model.card.get("target"),
-        kind=model.kind.name if model.kind.insists else None,
-        target_kind=None if task.target_kind == "none" else task.target_kind,
-        learn=task.works_untrained,  # then whatever the rows hold is judged
-    )
+    column, kind = target or model.card.get("target"), model.kind
+    asked = None if task.target_kind == "none" else task.target_kind
+    learn = task.works_untrained  # then whatever the rows hold is judged
+    name = kind.name if kind.insists else None
+    return open_data(data, column, name, target_kind=asked, learn=learn)
 
 
 def evaluate(
-    model: Any, data: Any, target: str = "", split: str = "auto", threads: int = 0
+    model: Named, data: Any, target: str = "", split: str = "auto", threads: int = 0
 ) -> Evaluation:
     """Score a model on the rows of `data` that have answers.
 
@@ -113,17 +115,9 @@ def evaluation_of(
 ) -> Evaluation:
     task = model.answers()
     found = intervals.interval(task.metric, *task.scored(predictions, rows))
-    return Evaluation(
-        task.score,
-        found.value,
-        found.low,
-        found.high,
-        len(rows),
-        task.metrics(predictions, rows),
-        task.calibration_error(predictions, rows),
-        which,
-        wrong_rows(model, predictions, rows),
-    )
+    metrics, ece = task.metrics(predictions, rows), task.calibration_error(predictions, rows)
+    score = task.score, found.value, found.low, found.high, len(rows)
+    return Evaluation(*score, metrics, ece, which, wrong_rows(model, predictions, rows))
 
 
 def wrong_rows(model: Model, predictions: Sequence[Any], rows: Examples) -> list[dict[str, Any]]:
@@ -133,9 +127,7 @@ def wrong_rows(model: Model, predictions: Sequence[Any], rows: Examples) -> list
     return [{k: v for k, v in m.items() if v is not None} for m in named]
 
 
-def compare(
-    a: Any, b: Any, data: Any, target: str = "", split: str = "auto"
-) -> intervals.Comparison:
+def compare(a: Named, b: Named, data: Any, target: str = "", split: str = "auto") -> Comparison:
     """Whether model B is better than model A on the same rows, by a paired test.
 
     Returns a Comparison with the difference B - A, its 95% interval, and the p-value.
@@ -143,15 +135,11 @@ def compare(
     model_a, model_b = as_model(a), as_model(b)
     rows, _ = rows_to_score(model_a, data, target, split)
     if rows.has("windows") and model_a.tokenizer.fingerprint != model_b.tokenizer.fingerprint:
-        raise DataError(
-            "these models cut text into other tokens, so there are no pairs of scores to test; "
-            "`layerwise evaluate` each: bits per byte compare"
-        )
+        what = "these models cut text into different tokens, so their scores cannot be paired"
+        raise DataError(f"{what}; `layerwise evaluate` each: bits per byte compare")
     if other := set(model_a.labels) ^ set(model_b.labels):
-        raise DataError(
-            f"only one of the models knows {', '.join(sorted(other)[:8])}, so their scores make no "
-            "pairs; `layerwise evaluate` each"
-        )
+        what = f"only one of the models knows {', '.join(sorted(other)[:8])}"
+        raise DataError(f"{what}, so their scores cannot be paired; `layerwise evaluate` each")
     task = model_a.answers().judging(rows)
     pair = [replace(m, task=m.answers().judging(rows)) for m in (model_a, model_b)]
     (out_a, targets), (out_b, _) = (task.scored(m.predictions(rows), rows) for m in pair)

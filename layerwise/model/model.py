@@ -22,6 +22,7 @@ from layerwise.kinds.contract import Ends, Kind
 from layerwise.kinds.opening import open_data
 from layerwise.kinds.text.documents import lines_of
 from layerwise.models.network import Network
+from layerwise.settings import Settings
 from layerwise.tasks.feed import Feed
 from layerwise.tasks.scores.calibration import conformal_quantile
 from layerwise.tasks.task import Calibration, Task
@@ -73,9 +74,7 @@ class Model:
     def answers(self) -> Task:
         """Its task. Errors: WeightsError for a network without one."""
         if self.task is None:
-            raise WeightsError(
-                f"{self.variant} has no answer to give of a row: `layerwise fit` it by --base"
-            )
+            raise WeightsError(f"{self.variant} has no task yet: `layerwise fit` it with --base")
         return self.task
 
     def predictions(
@@ -87,10 +86,9 @@ class Model:
         """
         task = self.answers()
         if not set(rows.kinds.values()) <= self.processors.keys():
-            raise WeightsError(
-                f"this model reads {kinds.in_words(self.processors)}, but "
-                f"{rows.source or 'the data'} holds {kinds.in_words(rows.kinds.values())}"
-            )
+            reads, holds = map(kinds.in_words, (self.processors, rows.kinds.values()))
+            what = rows.source or "the data"
+            raise WeightsError(f"this model reads {reads}, but {what} holds {holds}")
         machine = machine or self.machine()
         network, feed = self.network.to(machine.device), Feed(task, rows, self.processors)
         if machine.device == "cpu" and len(rows) >= WORTH_FUSING:
@@ -102,7 +100,8 @@ class Model:
         """The network fused for inference, once it has been seen to say the same on these rows.
 
         The network itself where its rows are not maps alone, where its forward pass cannot be
-        followed, or where both differ by more (relative to the largest output) than rounding explains.
+        followed, or where both differ by more than rounding explains, relative to the largest
+        output.
         """
         given = feed.look(np.arange(min(CERTIFIED, feed.n))).select(self.network.READS)
         x = next(iter(given.values()))
@@ -131,10 +130,8 @@ class Model:
         """
         task = self.answers()
         if not task.answers:
-            raise WeightsError(
-                f"{self.variant} has no answer to give of a row: `layerwise fit` it by --base, or "
-                "`layerwise generate` from a prompt"
-            )
+            cure = "`layerwise generate` from a prompt, or `layerwise fit` it with --base"
+            raise WeightsError(f"{self.variant} gives no answer for a row: {cure}")
         rows = self.rows(data)
         found = self.predictions(rows, self.machine(threads))
         level = self.conformal_level(confidence) if confidence else None
@@ -153,7 +150,8 @@ class Model:
         kind = self.kind.name if self.kind.insists else None
         rows = open_data(data, target=self.card.get("target"), kind=kind, learn=False)
         document = pathlib.Path(data).is_file() and sniff(pathlib.Path(data)) == "document"
-        return lines_of(rows) if document and rows.has("text") and self.reads_lines else rows
+        by_line = "target" in self.card or self.answers().reads_lines  # taught rows, not documents
+        return lines_of(rows) if document and rows.has("text") and by_line else rows
 
     def of_values(self, values: Sequence[Any]) -> Examples:
         """Values in hand; where it reads several kinds, a dict of them for each row."""
@@ -161,21 +159,14 @@ class Model:
             return self.kind.of_values(values)
         found = [kinds.kind(k).of_values([row[k] for row in values]) for k in self.processors]
         fields = {name: values for part in found for name, values in part.fields.items()}
-        return replace(
-            found[0], fields=fields, kinds={k: v for p in found for k, v in p.kinds.items()}
-        )
-
-    @property
-    def reads_lines(self) -> bool:
-        """Whether it was taught rows of text, not whole documents."""
-        task = self.answers()
-        return "target" in self.card or task.reads_lines
+        read_by = {name: kind for part in found for name, kind in part.kinds.items()}
+        return replace(found[0], fields=fields, kinds=read_by)
 
     def conformal_level(self, confidence: float) -> float:
         if not self.calibration.conformal:
             raise WeightsError(
-                "this model carries no held-out scores, so it cannot give a set at a confidence; "
-                "train it with `layerwise fit`, or evaluate it with `--calibrate`"
+                "this model was not calibrated on held-out rows, so it cannot give a set at a "
+                "confidence; train it with `layerwise fit`"
             )
         return conformal_quantile(np.asarray(self.calibration.conformal), 1 - confidence)
 
@@ -186,9 +177,8 @@ class Model:
         """
         if self.task is None or "causal" not in self.network.HEADS:
             does = self.task.name if self.task else "other tasks to start from"
-            raise WeightsError(
-                f"this model does not continue text: it is a {self.family} for {does}"
-            )
+            what = f"it is a {self.family} for {does}"
+            raise WeightsError(f"this model does not continue text: {what}")
         words = self.tokenizer
         ids = words.encode(prompt)
         ids = ids[:-1] if len(ids) > 1 and ids[-1] == words.eos_id else ids
@@ -215,16 +205,14 @@ class Model:
         return {"": ""} if form == OURS else models.family(self.family).PUBLISHED[form]
 
 
-def for_task(base: Model, ends: Ends, settings: Any) -> Model:
+def for_task(base: Model, ends: Ends, settings: Settings) -> Model:
     """A base with the processors that a task asks for. Errors: OptionError where it cannot."""
-    processors = {
-        name: kinds.kind(name).for_base(processor, base.network, ends, settings)
-        for name, processor in base.processors.items()
-    }
-    return replace(base, processors=processors)
+    asked = base.network, ends, settings
+    pairs = base.processors.items()
+    found = {name: kinds.kind(name).for_base(processor, *asked) for name, processor in pairs}
+    return replace(base, processors=found)
 
 
-def ends_of(task: Task | type[Task], n_outputs: int = 0) -> Ends:
-    """What a task asks of a network."""
-    n = n_outputs if isinstance(task, type) else task.n_outputs
-    return Ends(task.head_kind, n, task.reader)
+def ends_of(task: Task | type[Task]) -> Ends:
+    """What a task asks of a network; its class does not know how many outputs."""
+    return Ends(task.head_kind, 0 if isinstance(task, type) else task.n_outputs, task.reader)

@@ -45,7 +45,9 @@ def save(model: Model, folder: pathlib.Path) -> pathlib.Path:
         for name, p in model.processors.items()
     }
     if head_kind(model.network) == "embed":
-        save_pooling(model, folder)
+        held = encoders.sentence_json(model.network.config, model.processor.max_seq_len)
+        for name, values in held.items():  # how a text becomes a vector, for sentence-transformers
+            write_json(folder / name, values)
     write_json(folder / "config.json", config_json(model, form))
     write_json(folder / "layerwise.json", own_json(model, form, kept))
     return folder
@@ -71,13 +73,6 @@ def saved_format(model: Model) -> str:
     own = None if known is None else dataclasses.replace(known, n_classes=config.n_classes)
     in_timm = model.variant in {c.variant for c in CARDS.values() if c.format == "timm"}
     return "timm" if own == config and in_timm else OURS
-
-
-def save_pooling(model: Model, folder: pathlib.Path) -> None:
-    """How a text becomes a vector, as sentence-transformers reads it."""
-    held = encoders.sentence_json(model.network.config, model.processor.max_seq_len)
-    for name, values in held.items():
-        write_json(folder / name, values)
 
 
 def config_json(model: Model, form: str) -> dict[str, Any]:
@@ -144,10 +139,8 @@ def load_adapted(folder: pathlib.Path) -> Model:
     """
     base = peft.read_adapter_config(folder)["base_model_name_or_path"]
     if not base:
-        raise WeightsError(
-            f"{folder}: {peft.CONFIG} names no base; write its hub id or folder there, under "
-            "base_model_name_or_path"
-        )
+        cure = "write its hub id or folder there, under base_model_name_or_path"
+        raise WeightsError(f"{folder}: {peft.CONFIG} names no base; {cure}")
     model = load(base)
     if (folder / "tokenizer.json").exists():
         Tokenizer.load(folder).check(model.network.config.vocab_size)
@@ -182,15 +175,8 @@ def load_saved(folder: pathlib.Path) -> Model:
     path = folder / "model.safetensors"
     network = files.filled(own["family"], config, files.read_tensors(path), rules, str(path))
     kept = own.get("processors") or {own["kind"]: own}
-    return Model(
-        network,
-        own["family"],
-        {
-            name: kinds.kind(name).load(home(folder, name, own["kind"]), saved, config)
-            for name, saved in kept.items()
-        },
-        task_from_dict(own["task"]),
-        own["variant"],
-        Calibration(own["temperature"], tuple(own["conformal"])),
-        own["card"],
-    )
+    homes = {name: home(folder, name, own["kind"]) for name in kept}
+    opened = {n: kinds.kind(n).load(homes[n], saved, config) for n, saved in kept.items()}
+    task = task_from_dict(own["task"])
+    calibration = Calibration(own["temperature"], tuple(own["conformal"]))
+    return Model(network, own["family"], opened, task, own["variant"], calibration, own["card"])

@@ -17,6 +17,31 @@ def svg(body: str, width: int = W, height: int = H, label: str = "", narrow: boo
     )
 
 
+def tag(name: str, inside: str = "", /, **attributes: str | float) -> str:
+    """An element; in the names of attributes "_" stands for "-". inside: as it is, so escaped."""
+    said = "".join(f' {k.strip("_").replace("_", "-")}="{v}"' for k, v in attributes.items())
+    return f"<{name}{said}>{inside}</{name}>"
+
+
+def text(x: float, y: float, inside: str, **attributes: str | float) -> str:
+    return tag("text", inside, x=f"{x:.4g}", y=f"{y:.4g}", **attributes)
+
+
+def line(x1: float, y1: float, x2: float, y2: float, **attributes: str | float) -> str:
+    ends = {"x1": x1, "y1": y1, "x2": x2, "y2": y2}
+    return tag("line", **{k: f"{v:.1f}" for k, v in ends.items()}, **attributes)
+
+
+def dots(
+    xs: Sequence[float], ys: Sequence[float], r: float, inside: str = "", **attributes: str | float
+) -> str:
+    both = zip(xs, ys, strict=True)
+    return "".join(
+        tag("circle", inside, cx=f"{a:.1f}", cy=f"{b:.1f}", r=f"{r:.3g}", **attributes)
+        for a, b in both
+    )
+
+
 def ticks(low: float, high: float, n: int = 5) -> list[float]:
     """Round numbers between `low` and `high`, about `n` of them."""
     if not high > low:
@@ -51,29 +76,23 @@ def axes(x: tuple[float, float], y: tuple[float, float], x_name: str, y_name: st
     out = []
     for v in ticks(*y):
         at = scale([v], *y, H - BOTTOM, TOP)[0]
-        out.append(f'<line class="grid" x1="{LEFT}" x2="{W - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
-        out.append(f'<text x="{LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{number(v)}</text>')
+        out.append(line(LEFT, at, W - RIGHT, at, class_="grid"))
+        out.append(text(LEFT - 6, at + 4, number(v), text_anchor="end"))
     for v in ticks(*x):
         at = scale([v], *x, LEFT, W - RIGHT)[0]
-        out.append(f'<text x="{at:.1f}" y="{H - 26}" text-anchor="middle">{number(v)}</text>')
-    out.append(f'<text class="name" x="{W - RIGHT}" y="{H - 8}" text-anchor="end">{x_name}</text>')
-    out.append(f'<text class="name" x="{LEFT}" y="{TOP - 14}">{escape(y_name)}</text>')
+        out.append(text(at, H - 26, number(v), text_anchor="middle"))
+    out.append(text(W - RIGHT, H - 8, x_name, class_="name", text_anchor="end"))
+    out.append(text(LEFT, TOP - 14, escape(y_name), class_="name"))
     return "".join(out)
 
 
-def lines(
-    series: dict[str, list[tuple[float, float]]],
-    x_name: str,
-    y_name: str,
-    y_from: float | None = None,
-) -> str:
+def lines(series: dict[str, list[tuple[float, float]]], x_name: str, y_name: str) -> str:
     """One line per series of (x, y) points; the legend stands above them."""
     points = [p for s in series.values() for p in s if math.isfinite(p[1])]
     if not points:
         return ""
     xs, ys = [p[0] for p in points], [p[1] for p in points]
-    low = min(ys) if y_from is None else y_from
-    x, y = (min(xs), max(xs)), (low, max(ys) + 0.04 * (max(ys) - low or 1))
+    x, y = (min(xs), max(xs)), (min(ys), max(ys) + 0.04 * (max(ys) - min(ys) or 1))
     body = axes(x, y, x_name, y_name)
     for i, s in enumerate(series.values()):
         s = [p for p in s if math.isfinite(p[1])]
@@ -81,18 +100,13 @@ def lines(
         py = scale([p[1] for p in s], *y, H - BOTTOM, TOP)
         path = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(px, py, strict=True))
         colour = COLOURS[i % 4]
-        body += f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="{path}"/>'
-        if len(s) < 30:
-            body += "".join(
-                f'<circle cx="{a:.1f}" cy="{b:.1f}" r="3" fill="{colour}"/>'
-                for a, b in zip(px, py, strict=True)
-            )
+        body += tag("polyline", fill="none", stroke=colour, stroke_width=2, points=path)
+        body += dots(px, py, 3, fill=colour) if len(s) < 30 else ""
     if len(series) > 1:
-        names = "".join(
-            f'<tspan dx="14" style="fill:{COLOURS[i % 4]}">{escape(name)}</tspan>'
-            for i, name in enumerate(series)
-        )
-        body += f'<text x="{W - RIGHT - 14}" y="{TOP - 14}" text-anchor="end">{names}</text>'
+        styles = [f"fill:{COLOURS[i % 4]}" for i in range(len(series))]
+        both = zip(series, styles, strict=True)
+        names = "".join(tag("tspan", escape(name), dx=14, style=style) for name, style in both)
+        body += text(W - RIGHT - 14, TOP - 14, names, text_anchor="end")
     return svg(body, label=f"{y_name} over {x_name}")
 
 
@@ -110,22 +124,18 @@ def reliability(bins: list[dict[str, float]]) -> str:
     size, pad = 260, 34
     x = lambda v: pad + v * (size - 2 * pad)  # noqa: E731
     y = lambda v: size - pad - v * (size - 2 * pad)  # noqa: E731
-    body = f'<line class="diagonal" x1="{x(0)}" y1="{y(0)}" x2="{x(1)}" y2="{y(1)}"/>'
+    body = line(x(0), y(0), x(1), y(1), class_="diagonal")
     for v in (0, 0.5, 1):
-        body += f'<text x="{x(v)}" y="{size - 14}" text-anchor="middle">{v:g}</text>'
-        body += f'<text x="{pad - 6}" y="{y(v) + 4}" text-anchor="end">{v:g}</text>'
+        body += text(x(v), size - 14, f"{v:g}", text_anchor="middle")
+        body += text(pad - 6, y(v) + 4, f"{v:g}", text_anchor="end")
     total = sum(b["count"] for b in bins) or 1
     for b in bins:
         if b["count"]:
-            r = 2 + 12 * math.sqrt(b["count"] / total)
-            body += (
-                f'<circle cx="{x(b["confidence"]):.1f}" cy="{y(b["accuracy"]):.1f}" r="{r:.1f}" '
-                f'fill="var(--c1)" fill-opacity=".7"><title>{b["count"]:.0f} rows</title></circle>'
-            )
-    body += (
-        f'<text class="name" x="{size - pad}" y="{size - 2}" text-anchor="end">confidence</text>'
-    )
-    body += f'<text class="name" x="{pad}" y="{pad - 12}">accuracy</text>'
+            r, said = 2 + 12 * math.sqrt(b["count"] / total), tag("title", f"{b['count']:.0f} rows")
+            at = [x(b["confidence"])], [y(b["accuracy"])]
+            body += dots(*at, r, said, fill="var(--c1)", fill_opacity=0.7)
+    body += text(size - pad, size - 2, "confidence", class_="name", text_anchor="end")
+    body += text(pad, pad - 12, "accuracy", class_="name")
     return svg(body, size, size, "accuracy against confidence", narrow=True)
 
 
@@ -136,17 +146,10 @@ def scatter(points: list[list[float]]) -> str:
     both = [v for p in points for v in p]
     ends = (min(both), max(both))
     body = axes(ends, ends, "true", "predicted")
-    line = scale(list(ends), *ends, LEFT, W - RIGHT), scale(list(ends), *ends, H - BOTTOM, TOP)
-    body += (
-        f'<line class="diagonal" x1="{line[0][0]}" y1="{line[1][0]}" x2="{line[0][1]}" '
-        f'y2="{line[1][1]}"/>'
-    )
+    body += line(LEFT, H - BOTTOM, W - RIGHT, TOP, class_="diagonal")
     px = scale([p[0] for p in points], *ends, LEFT, W - RIGHT)
     py = scale([p[1] for p in points], *ends, H - BOTTOM, TOP)
-    body += "".join(
-        f'<circle cx="{a:.1f}" cy="{b:.1f}" r="2" fill="var(--c1)" fill-opacity=".35"/>'
-        for a, b in zip(px, py, strict=True)
-    )
+    body += dots(px, py, 2, fill="var(--c1)", fill_opacity=0.35)
     return svg(body, label="predicted against true")
 
 
@@ -159,20 +162,22 @@ def interval_bars(rows: list[dict]) -> str:
     body = ""
     for v in ticks(*ends):
         at = scale([v], *ends, 90, W - 70)[0]
-        body += f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="4" y2="{height - 26}"/>'
-        body += f'<text x="{at:.1f}" y="{height - 10}" text-anchor="middle">{number(v)}</text>'
+        body += line(at, 4, at, height - 26, class_="grid")
+        body += text(at, height - 10, number(v), text_anchor="middle")
     for i, r in enumerate(rows):
         y = 20 + 30 * i
         a, m, b = scale([r["low"], r["score"], r["high"]], *ends, 90, W - 70)
         colour = "var(--c1)" if r["chosen"] else "var(--soft)"
-        body += f'<text x="82" y="{y + 4}" text-anchor="end">{escape(r["name"])}</text>'
-        body += (
-            f'<line x1="{a:.1f}" x2="{b:.1f}" y1="{y}" y2="{y}" stroke="{colour}" '
-            'stroke-width="6" stroke-linecap="round" stroke-opacity=".45"/>'
-        )
-        body += f'<circle cx="{m:.1f}" cy="{y}" r="6" fill="{colour}"/>'
-        body += f'<text x="{W - 62}" y="{y + 4}">{r["score"]:.4f}</text>'
+        stroke = {"stroke_width": 6, "stroke_linecap": "round", "stroke_opacity": 0.45}
+        body += text(82, y + 4, escape(r["name"]), text_anchor="end")
+        body += line(a, y, b, y, stroke=colour, **stroke) + dots([m], [y], 6, fill=colour)
+        body += text(W - 62, y + 4, f"{r['score']:.4f}")
     return svg(body, W, height, "ladder: score and interval of every rung")
+
+
+def square(x: float, y: float, side: float, said: str, **attributes: str | float) -> str:
+    """said: shown where the mouse rests on it."""
+    return tag("rect", tag("title", said), x=x, y=y, width=side, height=side, **attributes)
 
 
 def confusion(labels: list[str], matrix: list[list[int]]) -> str:
@@ -186,28 +191,19 @@ def confusion(labels: list[str], matrix: list[list[int]]) -> str:
         total = sum(row) or 1
         y = top + i * cell
         name = escape(labels[i][:16])
-        body += f'<text x="{left - 6}" y="{y + cell / 2 + 4:.0f}" text-anchor="end">{name}</text>'
+        body += text(left - 6, y + cell // 2 + 4, name, text_anchor="end")
         for j, count in enumerate(row):
             colour = "var(--c1)" if i == j else "var(--bad)"
             opacity = 0.08 + 0.92 * count / total if count else 0.03
             x = left + j * cell
             said = f"{name} called {escape(labels[j])}: {count}"
-            body += (
-                f'<rect x="{x}" y="{y}" width="{cell - 2}" height="{cell - 2}" rx="3" '
-                f'fill="{colour}" fill-opacity="{opacity:.3f}"><title>{said}</title></rect>'
-            )
+            body += square(x, y, cell - 2, said, rx=3, fill=colour, fill_opacity=f"{opacity:.3f}")
             if count and cell >= 24:
-                strong = ' class="on"' if count / total > 0.5 else ""
-                body += (
-                    f'<text{strong} x="{x + cell / 2 - 1:.0f}" y="{y + cell / 2 + 4:.0f}" '
-                    f'text-anchor="middle">{count}</text>'
-                )
+                at, strong = (x + cell // 2 - 1, y + cell // 2 + 4), count / total > 0.5
+                body += text(*at, str(count), class_="on" * strong, text_anchor="middle")
     for j in range(n):
-        x, y = left + j * cell + cell / 2, top + n * cell + 10
-        body += (
-            f'<text transform="translate({x:.0f},{y:.0f}) rotate(-45)" text-anchor="end">'
-            f"{escape(labels[j][:16])}</text>"
-        )
+        move = f"translate({left + j * cell + cell / 2:.0f},{top + n * cell + 10:.0f}) rotate(-45)"
+        body += text(0, 0, escape(labels[j][:16]), transform=move, text_anchor="end")
     return svg(body, width, height, "confusion matrix", narrow=True)
 
 
@@ -220,21 +216,17 @@ def heads(table: dict[str, list[dict[str, float]]]) -> str:
     body = ""
     for i, (name, row) in enumerate(layers):
         y = 4 + cell * i
-        body += f'<text x="{left - 8}" y="{y + 15}" text-anchor="end">{escape(name)}</text>'
+        body += text(left - 8, y + 15, escape(name), text_anchor="end")
         for j, head in enumerate(row):
             kind = max(kinds, key=head.__getitem__)
             spread = head[kind] < 0.3
             colour = "var(--c1)" if spread else kinds[kind]
             shade = 0.15 + 0.85 * (1 - head["entropy"] if spread else head[kind])
-            said = ", ".join(f"{k} {v:.2f}" for k, v in head.items())
-            body += (
-                f'<rect x="{left + cell * j}" y="{y}" width="{cell - 3}" height="{cell - 3}" '
-                f'rx="4" fill="{colour}" fill-opacity="{shade:.2f}">'
-                f"<title>{escape(name)} head {j}: {said}</title></rect>"
-            )
+            looks = ", ".join(f"{k} {v:.2f}" for k, v in head.items())
+            at, said = (left + cell * j, y), f"{escape(name)} head {j}: {looks}"
+            body += square(*at, cell - 3, said, rx=4, fill=colour, fill_opacity=f"{shade:.2f}")
     x, y = left, 4 + cell * len(layers) + 14
     for what, colour in {**kinds, "spread out": "var(--c1)"}.items():
-        body += f'<circle cx="{x + 5}" cy="{y - 4}" r="5" fill="{colour}"/>'
-        body += f'<text x="{x + 14}" y="{y}">{what}</text>'
+        body += dots([x + 5], [y - 4], 5, fill=colour) + text(x + 14, y, what)
         x += 26 + 7 * len(what)
     return svg(body, width, y + 8, "where each attention head looks", narrow=True)

@@ -14,6 +14,7 @@ from layerwise.report import charts
 from layerwise.storage import replacing
 
 HERE = pathlib.Path(__file__).parent
+Sizes = list[dict[str, Any]]
 SHOWN_CLASSES = 60  # a confusion matrix larger than this is not readable
 
 
@@ -29,17 +30,9 @@ def render(page: dict[str, Any]) -> str:
     environment = SandboxedEnvironment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"duration": duration, "count": count, "size": size}
     template = environment.from_string((HERE / "page.html").read_text("utf-8"))
-    return template.render(
-        page=page,
-        css=(HERE / "page.css").read_text("utf-8"),
-        floors=floors(page),
-        charts=pictures(page),
-        title=title(page),
-    )
-
-
-def title(page: dict[str, Any]) -> str:
-    return f"{page['model']['variant']} on {pathlib.Path(page['data']).name}"
+    title = f"{page['model']['variant']} on {pathlib.Path(page['data']).name}"
+    drawn = {"css": (HERE / "page.css").read_text("utf-8"), "charts": pictures(page)}
+    return template.render(page=page, floors=floors(page), title=title, **drawn)
 
 
 def count(value: float | None) -> str:
@@ -62,28 +55,20 @@ def pictures(page: dict[str, Any]) -> dict[str, str]:
     loss = [(m["step"], m["loss"]) for m in metrics if isinstance(m.get("loss"), float)]
     key = f"val_{score['name']}"
     val = [(m["step"], m[key]) for m in metrics if isinstance(m.get(key), int | float)]
-    out = {
-        "loss": charts.lines({"loss": charts.thin(loss)}, "step", "training loss"),
-        "val": charts.lines({key: val}, "step", f"validation {score['name']}"),
-    }
-    if page["ladder"]:
-        out["ladder"] = charts.interval_bars(page["ladder"])
-    if page.get("calibration"):
-        out["reliability"] = charts.reliability(page["calibration"]["bins"])
-    if page.get("confusion") and len(page["confusion"]["labels"]) <= SHOWN_CLASSES:
-        out["confusion"] = charts.confusion(**page["confusion"])
-    if page.get("reading", {}).get("heads"):
-        out["heads"] = charts.heads(page["reading"]["heads"])
-    if page.get("forecast"):
-        out["forecast"] = forecast(**page["forecast"])
-    if page.get("scatter"):
-        out["scatter"] = charts.scatter(page["scatter"])
-    return out
+    out = {"loss": charts.lines({"loss": charts.thin(loss)}, "step", "training loss")}
+    out["val"] = charts.lines({key: val}, "step", f"validation {score['name']}")
+    known, table = page.get("calibration"), page.get("confusion")
+    heads, outlook = page.get("reading", {}).get("heads"), page.get("forecast")
+    small = table is not None and len(table["labels"]) <= SHOWN_CLASSES
+    out["ladder"] = charts.interval_bars(page["ladder"]) if page["ladder"] else ""
+    out["reliability"] = charts.reliability(known["bins"]) if known else ""
+    out["confusion"] = charts.confusion(**table) if table and small else ""
+    out["heads"] = charts.heads(heads) if heads else ""
+    out["forecast"] = forecast(**outlook) if outlook else ""
+    return out | {"scatter": charts.scatter(page.get("scatter", []))}
 
 
-def forecast(
-    curve: list[dict[str, Any]], params: float, came: float, unit: str, **rest: object
-) -> str:
+def forecast(curve: Sizes, params: float, came: float, unit: str, **rest: object) -> str:
     """The expected loss of every size for the same time with its interval, and what came."""
     names = {"expected": "value", "lowest": "low", "highest": "high"}
     drawn = {n: [(math.log10(c["params"]), c[k]) for c in curve] for n, k in names.items()}

@@ -21,18 +21,11 @@ TASKS = {
     "span": "layerwise.tasks.span:Span",
     "embed": "layerwise.tasks.embed:Embed",
 }
-PROBLEMS = {  # what a published config calls its problem
-    "multi_label_classification": "tag",
-    "regression": "regress",
-}
+PROBLEMS = {"multi_label_classification": "tag", "regression": "regress"}  # of published configs
 HEADS = {  # what a published network with such a head does
-    "class": "classify",
-    "pooled": "classify",
-    "causal": "causal",
-    "tag": "words",
-    "span": "span",
+    "class": "classify", "pooled": "classify", "causal": "causal", "tag": "words", "span": "span",
     "embed": "embed",
-}
+}  # fmt: skip
 
 
 def task_class(name: str) -> "type[Task]":
@@ -78,8 +71,6 @@ def class_for(examples: "Examples", asked: str = "auto") -> "type[Task]":
         raise DataError(kinds.of(examples).unlearnable(examples))
     if asked not in ("auto", *fitting):
         allows = ", ".join(fitting) or "none"
-        raise OptionError(
-            f"{examples.understood}: --task {asked} does not fit; tasks that these rows allow: "
-            f"{allows}"
-        )
+        what = f"--task {asked} does not fit; tasks that these rows allow: {allows}"
+        raise OptionError(f"{examples.understood}: {what}")
     return task_class(fitting[0] if asked == "auto" else asked)

@@ -27,8 +27,8 @@ from layerwise.tasks.task import Baseline, Marked, Options, Plain, Prediction, P
 
 @dataclass(frozen=True)
 class LossPrediction(Prediction):
-    """How well the tokens of a window were foretold. units: what the loss is given per: bytes of
-    text, or tokens that were hidden; right: of these."""
+    """How well the tokens of a window were predicted. units: what the loss is divided by: bytes of
+    text, or hidden tokens; right: of these."""
 
     loss: float  # summed, in nats
     tokens: int  # that carry loss
@@ -46,7 +46,9 @@ class LossPrediction(Prediction):
 Predictions = Sequence[LossPrediction]
 
 
-def bits_per_byte(outputs: np.ndarray, targets: Any = None, weights: Any = None) -> Any:
+def bits_per_byte(
+    outputs: np.ndarray, targets: object = None, weights: np.ndarray | None = None
+) -> Any:
     """outputs: (n, 2) summed loss in nats, bytes of text.
 
     weights: (..., n), how often each row counts; the result has their leading shape.
@@ -116,7 +118,7 @@ class Causal(Task):
         return total, parts
 
     def lens(self, batch: Batch) -> list[Marked]:
-        """A token carries loss where it is to be predicted; padding behind the last is left out."""
+        """A token carries loss where it is to be predicted; padding is left out."""
         out = []
         for seen, wanted in zip(batch["tokens"].tolist(), batch["targets"].tolist(), strict=True):
             n = max((t for t, w in enumerate(wanted) if w != NO_LOSS), default=len(wanted) - 1) + 1
@@ -137,10 +139,8 @@ class Causal(Task):
 
     def metrics(self, predictions: Predictions, examples: Examples) -> dict[str, float]:
         loss, tokens = np.array([(p.loss, p.tokens) for p in predictions]).sum(0)
-        mean, bits = (
-            float(loss / max(tokens, 1)),
-            bits_per_byte(*self.scored(predictions, examples)),
-        )
+        mean = float(loss / max(tokens, 1))
+        bits = bits_per_byte(*self.scored(predictions, examples))
         return {"bits_per_byte": bits, "loss": mean, "perplexity": math.exp(min(mean, 700.0))}
 
     def baseline(self, train: Examples, test: Examples, plain: Plain) -> Baseline:

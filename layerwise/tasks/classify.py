@@ -127,9 +127,6 @@ class Classify(Labels):
         return [self.labels[int(i)] for i in classes]
 
     # ---- predictions and their scores ----------------------------------------------------------
-    def predict(self, network: Network, batch: Batch) -> list[ClassPrediction]:
-        return self.of_outputs(outputs_of(network, batch).cpu().numpy())
-
     def of_outputs(self, outputs: np.ndarray) -> list[ClassPrediction]:
         return [ClassPrediction(row, self.labels) for row in outputs]
 
@@ -168,11 +165,8 @@ class Classify(Labels):
         said = shares.argmax(1)
         wrong = np.flatnonzero(said != targets)
         order = wrong[np.argsort(-shares[wrong, said[wrong]], kind="stable")].tolist()
-        name = self.labels
-        return [
-            Mistake(i, name[int(targets[i])], name[int(said[i])], float(shares[i, said[i]]))
-            for i in order
-        ]
+        name, sure = self.labels, shares.max(1)
+        return [Mistake(i, name[targets[i]], name[said[i]], float(sure[i])) for i in order]
 
     def figures(
         self, predictions: Predictions, examples: Examples, calibration: Calibration
@@ -208,7 +202,5 @@ class Classify(Labels):
         share = float((np.asarray(test.targets) == common).mean())
         return Baseline(f"always '{self.labels[common]}'", share)
 
-    def votes(
-        self, known: np.ndarray, targets: np.ndarray, asked: np.ndarray
-    ) -> list[ClassPrediction]:
+    def votes(self, known: np.ndarray, targets: np.ndarray, asked: np.ndarray) -> Predictions:
         return self.of_outputs(probes.neighbours(known, targets, asked, self.n_outputs))

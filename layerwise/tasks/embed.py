@@ -8,15 +8,15 @@ to the right one, or right for an equal first text, do not count as wrong.
 Matryoshka (Kusupati et al., arXiv:2205.13147): the first `dims` numbers of a vector by themselves
 have to do it as well; the loss is the mean over the sizes.
 
-In InfoNCE the terms of a step depend on its whole batch, so gradient accumulation must not cut it:
-the loop hands it over whole (`joint`), and its parts are encoded one by one, forgotten, and encoded
-again in the backward pass (GradCache: Gao et al., arXiv:2101.06983). Gradients are those of the big
-batch, the memory that of one part, for a third more time.
+In InfoNCE the terms of a step depend on its whole batch, so gradient accumulation must not split
+it: the loop hands it over whole (`joint`); its parts are encoded one by one without keeping
+activations, and encoded again in the backward pass (GradCache: Gao et al., arXiv:2101.06983).
+Gradients are those of the big batch, the memory that of one part, for a third more time.
 
 Shapes: B rows, K texts of a row, T tokens, D width, n rows to score.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -79,7 +79,7 @@ class Embed(Task):
         low: float = 0.0,
         high: float = 1.0,
         scale: float = 20.0,
-        dims: Any = (),
+        dims: Iterable[int] = (),
     ):
         self.learns, self.low, self.high, self.scale = learns, low, high, scale
         self.dims, self.joint = tuple(dims), learns == "matches"
@@ -99,9 +99,8 @@ class Embed(Task):
         """Errors: OptionError for sizes of vectors that are not whole numbers from 1 up."""
         sizes = [d.strip() for d in options.dims.split(",")] if options.dims else []
         if not all(d.isdecimal() and int(d) for d in sizes):
-            raise OptionError(
-                f"--dims takes sizes from 1 up such as 64,128; {options.dims!r} was given"
-            )
+            given = f"{options.dims!r} was given"
+            raise OptionError(f"--dims takes sizes from 1 up such as 64,128; {given}")
         if examples.targets is None or examples.target_kind != "number":
             return cls("matches", dims=map(int, sizes))
         low, high = float(np.min(examples.targets)), float(np.max(examples.targets))
@@ -124,12 +123,10 @@ class Embed(Task):
 
     # ---- learning ------------------------------------------------------------------------------
     def count(self, batch: Batch) -> int:
-        """Errors: DataError for matches among which there is nothing to tell apart."""
+        """Errors: DataError for matches with nothing to compare."""
         if self.joint and len(batch) * (batch["tokens"].shape[1] - 1) < 2:
-            raise DataError(
-                "a batch of one pair has nothing to tell it from: more rows are needed, or a "
-                "larger --device-batch-size"
-            )
+            cure = "more rows are needed, or a larger --device-batch-size"
+            raise DataError(f"a batch of one pair has nothing to compare it with: {cure}")
         return len(batch)
 
     def loss(self, network: Network, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -165,10 +162,8 @@ class Embed(Task):
     def predict(self, network: Network, batch: Batch) -> Sequence[CosinePrediction]:
         """Errors: DataError for one text per row."""
         if batch["tokens"].shape[1] < 2:
-            raise DataError(
-                "one text per row: there is nothing to compare it with; `layerwise embed MODEL "
-                "DATA` gives vectors"
-            )
+            cure = "`layerwise embed MODEL DATA` gives vectors"
+            raise DataError(f"one text per row: there is nothing to compare it with; {cure}")
         unit = F.normalize(encoded(network, batch), dim=-1)
         if not self.joint:
             return [CosinePrediction(c) for c in (unit[:, 0] * unit[:, 1]).sum(-1).tolist()]
@@ -254,7 +249,7 @@ def unpacked(predictions: Sequence[VectorsPrediction]) -> Arrays:
 def found_at(texts: np.ndarray, unit: np.ndarray) -> np.ndarray:
     """The rank of each row's own second text among those of BLOCK rows, (n,) from 1 up.
 
-    Behind all that are as near: vectors that are all alike find nothing.
+    Ties count against it: vectors that are all equal find nothing.
     """
     found = np.empty(len(unit))
     for start in range(0, len(unit), BLOCK):

@@ -29,14 +29,11 @@ def outputs_of(network: Network, batch: Batch) -> Tensor:
 def same_question(examples: Examples, kind: TargetKind) -> None:
     """Errors: DataError where rows ask for something else than this kind of target."""
     if examples.targets is None:
-        raise DataError(
-            f"{examples.source} has no labels to score against: name their column with --target, "
-            "or `layerwise predict` it"
-        )
+        cure = "name their column with --target, or `layerwise predict` it"
+        raise DataError(f"{examples.source} has no labels to score against: {cure}")
     if examples.target_kind != kind:
-        raise DataError(
-            f"this model answers with a {kind}; {examples.source} asks a {examples.target_kind}"
-        )
+        asked = f"{examples.source} asks for a {examples.target_kind}"
+        raise DataError(f"this model answers with a {kind}; {asked}")
 
 
 class Labels(Task):
@@ -56,6 +53,9 @@ class Labels(Task):
 
     def to_dict(self) -> dict[str, Any]:
         return {"name": self.name, "labels": list(self.labels)}
+
+    def predict(self, network: Network, batch: Batch) -> Sequence[Any]:
+        return self.of_outputs(outputs_of(network, batch).cpu().numpy())
 
     def aligned(self, examples: Examples) -> Examples:
         """Errors: classes that the model does not know."""
@@ -78,10 +78,8 @@ class Labels(Task):
 def require_known(strange: Sequence[str], source: str, labels: Sequence[str]) -> None:
     """Errors: DataError for labels that the model does not know."""
     if strange:
-        raise DataError(
-            f"{source} has classes the model does not know: {', '.join(strange[:5])}; "
-            f"it knows {', '.join(labels[:8])}"
-        )
+        first, known = ", ".join(strange[:5]), ", ".join(labels[:8])
+        raise DataError(f"{source} has classes the model does not know: {first}; it knows {known}")
 
 
 def in_order(values: np.ndarray, labels: tuple[str, ...], wanted: tuple[str, ...]) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Words that were hidden from the network, from what stands around them (BERT, arXiv:1810.04805).
 
-The score is bits per masked token: it is what training lowers, and it changes where accuracy, which
-counts first places only, does not yet. Both depend on the tokenizer: they compare models that share
+The score is bits per masked token: training lowers it directly, and it moves before accuracy does,
+which counts first places only. Both depend on the tokenizer: they compare models that share
 one. Only positions that are asked for reach the head, which is most of a small encoder's work.
 Which words are hidden follows from the window and the step, see `kinds.text.masked`.
 
@@ -25,7 +25,9 @@ from layerwise.models.network import Network
 from layerwise.tasks.causal import Causal, LossPrediction, Predictions, bits
 
 
-def bits_per_masked_token(outputs: np.ndarray, targets: Any = None, weights: Any = None) -> Any:
+def bits_per_masked_token(
+    outputs: np.ndarray, targets: object = None, weights: np.ndarray | None = None
+) -> Any:
     """outputs: (n, 2) summed loss in nats, masked tokens; weights as in `bits_per_byte`."""
     return bits(outputs[:, 0], outputs[:, 1], weights)
 
@@ -75,7 +77,7 @@ def asked(network: Network, batch: Batch) -> tuple[Tensor, Tensor]:
     """What is known at the positions that are asked for, (N, D), and their words, (N,)."""
     hidden = network.features(**batch.select(network.READS))
     wanted = batch["targets"]
-    if isinstance(hidden, FakeTensor):  # of which nobody knows where they are: as many of them
+    if isinstance(hidden, FakeTensor):  # whose values are unknown: as many as expected
         some = math.ceil(LEARNED * wanted.shape[1])
         return hidden[:, :some].flatten(0, 1), wanted[:, :some].flatten()
     keep = wanted != NO_LOSS

@@ -77,10 +77,8 @@ class Regress(Task):
         targets = np.asarray(examples.targets)
         std = float(np.std(targets))
         if not std > 0:
-            raise DataError(
-                f"the target has the one value {float(targets[0]):g} in every row, so there is "
-                "nothing to learn; name another column with --target"
-            )
+            what = f"the target has the one value {float(targets[0]):g} in every row"
+            raise DataError(f"{what}, so there is nothing to learn; name another with --target")
         return cls(float(np.mean(targets)), std)
 
     def to_dict(self) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from layerwise.tasks.words import over_windows
 
 LONGEST = 30  # tokens between the start of an answer and its end
 AROUND = 60  # characters shown on either side of an answer
-HIDDEN = -1e30  # the score of a place that is no choice; finite, so that no choice is no NaN
+HIDDEN = -1e30  # the score of a place that cannot be chosen; finite, so that softmax gives no NaN
 MARKS = str.maketrans("", "", string.punctuation)
 
 
@@ -58,7 +58,7 @@ class SpanPrediction(Prediction):
     """Where in its context the likeliest answer stands; -1 and -1 where there is none."""
 
     start: int  # its first character
-    end: int  # the one behind its last
+    end: int  # one past its last
     probability: float
     name: str = ""
     context: str = ""
@@ -69,13 +69,13 @@ class SpanPrediction(Prediction):
     @property
     def answer(self) -> str:
         """Empty for none."""
-        return self.within(self.context)
+        return self.answer_in(self.context)
 
     @property
     def place(self) -> tuple[int, int] | None:
         return (self.start, self.end) if self.start >= 0 else None
 
-    def within(self, context: str) -> str:
+    def answer_in(self, context: str) -> str:
         return context[self.start : self.end] if self.start >= 0 else ""
 
     def row(self) -> dict[str, Any]:
@@ -97,11 +97,11 @@ def scores(
     rows = zip(predictions, examples["context"], examples["answers"], strict=True)
     for i, (p, context, answers) in enumerate(rows):
         true = [t for a in answers if plain(t := a["text"])] or [""]
-        found[i] = max(score(p.within(context), t) for t in true)
+        found[i] = max(score(p.answer_in(context), t) for t in true)
     return found
 
 
-def answer_f1(values: np.ndarray, targets: Any = None, weights: Any = None) -> Any:
+def answer_f1(values: np.ndarray, targets: object = None, weights: np.ndarray | None = None) -> Any:
     """values: (n,) the F1 of each answer. weights: as in `metrics`."""
     return average(values, weights)
 
@@ -135,9 +135,8 @@ class Span(Task):
     def aligned(self, examples: Examples) -> Examples:
         """Errors: rows without answers to compare with."""
         if not examples.has("answers") or not any(examples["answers"]):
-            raise DataError(
-                f"{examples.source} has no answers to score against; `layerwise predict` it"
-            )
+            what = f"{examples.source} has no answers to score against"
+            raise DataError(f"{what}; `layerwise predict` it")
         return examples
 
     def count(self, batch: Batch) -> int:
@@ -153,16 +152,15 @@ class Span(Task):
         starts, ends = (t if t.ndim == 3 else t[:, None] for t in (batch["starts"], batch["ends"]))
         starts, ends = starts.clone(), ends.clone()
         starts[:, 0, 0] = ends[:, 0, 0] = self.null
-        start, end = (
-            over_windows(network, network.READS, batch).unflatten(1, starts.shape[1:]).unbind(-1)
-        )
+        scores = over_windows(network, network.READS, batch).unflatten(1, starts.shape[1:])
+        start, end = scores.unbind(-1)
         start = start.masked_fill(~starts, HIDDEN).flatten(1).log_softmax(1).view_as(start)
         return start, end.masked_fill(~ends, HIDDEN).log_softmax(-1)
 
     def loss(self, network: Network, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         start, end = (scores.flatten(1) for scores in self.choices(network, batch))
         first, last = batch["targets"].split(1, 1)  # (B, 1) each
-        taught = (last > 0) | self.null  # a context may lose its answer to the tokenizer
+        taught = (last > 0) | self.null  # the tokenizer may lose the answer of a context
         total = -torch.where(taught, start.gather(1, first) + end.gather(1, last), 0.0).sum()
         return total, {"cross_entropy": total.detach()}
 
@@ -177,11 +175,9 @@ class Span(Task):
         row = torch.arange(len(chars), device=chars.device)
         place = torch.stack([chars[row, first, 0], chars[row, first + where % (LONGEST + 1), 1]], 1)
         none = (first == 0) | (best < HIDDEN / 2)
-        places = place.masked_fill(none[:, None], -1).tolist()
-        return [
-            SpanPrediction(start, end, float(share))
-            for (start, end), share in zip(places, best.exp().float().tolist(), strict=True)
-        ]
+        places, shares = place.masked_fill(none[:, None], -1).tolist(), best.exp().float().tolist()
+        both = zip(places, shares, strict=True)
+        return [SpanPrediction(first, last, share) for (first, last), share in both]
 
     def scored(self, predictions: Predictions, examples: Examples) -> Arrays:
         return scores(predictions, examples, f1), np.zeros(len(predictions))
@@ -203,11 +199,8 @@ class Span(Task):
             context, answers = examples["context"][i], examples["answers"][i]
             true = [(a["start"], a["start"] + len(a["text"])) for a in answers[:1]]
             said = [p.place] if (p := predictions[i]).place else []
-            truth, answer = (
-                around(context, *place[0]) if place else "none" for place in (true, said)
-            )
-            question = examples["question"][i]
-            out.append(Mistake(i, truth, answer, p.probability, question))
+            truth, answer = (around(context, *at[0]) if at else "none" for at in (true, said))
+            out.append(Mistake(i, truth, answer, p.probability, examples["question"][i]))
         return out
 
     def baseline(self, train: Examples, test: Examples, plain: Plain) -> Baseline:

@@ -86,9 +86,6 @@ class Tag(Labels):
         return full
 
     # ---- predictions and their scores ----------------------------------------------------------
-    def predict(self, network: Network, batch: Batch) -> list[TagsPrediction]:
-        return self.of_outputs(outputs_of(network, batch).cpu().numpy())
-
     def of_outputs(self, outputs: np.ndarray) -> list[TagsPrediction]:
         return [TagsPrediction(row, self.labels) for row in outputs]
 

@@ -67,8 +67,8 @@ class Mistake:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What held-out rows say of probabilities: a temperature for them, and how ill the truth fitted
-    each row (sorted), for conformal sets."""
+    """What held-out rows say of probabilities: a temperature for them, and how badly the truth
+    fitted each row (sorted), for conformal sets."""
 
     temperature: float = 1.0
     conformal: tuple[float, ...] = ()
@@ -101,7 +101,7 @@ class Task(Protocol):
     n_outputs: int  # of the network for each row, or token
     joint: bool = False  # whether the rows of a step are learned together, so never split
     every_position: ClassVar[bool] = False  # whether a row is text, learned at every token
-    follows_law: ClassVar[bool] = False  # whether its loss is foretold for every size and amount
+    follows_law: ClassVar[bool] = False  # whether a scaling law forecasts its loss
     each_token: ClassVar[bool] = False  # whether a label is learned for tokens, see token_targets
     reads_lines: ClassVar[bool] = False  # whether each line of a text file is a row of its own
     answers: ClassVar[bool] = True  # whether a row has an answer that can be predicted
@@ -109,7 +109,7 @@ class Task(Protocol):
     with_lora: ClassVar[bool] = True
     works_untrained: ClassVar[bool] = False  # a base's own head does it already
     learns_from_itself: ClassVar[bool] = False  # whether its batches depend on the network
-    top: ClassVar[str] = "labels"  # what a report calls that which comes out
+    top: ClassVar[str] = "labels"  # what a report calls its outputs
     probe: Probe | None = None  # (features (n, D), targets, seed) -> weight (C, D), bias (C,)
 
     # ---- which rows ----------------------------------------------------------------------------
@@ -223,7 +223,7 @@ class Task(Protocol):
         return None
 
     def baseline(self, train: Examples, test: Examples, plain: Plain) -> Baseline:
-        """The strongest answer that needs no network. plain: features of rows without one."""
+        """The strongest answer that needs no network. plain: gives features that need none."""
         ...
 
     def votes(self, known: np.ndarray, targets: np.ndarray, asked: np.ndarray) -> Any:

@@ -121,9 +121,8 @@ class WordsPrediction(Prediction):
 
     def show(self) -> str:
         found = [f"{e['text']} ({e['kind']} {e['probability']:.3f})" for e in self.entities]
-        return f"{self.name}  " + (
-            ", ".join(found) or " ".join(f"{w}/{t}" for w, t, _ in self.words)
-        )
+        said = ", ".join(found) or " ".join(f"{word}/{tag}" for word, tag, _ in self.words)
+        return f"{self.name}  {said}"
 
 
 Predictions = Sequence[WordsPrediction]
@@ -154,9 +153,8 @@ class Words(Labels):
     def aligned(self, examples: Examples) -> Examples:
         """Errors: rows without tags, or with tags that the model does not know."""
         if not examples.has("tags"):
-            raise DataError(
-                f"this model answers with a tag for each word; {examples.source} has none"
-            )
+            what = f"{examples.source} has none"
+            raise DataError(f"this model answers with a tag for each word; {what}")
         strange = [tag for tag in examples.labels if tag not in self.labels]
         require_known(strange, examples.source, self.labels)
         return examples
@@ -257,12 +255,9 @@ class Words(Labels):
             said, true = ({(i, e) for i, pair in enumerate(pairs) for e in pair[side]
                            if name in ("all", e[0])} for side in (0, 1))  # fmt: skip
             right = len(said & true)
-            out[name] = {
-                "precision": right / max(1, len(said)),
-                "recall": right / max(1, len(true)),
-                "f1": 2 * right / max(1, len(said) + len(true)),
-                "n": len(true),
-            }
+            precision, recall = right / max(1, len(said)), right / max(1, len(true))
+            f1 = 2 * right / max(1, len(said) + len(true))
+            out[name] = {"precision": precision, "recall": recall, "f1": f1, "n": len(true)}
         return out
 
     def figures(

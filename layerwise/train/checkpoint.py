@@ -88,9 +88,8 @@ def load_checkpoint(path: Path) -> tuple[State, dict[str, dict[str, Tensor]]]:
         try:
             tensors[file.stem] = load_file(file)
         except (SafetensorError, OSError) as e:
-            raise WeightsError(
-                f"{file} is damaged ({e}); remove {path} and resume from the checkpoint before it"
-            ) from e
+            cure = f"remove {path} and resume from the checkpoint before it"
+            raise WeightsError(f"{file} is damaged ({e}); {cure}") from e
     return State(**values), tensors
 
 

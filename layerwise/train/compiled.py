@@ -1,9 +1,9 @@
-"""Compile the layers of a network when that pays for itself, and say why when it does not.
+"""Compile the layers of a network when that saves time, and say why when it does not.
 
 Layer by layer, so that layers of one kind share one compilation.
-Whether it pays is measured on one layer that occurs most often: its forward and backward pass in
-training as it is and compiled, against what compiling took and the steps that are left. With
-dropout it seldom does on the CPU, where compiled layers draw their numbers one by one.
+Whether it pays is measured on the commonest layer: the time of its forward and backward pass, eager
+and compiled, against the time that compiling took and the steps that are left. With dropout it
+seldom pays on the CPU, where compiled layers draw their random numbers one by one.
 """
 
 import copy
@@ -43,7 +43,7 @@ def whether_to_compile(
 ) -> Verdict:
     """What `mode` says, or a measurement.
 
-    mode: "auto" measures, "on" and "off" are taken at their word; seconds: the planned time of the
+    mode: "on", "off", or "auto" to measure; seconds: the planned time of the
     training; some: makes two micro-batches, whose shapes differ where those of the training do.
     """
     if mode == "off":
@@ -111,7 +111,9 @@ def measure(
     return eager / time_passes(compiled, inputs, machine), cost, name
 
 
-def time_passes(layer: Any, inputs: Any, machine: Runtime, repeats: int = REPEATS) -> float:
+def time_passes(
+    layer: Callable[..., Tensor], inputs: Any, machine: Runtime, repeats: int = REPEATS
+) -> float:
     """The fastest of `repeats` forward and backward passes, in seconds; gradients are dropped.
 
     inputs: what the layer is called with, first what the layer below gave: it passes gradients on.

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from layerwise import runtime
 from layerwise.data.examples import Batch
 from layerwise.data.sources import Draw
 from layerwise.errors import TrainingStopped
+from layerwise.inspection.watch import Watch
 from layerwise.models.network import Network
 from layerwise.planning.step import accumulate
 from layerwise.tasks.task import Task
@@ -27,7 +28,7 @@ from layerwise.train.checkpoint import State
 from layerwise.train.optim import set_lr
 from layerwise.train.schedule import lr_factor
 
-MOST_TOKENS = 2048  # of a micro-batch on the CPU: more take more memory, and no less time
+MOST_TOKENS = 2048  # of a micro-batch on the CPU: larger ones take more memory and no less time
 
 
 class Steps(Protocol):
@@ -62,7 +63,7 @@ class Hooks:
     save: Callable[[State], None] = lambda state: None
     restore: Callable[[State], State] | None = None  # back to the last good checkpoint
     before_step: Callable[[int], None] = lambda step: None
-    watch: Any = None
+    watch: Watch | None = None
     names: Sequence[str] = field(default_factory=list)
     higher_is_better: bool = True
 

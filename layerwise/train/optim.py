@@ -64,10 +64,8 @@ def load_optimizer_tensors(
     for full, value in tensors.items():
         name, key = full.rsplit(":", 1)
         if name not in index:
-            raise WeightsError(
-                f"the checkpoint has optimiser state for '{name}', which this run does not train; "
-                "resume with the settings the run was started with"
-            )
+            what = f"the checkpoint has optimiser state for '{name}', which this run does not train"
+            raise WeightsError(f"{what}; resume with the settings the run was started with")
         state.setdefault(index[name], {})[key] = laid_out_as(params[name], value)
     whole = optimizer.state_dict()
     whole["state"] = state

@@ -19,6 +19,7 @@ from layerwise.adapt.freeze import Freezing
 from layerwise.adapt.groups import parameter_groups
 from layerwise.data.examples import Batch, Examples
 from layerwise.data.loader import Batches, Prefetch
+from layerwise.inspection.watch import Watch
 from layerwise.models.network import Network
 from layerwise.planning.step import checkpoint_layers
 from layerwise.runtime import Runtime
@@ -63,39 +64,41 @@ class Outcome:
     compiled: str = ""  # whether the layers were compiled, and why
 
 
+@dataclass
 class Training:
-    """A network, its data and a recipe, in a folder from which it can be resumed."""
+    """A network, its data and a recipe, in a folder from which it can be resumed.
 
-    def __init__(
-        self,
-        folder: pathlib.Path,
-        network: Network,
-        task: Task,
-        processors: Processors,
-        train_rows: Examples,
-        val_rows: Examples | None,
-        recipe: Recipe,
-        machine: Runtime,
-        progress: Callable[..., None] = lambda **values: None,
-        planned_seconds: float = 0.0,
-        groups: list[dict[str, Any]] | None = None,
-    ):
-        self.folder, self.network, self.task = folder, network, task
-        self.recipe, self.machine, self.progress = recipe, machine, progress
-        self.checkpoints = folder / "checkpoints"
-        self.names = train_rows.names
+    groups: parameter groups of its own, where the usual ones will not do.
+    """
+
+    folder: pathlib.Path
+    network: Network
+    task: Task
+    processors: Processors
+    train_rows: Examples
+    val_rows: Examples
+    recipe: Recipe
+    machine: Runtime
+    progress: Callable[..., None]
+    planned_seconds: float
+    groups: list[dict[str, Any]] | None
+
+    def __post_init__(self) -> None:
+        network, recipe, task = self.network, self.recipe, self.task
+        self.checkpoints = self.folder / "checkpoints"
         self.freezing = Freezing(network, recipe.unfreeze, recipe.steps)
-        groups = groups or parameter_groups(network, recipe.weight_decay, recipe.layer_decay)
+        decay = recipe.weight_decay, recipe.layer_decay
+        groups = self.groups or parameter_groups(network, *decay)
         self.optimizer = build_optimizer(recipe.optimizer, groups, recipe.lr, recipe.momentum)
         self.average = Average(network, copy.deepcopy(network), recipe.ema) if recipe.ema else None
-        rows = Feed(task, train_rows, processors, recipe.augment, threads=recipe.loader_threads)
+        threads = recipe.loader_threads
+        rows = Feed(task, self.train_rows, self.processors, recipe.augment, threads=threads)
         self.batches = Batches(rows, recipe.global_batch_size, recipe.seed)
-        self.validation = Feed(task, val_rows, processors) if val_rows else None
-        self.watch: Any = None
-        self.looks = folder / "watch.json"  # what it saw, as old as the newest checkpoint
-        self.planned_seconds, self.compiled = planned_seconds, ""
+        self.validation = Feed(task, self.val_rows, self.processors)
+        self.watch: Watch | None = None
+        self.looks = self.folder / "watch.json"  # what it saw, as old as the newest checkpoint
         self.times: list[float] = []
-        self.current = 0  # the step that is under way, counted from 1
+        self.compiled, self.current = "", 0  # the step that is under way, counted from 1
 
     def run(self) -> Outcome:
         """Train, from the newest checkpoint in the folder when there is one."""
@@ -103,8 +106,6 @@ class Training:
         log = MetricsLog(self.folder, state.step)
         feed = Prefetch(self.batches, state.step, stop=self.recipe.steps)
         if self.recipe.watch_every:
-            from layerwise.inspection.watch import Watch
-
             self.watch = Watch(self.network.layers(), self.optimizer, self.recipe.watch_every)
             kept = json.loads(self.looks.read_text()) if state.step and self.looks.exists() else []
             self.watch.history += [look for look in kept if look["step"] < state.step]
@@ -202,13 +203,12 @@ class Training:
     # ---- around the steps ----------------------------------------------------------------------
 
     def hooks(self, log: MetricsLog) -> Hooks:
-        def on_log(step: int, **values: Any) -> None:
+        def on_log(step: int, **values: object) -> None:
             self.times.append(time.perf_counter())
             log.write(step, **values)
             self.progress(step=step, steps=self.recipe.steps, **values)
 
         def on_evaluate(network: Network) -> float:
-            assert self.validation is not None
             # what steps and this leave behind they can seldom use of one another
             runtime.give_back()
             found = predict_rows(network, self.validation, self.machine)
@@ -222,9 +222,8 @@ class Training:
             self.current = step + 1
             self.freezing.before(step)
 
-        evaluate = on_evaluate if self.validation else None
-        best = {"names": self.names, "higher_is_better": self.task.higher_is_better}
-        return Hooks(on_log, evaluate, self.save, self.restore, before, self.watch, **best)
+        around = on_log, on_evaluate, self.save, self.restore, before, self.watch
+        return Hooks(*around, self.train_rows.names, self.task.higher_is_better)
 
 
 def fresh(builder: Callable[[], Network], seed: int) -> Network:

@@ -4,10 +4,10 @@ A big batch or several small ones, packed rows or padded ones, activations kept 
 layers compiled or not, one rank or two: each changes the order of sums, none may change their
 value. Every pair is computed in float64, where rounding is so small that a difference is one of the
 computation, and in the arithmetic of training, where it may be no more than what rounding makes of
-it: measured by dealing the same rows in other orders, and against float64.
+it: measured by giving the same rows in other orders, and against float64.
 
-Dropout is off. Layers that normalise by statistics of the batch do so by their fixed ones here; how
-far their micro-batches lead elsewhere in training is measured beside.
+Dropout is off. Layers that normalise by statistics of the batch use their running ones here; how
+far their micro-batches differ in training is measured separately.
 
 Legend: B rows, T positions, L layers.
 """
@@ -20,7 +20,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -37,10 +36,10 @@ from layerwise.runtime import Runtime
 from layerwise.tasks.task import Task
 
 PARTS = 3  # micro-batches, the last one smaller
-ORDERS = 3  # in which rows are dealt to see what rounding does
+ORDERS = 3  # of rows that are tried, to measure rounding
 ROOM = 10.0  # times the rounding seen: beyond, it is something else
 LEAST = 1.2e-7  # rounding of fp32
-EXACT = 1e-5  # beyond, it is no rounding: a few sums are taken in fp32 also in float64
+EXACT = 1e-5  # beyond is not rounding; a few sums are taken in fp32 even in float64
 LOSS = "loss"
 Gradients = dict[str, Tensor]  # by layer, one after the other in a vector; and the mean loss
 
@@ -193,6 +192,9 @@ def packed_and_padded(batch: Batch) -> tuple[Batch, Batch]:
     return together, Batch({"tokens": tokens, "targets": asked, "mask": mask}, rows)
 
 
+Shares = Sequence[Sequence[Batch]]  # of each rank
+
+
 def on_two_ranks(trial: Trial) -> tuple[Gradients, Gradients]:
     """Each of two processes has its share of the rows; loss and gradients are summed over both."""
     first, *rest = (micro.to("cpu") for micro in trial.batch.split(PARTS))
@@ -206,7 +208,7 @@ def on_two_ranks(trial: Trial) -> tuple[Gradients, Gradients]:
 
 
 def one_rank(
-    rank: int, folder: str, network: Network, task: Task, shares: Any, machine: Runtime
+    rank: int, folder: str, network: Network, task: Task, shares: Shares, machine: Runtime
 ) -> None:
     """What each process does; the first writes the sums."""
     from torch import distributed
@@ -277,7 +279,7 @@ def reasons_to_skip(batch: Batch, alone: bool) -> dict[str, str]:
         out["two ranks or one"] = "this PyTorch is built without torch.distributed"
     tokens, device = batch.tensors.get("tokens"), next(iter(batch.tensors.values())).device
     if not alone and (tokens is None or tokens.ndim != 2):
-        out["packed or padded"] = "only texts are"
+        out["packed or padded"] = "only texts are packed"
     if device.type == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
         out["compiled or eager"] = "it needs a C++ compiler, and there is none"
     return out
@@ -294,10 +296,9 @@ def judge(name: str, way: Way, truth: Trial, own: Trial) -> Pair:
         if beyond:
             first = beyond[0]
             pair.verdict = "differs"
-            pair.why = (
-                f"first in {first}, by {seen[first]:.1e} in the arithmetic of {arithmetic}, where "
-                f"rounding explains {trial.explained[first]:.1e}"
-            )
+            by, most = f"{seen[first]:.1e}", f"{trial.explained[first]:.1e}"
+            where = f"the arithmetic of {arithmetic}, where rounding explains {most}"
+            pair.why = f"first in {first}, by {by} in {where}"
             break
     return pair
 

@@ -26,9 +26,8 @@ def demo(console: Console | None = None, output: str = "") -> dict[str, Any]:
     result = fit(path, console=console, base="none", steps=DEMO_STEPS, threads=1, **options)
     console.head("one prediction")
     said = result.model.predict(one)[0]
-    console.say(
-        f"  {one}: {said.label} with probability {said.probability:.3f}; it is a {targets[42]}"
-    )
+    sure = f"with probability {said.probability:.3f}"
+    console.say(f"  {one}: {said.label} {sure}; it is a {targets[42]}")
     console.head("next")
     for line in result.details["next"]:
         console.say(f"  {line['what']}\n    {line['command']}")

@@ -26,7 +26,7 @@ from layerwise.fitting.probes import features_of
 from layerwise.kinds.contract import Kind
 from layerwise.kinds.opening import open_data
 from layerwise.layers.pool import pool
-from layerwise.model.evaluation import as_model
+from layerwise.model.evaluation import Named, as_model
 from layerwise.model.model import Model
 from layerwise.models.bert import Bert
 from layerwise.models.network import reads_tokens
@@ -36,18 +36,19 @@ AT_ONCE = 10_000  # texts that are tokenised and sorted by length together
 BATCH = 64
 WORDS = ("names", "texts", "model", "width")  # beside the vectors in a .npz
 SUFFIXES = (".npz", ".npy", ".parquet")
+Place = str | pathlib.Path
 
 
 class Embedder:
     """A model ready to make vectors; keep it to embed more than once.
 
     dtype: "auto" computes in bf16 where the machine has it. progress: called with (texts done,
-    texts). `n_full`: how many texts of the last call have as many tokens as are read, or more.
+    texts). `n_full`: how many texts of the last call fill the context, or exceed it.
     """
 
     def __init__(
         self,
-        model: Model | str | pathlib.Path,
+        model: Named,
         dtype: str = "auto",
         threads: int = 0,
         progress: Callable[[int, int], None] = lambda done, n: None,
@@ -126,9 +127,8 @@ def things_in(data: Any, kind: Kind) -> tuple[Any, list[str]]:
     given = isinstance(data, Examples)
     rows = data if given else open_data(data, kind=kind.name, learn=False)
     if kind.name not in rows.kinds.values():
-        raise DataError(
-            f"this model reads {kind.noun}, but {rows.source} holds {kinds.of(rows).noun}"
-        )
+        holds = f"{rows.source} holds {kinds.of(rows).noun}"
+        raise DataError(f"this model reads {kind.noun}, but {holds}")
     fields = list(rows.of_kind(kind.name).values())
     if len(fields) == 1 and not rows.has("text"):
         return fields[0], list(rows.names)
@@ -176,7 +176,7 @@ class Index:
     embedder: Embedder | None = field(default=None, repr=False)
 
     @classmethod
-    def of(cls, model: Any, data: Any, **options: Any) -> "Index":
+    def of(cls, model: Named | Embedder, data: Any, **options: Any) -> "Index":
         """Embed `data` (a path, a list of texts or images, or Examples). options: of `embed`."""
         embedder = model if isinstance(model, Embedder) else Embedder(model)
         things, names = things_in(data, embedder.model.kind)
@@ -188,12 +188,12 @@ class Index:
         source = str(here.resolve()) if source and here.exists() else source
         return cls(vectors, names, texts, source, width, embedder)
 
-    def search(self, queries: Any, top: int = 5, model: Any = "") -> list[list[Hit]]:
+    def search(self, queries: Any, top: int = 5, model: Named = "") -> list[list[Hit]]:
         """The nearest by cosine, the best first, for each query (a text or image, or several).
 
-        model: what embeds the queries, where it is no longer where it was.
+        model: what embeds the queries, where the index's own has moved.
         """
-        one = isinstance(queries, str | pathlib.Path)
+        one = isinstance(queries, Place)
         if top < 1:
             raise OptionError(f"--top is 1 or more; {top} was given")
         if self.embedder is None or model:
@@ -202,10 +202,8 @@ class Index:
             self.embedder = Embedder(model or self.model)
         asked = self.embedder([queries] if one else list(queries))
         if asked.shape[1] != self.width:
-            raise DataError(
-                f"the model gives {asked.shape[1]} numbers, that of the index gave {self.width}: "
-                "it is another one; embed the data again"
-            )
+            both = f"{asked.shape[1]} numbers, that of the index gave {self.width}"
+            raise DataError(f"the model gives {both}: it is another one; embed the data again")
         near = unit(asked[:, : self.vectors.shape[1]]) @ unit(self.vectors).T  # (q, n)
         best = np.argsort(-near, axis=1, kind="stable")[:, :top]
         return [
@@ -213,26 +211,25 @@ class Index:
             for scores, rows in zip(near, best, strict=True)
         ]
 
-    def save(self, path: str | pathlib.Path) -> pathlib.Path:
+    def save(self, path: Place) -> pathlib.Path:
         """As .npz, .parquet (a row each), or .npy (vectors alone), by the suffix."""
         path = checked(path)
         with replacing(path) as partial, partial.open("wb") as file:
             if path.suffix == ".npy":
                 np.save(file, self.vectors)
             elif path.suffix == ".npz":
-                words = {k: np.array(getattr(self, k)) for k in WORDS}
+                words = {k: np.array(vars(self)[k]) for k in WORDS}
                 np.savez(file, vectors=self.vectors, **words)  # type: ignore[arg-type]
             else:
-                vectors = pa.FixedSizeListArray.from_arrays(
-                    self.vectors.ravel(), self.vectors.shape[1]
-                )
+                flat, width = self.vectors.ravel(), self.vectors.shape[1]
+                vectors = pa.FixedSizeListArray.from_arrays(flat, width)
                 said = {"model": self.model, "width": str(self.width)}
                 columns = {"name": self.names, "text": self.texts, "vector": vectors}
                 pq.write_table(pa.table(columns, metadata=said), file)  # type: ignore[arg-type]
         return path
 
     @classmethod
-    def load(cls, path: str | pathlib.Path) -> "Index":
+    def load(cls, path: Place) -> "Index":
         """Errors: DataError for a file that is missing, damaged, or holds vectors alone."""
         path = checked(path)
         try:
@@ -246,21 +243,22 @@ class Index:
                 said = table.schema.metadata or {}
                 return cls(vectors, names, texts, said[b"model"].decode(), int(said[b"width"]))
         except (OSError, ValueError, KeyError, zipfile.BadZipFile, pa.ArrowException) as e:
-            raise DataError(f"{path} is no index that `layerwise embed` wrote ({e})") from e
-        raise DataError(
-            f"{path} holds vectors alone, without texts and model; write the index as .npz or "
-            ".parquet: `layerwise embed MODEL DATA --output index.npz`"
-        )
+            raise DataError(f"{path} is not an index that `layerwise embed` wrote ({e})") from e
+        cure = "write it as .npz or .parquet: `layerwise embed MODEL DATA --output index.npz`"
+        raise DataError(f"{path} holds vectors alone, without texts and model; {cure}")
 
 
-def checked(path: str | pathlib.Path) -> pathlib.Path:
+def checked(path: Place) -> pathlib.Path:
     if (path := pathlib.Path(path)).suffix not in SUFFIXES:
         raise OptionError(f"an index is a file of {', '.join(SUFFIXES)}; '{path}' was given")
     return path
 
 
+Embeds = Named | Embedder
+
+
 # ---- the verbs --------------------------------------------------------------------------------
-def embed(model: Any, data: Any, normalise: bool | None = None, dims: int = 0) -> np.ndarray:
+def embed(model: Embeds, data: Any, normalise: bool | None = None, dims: int = 0) -> np.ndarray:
     """Vectors of texts or images: (n, D) float32.
 
     model: a path, a name, a loaded model, or an `Embedder`. data: a list of texts (or of images),
@@ -280,7 +278,7 @@ def embed(model: Any, data: Any, normalise: bool | None = None, dims: int = 0) -
     return unit(cut) if (own if normalise is None else normalise) else cut
 
 
-def search(index: Any, queries: Any, top: int = 5, model: Any = "") -> list[list[Hit]]:
+def search(index: Index | Place, queries: Any, top: int = 5, model: Named = "") -> list[list[Hit]]:
     """The nearest rows of an index for each query; see `Index.search`."""
     index = index if isinstance(index, Index) else Index.load(index)
     return index.search(queries, top, model)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.errors import OptionError, WeightsError, unknown
-from layerwise.model.evaluation import as_model
+from layerwise.model.evaluation import Named, as_model
 from layerwise.model.model import Model
 from layerwise.model.saved import OURS, saved_format
 from layerwise.models.network import head_kind, reads_tokens
@@ -40,7 +40,7 @@ class Export:
         return asdict(self)
 
 
-def export(model: Any, output: str = "", to: str = "gguf", quantize: str = "bf16") -> Export:
+def export(model: Named, output: str = "", to: str = "gguf", quantize: str = "bf16") -> Export:
     """Write `model` (or the one at this path) for other tools.
 
     to: "gguf", a file with tokenizer and chat template inside, for llama.cpp and what builds on it;
@@ -66,15 +66,13 @@ def export(model: Any, output: str = "", to: str = "gguf", quantize: str = "bf16
     difference, agreement = compared(loaded, again)
     if not difference <= limit:
         path.unlink() if path.is_file() else (path / "model.safetensors").unlink()
-        raise WeightsError(
-            f"{path}: opened again, its outputs were {difference:.2g} off the model's, more than "
-            f"the {limit:g} that rounding explains; it was deleted"
-        )
+        off = f"{difference:.2g} off the model's, more than the {limit:g} that rounding explains"
+        raise WeightsError(f"{path}: opened again, its outputs were {off}; it was deleted")
     size = sum(f.stat().st_size for f in files)
     return Export(str(path), form, size, difference, agreement)
 
 
-def _stem(model: Any) -> str:
+def _stem(model: Named) -> str:
     """A name for the file: of the run's folder, the file or the published model."""
     if isinstance(model, Model):
         return model.variant or model.family

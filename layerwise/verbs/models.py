@@ -13,22 +13,14 @@ from layerwise.weights.cards import CARDS
 
 def list_models(family: str = "") -> list[dict[str, Any]]:
     """Every named size with its parameters, FLOPs per sample, and where weights are published."""
-    wanted = [family] if family else list(models.FAMILIES)
     out = []
-    for name in wanted:
+    for name in [family] if family else models.FAMILIES:
         module = models.family(name)
         for variant, config in module.VARIANTS.items():
             params, flops = sizes_of(name, config, variant)
-            out.append(
-                {
-                    "name": variant,
-                    "family": name,
-                    "params": params,
-                    "flops": flops,
-                    "formats": list(module.PUBLISHED),
-                    "weights": [c.name for c in CARDS.values() if c.variant == variant],
-                }
-            )
+            size = {"name": variant, "family": name, "params": params, "flops": flops}
+            weights = [c.name for c in CARDS.values() if c.variant == variant]
+            out.append({**size, "formats": list(module.PUBLISHED), "weights": weights})
     return out
 
 
@@ -38,7 +30,7 @@ def sizes_of(family: str, config: Any, variant: str) -> tuple[int, int]:
     Of deep stacks of equal layers two are built, and the rest follows: a text of the usual length.
     """
 
-    def measured(config: Any) -> np.ndarray:
+    def measured(config: object) -> np.ndarray:
         with torch.device("meta"):
             network = models.build(family, config)
             example = kinds.read_by(network.READS).example(family, variant, config, 0, 1)

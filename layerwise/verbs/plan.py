@@ -2,7 +2,6 @@
 
 import pathlib
 import tempfile
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,11 +12,11 @@ from layerwise.data.examples import Batch
 from layerwise.data.splits import split
 from layerwise.errors import DataError, OptionError
 from layerwise.fitting.job import Job
-from layerwise.fitting.ladder import start
+from layerwise.fitting.ladder import new_contender
 from layerwise.fitting.run import TRAINING_SHARE, as_task_rows, prepare_rows, understand
 from layerwise.fitting.scaling import choose_by_law
 from layerwise.kinds.opening import open_data
-from layerwise.planning import make_plan
+from layerwise.planning import Plan, make_plan
 from layerwise.settings import seconds, settings
 from layerwise.tasks import task_for
 from layerwise.tasks.causal import Causal
@@ -41,7 +40,7 @@ def plan(
     dtype: str = "auto",
     checkpointing: bool = False,
     hardware: str = "cpu",
-) -> Any:
+) -> Plan:
     """What training `model` would take, from tracing the real network without allocating it.
 
     model: a name; "auto" with a text corpus as `data` and a `budget`: the decoder that a scaling
@@ -59,7 +58,8 @@ def plan(
     n_classes = classes or vars(config).get("n_classes", 0)
     task: Task = Causal() if writes else Classify([str(i) for i in range(n_classes)])
     if data and not writes:
-        task, rows = task_of_data(data)
+        examples = open_data(data)
+        task, rows = task_for(examples), len(split(examples)["train"])
     if batch % grad_accum_steps:
         raise OptionError(f"--batch {batch} does not divide into {grad_accum_steps} micro-batches")
     if not writes:
@@ -75,30 +75,19 @@ def plan(
     example = example_batch(family, config, model, size, 2, task)
     parts = parts_of(task, example, batch, grad_accum_steps, hardware)
     steps = max(1, round(epochs * max(rows, batch) / batch))
-    return make_plan(
-        network,
-        example,
-        task,
-        optimizer=optimizer,
-        dtype=chosen,
-        device_batch_size=-(-batch // parts),
-        grad_accum_steps=parts,
-        steps=steps,
-        checkpointing=checkpointing,
-        hardware=hardware,
-    )
+    setting = {"device_batch_size": -(-batch // parts), "grad_accum_steps": parts, "steps": steps,
+               "optimizer": optimizer, "dtype": chosen, "checkpointing": checkpointing}  # fmt: skip
+    return make_plan(network, example, task, hardware=hardware, **setting)
 
 
-def plan_corpus(model: str, data: str, budget: str) -> Any:
+def plan_corpus(model: str, data: str, budget: str) -> Plan:
     """The plan of pre-training on a corpus, with the forecast of its loss.
 
     Errors: OptionError where a part of the question is missing; DataError for other data than text.
     """
     if model != "auto" or not data or not budget:
-        raise OptionError(
-            "to plan a network, name it: `layerwise plan resnet50`; to have the size chosen for a "
-            "time: `layerwise plan --data CORPUS --budget 30m`"
-        )
+        sized = "to have the size chosen for a time: `layerwise plan --data CORPUS --budget 30m`"
+        raise OptionError(f"to plan a network, name it: `layerwise plan resnet50`; {sized}")
     chosen, machine, quiet = settings(budget=budget), runtime.start(), Console(quiet=True)
     examples, learned = understand(data, chosen, quiet)
     if not learned.follows_law:
@@ -109,12 +98,10 @@ def plan_corpus(model: str, data: str, budget: str) -> Any:
     left = TRAINING_SHARE * seconds(budget)
     with tempfile.TemporaryDirectory() as folder:
         job = Job(chosen, pathlib.Path(folder), task, rows.train, rows.val, machine, quiet)
-        return start(job, "scratch", None, lambda: choose_by_law(job, reader, left)).plan
-
-
-def task_of_data(data: str) -> tuple[Task, int]:
-    examples = open_data(data)
-    return task_for(examples), len(split(examples)["train"])
+        scratch = lambda: choose_by_law(job, reader, left)  # noqa: E731
+        found = new_contender(job, "scratch", None, scratch).plan
+    assert found is not None, "a contender is planned when it starts"
+    return found
 
 
 def example_batch(

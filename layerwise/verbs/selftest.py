@@ -57,7 +57,9 @@ def selftest(
     if not (folder / "run.json").exists() or not (folder / "model" / "layerwise.json").exists():
         raise OptionError(f"selftest takes the folder of a finished run; {folder} holds none")
     if rows <= PARTS:
-        raise OptionError(f"--rows must be above {PARTS}, to be dealt out; {rows} was given")
+        raise OptionError(
+            f"--rows must be above {PARTS}, one for each micro-batch; {rows} was given"
+        )
     values, model = read_json(folder / "run.json"), load(folder)
     chosen = settings(**values["settings"])
     machine = runtime.start(chosen.device, chosen.dtype, chosen.threads)
@@ -87,7 +89,6 @@ def rows_of(model: Model, data: str, chosen: Settings, n: int) -> Examples:
     else:
         some = task.aligned(examples.subset(train))
     if len(some) <= PARTS:
-        raise DataError(
-            f"{data}: {len(some)} rows to train on; selftest deals out more than {PARTS}"
-        )
+        few = f"{len(some)} rows to train on"
+        raise DataError(f"{data}: {few}; selftest needs more than {PARTS}")
     return some.subset(np.sort(rng.permutation(len(some))[:n]))

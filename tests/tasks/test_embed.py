@@ -125,7 +125,7 @@ def test_matryoshka_is_the_mean_over_the_sizes():
 
 
 def test_a_batch_of_one_pair_is_refused():
-    with pytest.raises(DataError, match="nothing to tell it from"):
+    with pytest.raises(DataError, match="nothing to compare it with"):
         Embed("matches").count(given(1, 2)[1])
     assert Embed("matches").count(given(1, 3)[1]) == 1
 

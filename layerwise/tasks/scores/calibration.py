@@ -17,7 +17,8 @@ from layerwise.errors import DataError, OptionError
 from layerwise.tasks.scores.metrics import check_rows
 
 BINS = 15
-COLDEST, HOTTEST = 0.02, 50.0  # no temperature is sought outside
+Bin = dict[str, float]
+COLDEST, HOTTEST = 0.02, 50.0  # the bounds of the search
 
 
 # ---- temperature -----------------------------------------------------------------------------
@@ -28,7 +29,7 @@ def fit_temperature(logits: ndarray, targets: ndarray) -> float:
 
     logits: (n, C) with targets (n,), or (n, C) with 0/1 targets (n, C): each label for itself.
     A prior, log T ~ normal(0, 1), worth about one row, keeps T from running to 0 where every row
-    is right (20 of 20 is no proof of certainty). Newton steps on log(1 / T), kept in a bracket.
+    is right (20 of 20 does not prove certainty). Newton steps on log(1 / T), kept in a bracket.
     """
     if np.ndim(targets) == 2:
         z = np.asarray(logits, np.float64).reshape(-1)
@@ -61,13 +62,9 @@ def moments(z: ndarray, beta: float) -> tuple[ndarray, ndarray]:
     return mean, np.einsum("ij,ij->i", p, z) / total
 
 
-def reliability(
-    probabilities: ndarray, targets: ndarray, bins: int = BINS
-) -> list[dict[str, float]]:
+def reliability(probabilities: ndarray, targets: ndarray, bins: int = BINS) -> list[Bin]:
     """Per bin of the top probability: low, high, count, mean confidence, accuracy (nan: empty)."""
-    check_rows(probabilities, targets)
-    confidence, right = probabilities.max(1), probabilities.argmax(1) == targets
-    count, sure, hits = bin_sums(confidence, right, bins)
+    count, sure, hits = bin_sums(probabilities, targets, bins)
     filled = np.where(count > 0, count, np.nan)
     columns = (np.arange(bins) / bins, np.arange(1, bins + 1) / bins, count)
     names = ("low", "high", "count", "confidence", "accuracy")
@@ -77,28 +74,27 @@ def reliability(
 
 def ece(probabilities: ndarray, targets: ndarray, bins: int = BINS) -> float:
     """Expected calibration error: mean gap between confidence and accuracy, weighted by rows."""
-    check_rows(probabilities, targets)
-    confidence, right = probabilities.max(1), probabilities.argmax(1) == targets
-    _, sure, hits = bin_sums(confidence, right, bins)
+    _, sure, hits = bin_sums(probabilities, targets, bins)
     return float(np.abs(sure - hits).sum() / len(targets))
 
 
-def bin_sums(confidence: ndarray, right: ndarray, bins: int) -> tuple[ndarray, ndarray, ndarray]:
-    """Sums per bin (low, high]: rows, confidence, right ones."""
+def bin_sums(probabilities: ndarray, targets: ndarray, bins: int) -> list[ndarray]:
+    """Sums per bin (low, high] of the top probability: rows, this probability, right rows."""
+    check_rows(probabilities, targets)
+    confidence, right = probabilities.max(1), probabilities.argmax(1) == targets
     index = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
-    return tuple(np.bincount(index, w, bins) for w in (None, confidence, right))  # type: ignore[return-value]
+    return [np.bincount(index, w, bins) for w in (None, confidence, right)]
 
 
 # ---- conformal sets --------------------------------------------------------------------------
 def conformal_quantile(values: ndarray, alpha: float) -> float:
     """The ceil((n + 1)(1 - alpha))-th smallest value; infinite when n is too small for alpha.
 
-    values: how ill the truth fitted held-out rows, (n,).
+    values: how badly the truth fitted held-out rows, (n,).
     """
     if not 0 < alpha < 1:
-        raise OptionError(
-            f"alpha is the share of sets that may miss, between 0 and 1; {alpha} was given"
-        )
+        what = "alpha is the share of sets that may miss, between 0 and 1"
+        raise OptionError(f"{what}; {alpha} was given")
     if not len(values):
         raise DataError("conformal sets need held-out rows; none were given")
     rank = math.ceil((len(values) + 1) * (1 - alpha) - 1e-9)

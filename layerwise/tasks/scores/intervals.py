@@ -10,7 +10,7 @@ Shapes: n rows, R resamples. All randomness follows from `seed`.
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Any
 
@@ -20,7 +20,9 @@ from numpy import ndarray
 from layerwise.data.binomial import exact_share, mcnemar
 from layerwise.errors import DataError
 from layerwise.tasks.scores import metrics
+from layerwise.tasks.scores.metrics import Metric
 
+LEVEL = 0.95  # of intervals, and one less the largest p of a difference that is shown
 CELLS = 1 << 22  # weights held at once: 32 MiB
 ALL_OR_NOTHING = {  # 1 where every row is right, 0 where none is
     "accuracy", "top_k", "balanced_accuracy", "macro_f1", "recall_at_1", "entity_f1", "answer_f1"
@@ -52,19 +54,14 @@ class Comparison:
     n: int
     test: str
     better: str  # "A", "B", or "" where no difference is shown
-    sentence: str
+    sentence: str = ""
 
 
 # ---- one model -------------------------------------------------------------------------------
 
 
 def interval(
-    metric: metrics.Metric,
-    outputs: ndarray,
-    targets: ndarray,
-    level: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
+    metric: Metric, outputs: ndarray, targets: ndarray, resamples: int = 2000, seed: int = 0
 ) -> Interval:
     """The metric on all rows with its interval.
 
@@ -76,12 +73,12 @@ def interval(
     draws = np.concatenate([metric(outputs, targets, w) for w in counts(n, resamples, seed)])
     if np.ptp(draws) == 0:
         if plain(metric).__name__ in ALL_OR_NOTHING and value in (0, 1):
-            low, high = exact_share(round(value * n), n, level)
-            return Interval(value, low, high, level, n, "Clopper-Pearson")
-        return Interval(value, value, value, level, n, "BCa bootstrap")
+            low, high = exact_share(round(value * n), n, LEVEL)
+            return Interval(value, low, high, LEVEL, n, "Clopper-Pearson")
+        return Interval(value, value, value, LEVEL, n, "BCa bootstrap")
     groups = [metric(outputs, targets, w) for w in leave_out(n, seed)]
-    low, high = bca(draws, value, np.concatenate(groups), level)
-    return Interval(value, low, high, level, n, "BCa bootstrap")
+    low, high = bca(draws, value, np.concatenate(groups))
+    return Interval(value, low, high, LEVEL, n, "BCa bootstrap")
 
 
 def plain(metric: object) -> Any:
@@ -109,7 +106,7 @@ def leave_out(n: int, seed: int, most: int = 200) -> Iterator[ndarray]:
         yield (member != left_out).astype(np.float64)
 
 
-def bca(draws: ndarray, value: float, jackknife: ndarray, level: float) -> tuple[float, float]:
+def bca(draws: ndarray, value: float, jackknife: ndarray) -> tuple[float, float]:
     """Ends of the interval: percentiles of `draws` moved for bias and skewness."""
     normal = NormalDist()
     draws = draws[~np.isnan(draws)]
@@ -121,7 +118,7 @@ def bca(draws: ndarray, value: float, jackknife: ndarray, level: float) -> tuple
     d = np.nanmean(jackknife) - jackknife[~np.isnan(jackknife)]
     acceleration = float(metrics.divide((d**3).sum(), 6 * (d**2).sum() ** 1.5))
     ends = []
-    for tail in ((1 - level) / 2, (1 + level) / 2):
+    for tail in ((1 - LEVEL) / 2, (1 + LEVEL) / 2):
         z = bias + normal.inv_cdf(tail)
         ends.append(normal.cdf(bias + z / max(1e-6, 1 - acceleration * z)))
     low, high = np.quantile(draws, ends)
@@ -132,12 +129,11 @@ def bca(draws: ndarray, value: float, jackknife: ndarray, level: float) -> tuple
 
 
 def compare(
-    metric: metrics.Metric,
+    metric: Metric,
     outputs_a: ndarray,
     outputs_b: ndarray,
     targets: ndarray,
     higher_is_better: bool = True,
-    level: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
 ) -> Comparison:
@@ -147,9 +143,8 @@ def compare(
     Errors: DataError when the rows are not the same number.
     """
     if len(outputs_a) != len(outputs_b):
-        raise DataError(
-            f"A has {len(outputs_a)} rows and B {len(outputs_b)}: compare on the same rows"
-        )
+        both = f"A has {len(outputs_a)} rows and B {len(outputs_b)}"
+        raise DataError(f"{both}: compare on the same rows")
     n = len(targets)
     a, b = metric(outputs_a, targets), metric(outputs_b, targets)
 
@@ -158,24 +153,23 @@ def compare(
 
     draws = np.concatenate([gap(w) for w in counts(n, resamples, seed)])
     groups = np.concatenate([gap(w) for w in leave_out(n, seed)])
-    low, high = (b - a, b - a) if np.ptp(draws) == 0 else bca(draws, b - a, groups, level)
+    low, high = (b - a, b - a) if np.ptp(draws) == 0 else bca(draws, b - a, groups)
     if metric is metrics.accuracy:
         p = mcnemar(outputs_a.argmax(1) == targets, outputs_b.argmax(1) == targets)
         test = "McNemar's exact test"
     else:
-        p = permutation_p(metric, outputs_a, outputs_b, targets, b - a, resamples, seed)
+        p = permutation_p(metric, [outputs_a, outputs_b], targets, b - a, resamples, seed)
         test = "paired permutation test"
     ahead = "B" if (b > a) == higher_is_better else "A"
-    better = ahead if p < 1 - level and a != b else ""
+    better = ahead if p < 1 - LEVEL and a != b else ""
     spread = float(np.std(draws[~np.isnan(draws)] if b == b and a == a else 0.0))
-    sentence = say(metric, (a, b), (low, high), level, p, n, test, better, spread)
-    return Comparison(a, b, b - a, low, high, p, n, test, better, sentence)
+    found = Comparison(a, b, b - a, low, high, p, n, test, better)
+    return replace(found, sentence=say(metric, found, spread))
 
 
 def permutation_p(
-    metric: metrics.Metric,
-    outputs_a: ndarray,
-    outputs_b: ndarray,
+    metric: Metric,
+    pair: list[ndarray],
     targets: ndarray,
     difference: float,
     resamples: int,
@@ -183,7 +177,7 @@ def permutation_p(
 ) -> float:
     """Two-sided p-value: how often swapping A and B row by row at random gives this much."""
     rng = np.random.default_rng([seed, 2])
-    both, twice = np.concatenate([outputs_a, outputs_b]), np.concatenate([targets, targets])
+    both, twice = np.concatenate(pair), np.concatenate([targets, targets])
     n, extreme = len(targets), 0
     step = max(1, CELLS // (2 * n))
     for start in range(0, resamples, step):
@@ -197,28 +191,18 @@ def permutation_p(
 SHARES = (metrics.accuracy, metrics.top_k, metrics.balanced_accuracy)  # said in points of 100
 
 
-def say(
-    metric: metrics.Metric,
-    values: tuple[float, float],
-    ends: tuple[float, float],
-    level: float,
-    p: float,
-    n: int,
-    test: str,
-    better: str,
-    spread: float,
-) -> str:
+def say(metric: Metric, found: Comparison, spread: float) -> str:
     """The result in one sentence for a person, with what it would take where it is open."""
     scale, unit = (100, " points") if plain(metric) in SHARES else (1, "")
-    name = plain(metric).__name__.replace("_", " ")
-    d, low, high = (scale * v for v in (values[1] - values[0], *ends))
+    name, n = plain(metric).__name__.replace("_", " "), found.n
+    values = found.a, found.b, found.difference, found.low, found.high
+    a, b, d, low, high = (scale * v for v in values)
     evidence = (
-        f"{name} {scale * values[0]:.4g} for A and {scale * values[1]:.4g} for B, difference "
-        f"{d:+.3g}{unit}, {level:.0%} interval {low:+.3g} to {high:+.3g}, "
-        f"p = {p:.2g} ({test}, {n:,} rows)"
+        f"{name} {a:.4g} for A and {b:.4g} for B, difference {d:+.3g}{unit}, {LEVEL:.0%} interval "
+        f"{low:+.3g} to {high:+.3g}, p = {found.p:.2g} ({found.test}, {n:,} rows)"
     )
-    if better:
-        return f"{better} is better: {evidence}."
+    if found.better:
+        return f"{found.better} is better: {evidence}."
     if math.isnan(d):
         return f"One of the scores is not defined: {evidence}."
     if d == 0 or spread == 0:

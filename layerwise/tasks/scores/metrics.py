@@ -8,7 +8,7 @@ Shapes: n rows, C classes or labels, R weightings. Ties in scores count as one t
 win in the area under the curve), so results do not depend on the order of the rows.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from numpy import ndarray
 from layerwise.errors import DataError
 
 Metric = Callable[..., Any]
+Weights = ndarray | None
 Arrays = tuple[ndarray, ndarray]  # outputs and targets
 
 # ---- probabilities ---------------------------------------------------------------------------
@@ -42,13 +43,13 @@ def sigmoid(logits: ndarray) -> ndarray:
 # ---- classes ---------------------------------------------------------------------------------
 
 
-def accuracy(outputs: ndarray, targets: ndarray, weights: ndarray | None = None) -> Any:
+def accuracy(outputs: ndarray, targets: ndarray, weights: Weights = None) -> Any:
     """Share of rows whose largest output (n, C) is the right class (n,)."""
     check_rows(outputs, targets)
     return average(outputs.argmax(1) == targets, weights)
 
 
-def top_k(outputs: ndarray, targets: ndarray, weights: ndarray | None = None, k: int = 5) -> Any:
+def top_k(outputs: ndarray, targets: ndarray, weights: Weights = None, k: int = 5) -> Any:
     """Share of rows whose class is among the `k` largest outputs; ties count against it."""
     check_rows(outputs, targets)
     own = outputs[np.arange(len(targets)), targets][:, None]  # (n, 1)
@@ -56,13 +57,13 @@ def top_k(outputs: ndarray, targets: ndarray, weights: ndarray | None = None, k:
     return average(rank <= k, weights)
 
 
-def balanced_accuracy(outputs: ndarray, targets: ndarray, weights: ndarray | None = None) -> Any:
+def balanced_accuracy(outputs: ndarray, targets: ndarray, weights: Weights = None) -> Any:
     """Mean over the classes that occur of the share of their rows that is right (recall)."""
     hits, occurs, _ = class_counts(outputs, targets, weights)
     return scalar(mean_where(divide(hits, occurs), occurs > 0))
 
 
-def macro_f1(outputs: ndarray, targets: ndarray, weights: ndarray | None = None) -> Any:
+def macro_f1(outputs: ndarray, targets: ndarray, weights: Weights = None) -> Any:
     """Mean F1 over the classes that occur or are predicted, each counting the same."""
     hits, occurs, predicted = class_counts(outputs, targets, weights)
     both = occurs + predicted
@@ -76,14 +77,14 @@ def confusion(outputs: ndarray, targets: ndarray) -> ndarray:
     return np.bincount(targets * c + outputs.argmax(1), minlength=c * c).reshape(c, c)
 
 
-def log_loss(probabilities: ndarray, targets: ndarray, weights: ndarray | None = None) -> Any:
+def log_loss(probabilities: ndarray, targets: ndarray, weights: Weights = None) -> Any:
     """Mean negative log probability (nats) of the right class; zeros count as 1e-15."""
     check_rows(probabilities, targets)
     own = np.asarray(probabilities, np.float64)[np.arange(len(targets)), targets]
     return average(-np.log(np.maximum(own, 1e-15)), weights)
 
 
-def auc(outputs: ndarray, targets: ndarray, weights: ndarray | None = None) -> Any:
+def auc(outputs: ndarray, targets: ndarray, weights: Weights = None) -> Any:
     """Area under the ROC curve; more than two classes: mean of each class against the rest.
 
     outputs: scores (n,) of the positive class, or (n, C); with more than two classes give
@@ -101,9 +102,7 @@ def auc(outputs: ndarray, targets: ndarray, weights: ndarray | None = None) -> A
     return like(mean_where(areas, ~np.isnan(areas)), weights)
 
 
-def mean_average_precision(
-    outputs: ndarray, targets: ndarray, weights: ndarray | None = None
-) -> Any:
+def mean_average_precision(outputs: ndarray, targets: ndarray, weights: Weights = None) -> Any:
     """Average precision of each label, averaged over the labels that occur.
 
     outputs, targets: (n, C) scores and 0/1. Average precision is the step-wise area under the
@@ -119,17 +118,17 @@ def mean_average_precision(
 # ---- numbers: outputs (n,) or (n, 1), targets (n,) -------------------------------------------
 
 
-def rmse(outputs: ndarray, targets: ndarray, weights: ndarray | None = None) -> Any:
+def rmse(outputs: ndarray, targets: ndarray, weights: Weights = None) -> Any:
     """Root of the mean squared error, in the target's unit."""
     return scalar(np.sqrt(average(errors(outputs, targets) ** 2, weights)))
 
 
-def mae(outputs: ndarray, targets: ndarray, weights: ndarray | None = None) -> Any:
+def mae(outputs: ndarray, targets: ndarray, weights: Weights = None) -> Any:
     """Mean absolute error, in the target's unit."""
     return average(np.abs(errors(outputs, targets)), weights)
 
 
-def r2(outputs: ndarray, targets: ndarray, weights: ndarray | None = None) -> Any:
+def r2(outputs: ndarray, targets: ndarray, weights: Weights = None) -> Any:
     """Share of the target's variance that is explained; nan when the target does not vary."""
     error = average(errors(outputs, targets) ** 2, weights)
     y = np.asarray(targets, np.float64)
@@ -138,14 +137,14 @@ def r2(outputs: ndarray, targets: ndarray, weights: ndarray | None = None) -> An
     return scalar(1 - divide(error, np.where(variance > 1e-12 * np.mean(y**2), variance, np.nan)))
 
 
-def pearson(outputs: ndarray, targets: ndarray, weights: ndarray | None = None) -> Any:
+def pearson(outputs: ndarray, targets: ndarray, weights: Weights = None) -> Any:
     """Correlation of outputs (n,) with targets (n,); nan where one of them does not vary."""
     check_rows(outputs, targets)
     w = np.ones((1, len(targets))) if weights is None else np.atleast_2d(weights)
     return like(correlation(np.asarray(outputs, np.float64), targets, w), weights)
 
 
-def spearman(outputs: ndarray, targets: ndarray, weights: ndarray | None = None) -> Any:
+def spearman(outputs: ndarray, targets: ndarray, weights: Weights = None) -> Any:
     """Correlation of the ranks of outputs (n,) and targets (n,); equal values share their rank."""
     check_rows(outputs, targets)
     w = np.ones((1, len(targets))) if weights is None else np.atleast_2d(weights)
@@ -185,9 +184,8 @@ def errors(outputs: ndarray, targets: ndarray) -> ndarray:
 def check_rows(outputs: ndarray, targets: ndarray) -> None:
     """Errors: DataError when the lengths differ, there is no row, or an output is not finite."""
     if len(outputs) != len(targets):
-        raise DataError(
-            f"{len(outputs)} outputs for {len(targets)} targets: they must be the same rows"
-        )
+        both = f"{len(outputs)} outputs for {len(targets)} targets"
+        raise DataError(f"{both}: they must be of the same rows")
     if not len(targets):
         raise DataError("there is no row to score; give a test set with at least one row")
     if not np.isfinite(outputs).all():
@@ -198,7 +196,7 @@ def check_rows(outputs: ndarray, targets: ndarray) -> None:
         )
 
 
-def average(values: ndarray, weights: ndarray | None) -> Any:
+def average(values: ndarray, weights: Weights) -> Any:
     """Weighted mean over rows of values (n,): a float, or (R,) for weights (R, n)."""
     values = np.asarray(values, np.float64)
     if weights is None:
@@ -206,9 +204,7 @@ def average(values: ndarray, weights: ndarray | None) -> Any:
     return scalar(weights @ values / weights.sum(-1))
 
 
-def class_counts(
-    outputs: ndarray, targets: ndarray, weights: ndarray | None
-) -> tuple[ndarray, ndarray, ndarray]:
+def class_counts(outputs: ndarray, targets: ndarray, weights: Weights) -> Sequence[ndarray]:
     """Weighted (..., C) counts: right, occurring, predicted."""
     check_rows(outputs, targets)
     predicted = outputs.argmax(1)
@@ -216,17 +212,13 @@ def class_counts(
     c = outputs.shape[1]
     if weights is None:
         weights = np.ones(len(targets))
+    hits = predicted[right]
     rows = [
-        (
-            np.bincount(targets[right], w[right], c),
-            np.bincount(targets, w, c),
-            np.bincount(predicted, w, c),
-        )
+        [np.bincount(hits, w[right], c), np.bincount(targets, w, c), np.bincount(predicted, w, c)]
         for w in np.atleast_2d(weights)
     ]
     counts = np.moveaxis(np.array(rows), 1, 0)  # (3, R, C)
-    hits, occurs, chosen = counts if weights.ndim == 2 else counts[:, 0]
-    return hits, occurs, chosen
+    return list(counts if weights.ndim == 2 else counts[:, 0])
 
 
 def columns(weights: ndarray | None, n: int) -> ndarray:
@@ -284,7 +276,7 @@ def mean_where(values: ndarray, where: ndarray) -> ndarray:
     return divide(np.where(where, values, 0).sum(-1), where.sum(-1), empty=np.nan)
 
 
-def like(values: ndarray, weights: ndarray | None) -> Any:
+def like(values: ndarray, weights: Weights) -> Any:
     """(R,) for many weightings, a float for one."""
     return values if weights is not None and weights.ndim == 2 else float(values[0])
 
