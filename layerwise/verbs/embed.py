@@ -116,7 +116,7 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 
 # ---- what is embedded ----------------------------------------------------------------------------
-def things_in(data: Any, kind: Kind) -> tuple[Any, list[str]]:
+def things_in(data: Place, kind: Kind) -> tuple[Any, list[str]]:
     """What to embed, and what to call each: of a list its items, of files what lies in them.
 
     Rows of several texts give each of them; plain text its paragraphs, or its lines where no line
