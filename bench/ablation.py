@@ -17,8 +17,7 @@ import numpy as np
 import sidebyside
 from torch import Tensor, nn
 
-from layerwise import models
-from layerwise import runtime
+from layerwise import models, runtime
 from layerwise.adapt.groups import parameter_groups
 from layerwise.data.examples import Examples
 from layerwise.data.loader import Batches

@@ -45,8 +45,7 @@ def ours(name: str, seconds: float, between: Callable[[], Any] = lambda: None) -
     import numpy as np
     import torch
 
-    from layerwise import models
-    from layerwise import runtime
+    from layerwise import models, runtime
     from layerwise.adapt.groups import parameter_groups
     from layerwise.data.examples import Batch
     from layerwise.tasks.causal import Causal

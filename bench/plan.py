@@ -234,7 +234,7 @@ def say(what: str, errors: list[float], median: float = 0.0, tail: float = 0.0) 
 
 
 def calibrate() -> None:
-    """Run the plain networks and show how the error moves with the constant of planning/memory.py."""
+    """Run the plain networks and show how the error moves with a constant of planning/memory.py."""
     from layerwise.planning import memory
 
     with tempfile.TemporaryDirectory() as folder:

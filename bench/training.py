@@ -36,8 +36,7 @@ def ours(name: str, seconds: float) -> dict:
     import numpy as np
     import torch
 
-    from layerwise import models
-    from layerwise import runtime
+    from layerwise import models, runtime
     from layerwise.adapt.groups import parameter_groups
     from layerwise.data.examples import Batch
     from layerwise.planning import forward_flops

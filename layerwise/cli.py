@@ -241,7 +241,7 @@ def complain(error: BaseException, code: int, argv: list[str]) -> int:
     return code
 
 
-def run(arguments: Any) -> int:
+def run(arguments: object) -> int:
     """Call the verb, with progress on standard error where standard output is for JSON."""
     from layerwise import commands
     from layerwise.console import Console

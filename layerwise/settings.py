@@ -12,7 +12,7 @@ from typing import Any
 from layerwise.errors import OptionError, unknown
 
 
-def option(default: Any, text: str, choices: str = "") -> Any:
+def option(default: object, text: str, choices: str = "") -> Any:
     """choices: names with blanks between them."""
     return field(default=default, metadata={"help": text, "choices": tuple(choices.split())})
 
@@ -98,7 +98,7 @@ SHARES = {"val", "test", "ema", "lora_dropout", "label_smoothing"}
 CHOSEN = {"weight_decay", "warmup_steps", "label_smoothing"}  # where they are -1
 
 
-def check_number(name: str, value: Any) -> None:
+def check_number(name: str, value: object) -> None:
     """Errors: a number outside its range, with the range."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return
@@ -126,7 +126,7 @@ def settings(**options: Any) -> Settings:
     return Settings(**options)
 
 
-def convert(name: str, value: Any, wanted: type) -> Any:
+def convert(name: str, value: object, wanted: type) -> Any:
     """`value` as the option's type: integers pass for floats, paths for strings."""
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)

@@ -97,7 +97,7 @@ def read_json(path: Path, kind: type = dict) -> Any:
     return values
 
 
-def write_json(path: Path, values: Any) -> None:
+def write_json(path: Path, values: object) -> None:
     """Errors: StorageError, with the earlier file as it was."""
     with replacing(path) as partial:
         partial.write_text(json.dumps(values, indent=1, ensure_ascii=False), "utf-8")
@@ -124,7 +124,7 @@ def content_hash(value: Any) -> bytes:
     return hashlib.blake2b(value, digest_size=DIGEST).digest()
 
 
-def fingerprint(raw: Any, name: str) -> str:
+def fingerprint(raw: object, name: str) -> str:
     """32 hexadecimal digits, equal for equal content: of a file by its path, size and times."""
     if not isinstance(raw, str | os.PathLike):
         return content_hash(raw).hex()

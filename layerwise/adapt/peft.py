@@ -231,7 +231,7 @@ def read_adapter(folder: Path, rules: Rules) -> tuple[dict[str, dict], dict[str,
 
 
 def update_of(theirs: str, values: dict[str, Any]) -> Update:
-    def pattern(field: str, usual: Any) -> Any:
+    def pattern(field: str, usual: object) -> Any:
         own = (values[field] or {}).items()
         return next((v for k, v in own if re.match(rf"(.*\.)?({k})$", theirs)), usual)
 

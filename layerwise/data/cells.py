@@ -130,7 +130,7 @@ def _dates(text: pa.Array) -> Typed | None:
     return Typed(dates, note=f"read as {form}, month before day" if len(fitting) > 1 else "")
 
 
-def numbers_of(values: Any) -> np.ndarray:
+def numbers_of(values: object) -> np.ndarray:
     """Any column to float64 (n,), NaN where a cell is missing, infinite or no number."""
     array = as_array(values)
     if array.type == pa.string():
@@ -143,7 +143,7 @@ def numbers_of(values: Any) -> np.ndarray:
     return np.where(np.isfinite(numbers), numbers, np.nan)
 
 
-def texts_of(values: Any) -> pa.Array:
+def texts_of(values: object) -> pa.Array:
     """Any column to trimmed text, null where missing; 3.0 is written '3', True 'true'."""
     array = as_array(values)
     if array.type == pa.string():
@@ -153,7 +153,7 @@ def texts_of(values: Any) -> pa.Array:
     return pc.cast(array, pa.string())
 
 
-def dates_of(values: Any) -> np.ndarray:
+def dates_of(values: object) -> np.ndarray:
     """Any column to datetime64[us] (n,), NaT where a cell is missing or no date."""
     array = as_array(values)
     dates = pa.nulls(len(array), DATE)

@@ -130,7 +130,7 @@ def _cifar_names(members: dict[str, bytes], key: str) -> tuple[str, ...]:
     return ()
 
 
-def _text_keys(value: Any) -> dict[str, Any]:
+def _text_keys(value: object) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise DataError("a CIFAR batch should be a pickled dict; download it again")
     return {k.decode("latin1") if isinstance(k, bytes) else str(k): v for k, v in value.items()}

@@ -185,7 +185,7 @@ def hub_features(schema: pa.Schema) -> dict[str, Any]:
         return {}
 
 
-def class_names(feature: Any) -> tuple[str, ...]:
+def class_names(feature: object) -> tuple[str, ...]:
     """Of a column of classes, or of lists of them; () for another."""
     inner = feature[0] if isinstance(feature, list) else feature.get("feature", feature)
     return tuple(inner.get("names") or ()) if isinstance(inner, dict) else ()
@@ -194,7 +194,7 @@ def class_names(feature: Any) -> tuple[str, ...]:
 def with_class_names(raw: RawTable) -> RawTable:
     """Rows with the names of classes in place of their numbers; nothing where these are below 0."""
 
-    def named(cell: Any) -> Any:
+    def named(cell: object) -> Any:
         if isinstance(cell, list):
             return [named(one) for one in cell]
         return names[cell] if isinstance(cell, int) and 0 <= cell < len(names) else None
@@ -285,7 +285,7 @@ def kept_together(examples: Examples, group: str) -> list[Finding]:
 def _targets(records: Records, column: str, reading: Reading) -> Any:
     """Class numbers with the names the schema gives them; else as any column of labels."""
     what = f"column '{column}' of {records.files}"
-    feature: Any = hub_features(records.data.schema).get(column, {})
+    feature: object = hub_features(records.data.schema).get(column, {})
     several = isinstance(feature, list) or feature.get("_type") in ("Sequence", "List")
     classes = class_names(feature)
     cells, values = flat(records.data.column(column)), records.cells(column)

@@ -57,7 +57,7 @@ class _Array:
 class _Kind:
     """Stands in for numpy.dtype: numbers of at most 8 bytes."""
 
-    def __init__(self, name: str | bytes, *_: Any):
+    def __init__(self, name: str | bytes, *_: object):
         self.name, self.order = _ascii(name), "="
 
     def __setstate__(self, state: tuple) -> None:
@@ -108,7 +108,7 @@ class _Unpickler(pickle._Unpickler):
         return self.known[f"{module}.{name}"]
 
 
-def _finished(value: Any) -> Any:
+def _finished(value: object) -> Any:
     """The stand-ins replaced by the arrays they hold."""
     if isinstance(value, _Array):
         return value.value

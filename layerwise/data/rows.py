@@ -80,7 +80,7 @@ def _from_json(held: Any, file: str) -> RawTable:
     return RawTable(held, file, first_row=1)
 
 
-def _objects(held: Any) -> bool:
+def _objects(held: object) -> bool:
     return isinstance(held, list) and bool(held) and all(isinstance(row, dict) for row in held)
 
 

@@ -124,7 +124,7 @@ def _each(function: Callable[[Any], Any], values: Sequence[Any]) -> list[Any]:
     return [results[value] for value in values]
 
 
-def _cell(value: Any) -> Any:
+def _cell(value: object) -> Any:
     """None where there is no label; text trimmed; whole floats as they are."""
     if isinstance(value, str):
         text = label_text(value)
@@ -132,7 +132,7 @@ def _cell(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def _text(cell: Any) -> str:
+def _text(cell: object) -> str:
     if isinstance(cell, bool):
         return str(cell).lower()
     if isinstance(cell, float) and cell.is_integer():
@@ -178,7 +178,7 @@ def _separator(cells: list[Any], what: str) -> str:
     return ""
 
 
-def _several(cell: Any, separator: str) -> list[str]:
+def _several(cell: object, separator: str) -> list[str]:
     read = cell if isinstance(cell, list) else _json_list(str(cell)) if separator == "[" else None
     if read is None:
         read = _text(cell).split(separator) if separator not in ("", "[") else [cell]

@@ -70,7 +70,7 @@ def pieces(path: Path) -> Iterator[str]:
 
     Errors: DataError for bytes that are not text, and for lines that are too long.
     """
-    decoder: Any = None
+    decoder: object = None
     at, line, since = 0, 1, 0  # bytes and lines before this block, bytes since the last line end
     for block in blocks(path):
         if decoder is None:

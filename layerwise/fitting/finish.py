@@ -221,7 +221,7 @@ def forecast_beside(winner: Contender) -> dict[str, Any] | None:
     return found
 
 
-def without_pictures(value: Any) -> Any:
+def without_pictures(value: object) -> Any:
     """The document without its thumbnails: they are large, and only for the page."""
     if isinstance(value, dict):
         return {k: without_pictures(v) for k, v in value.items() if k not in ("image", "overlay")}

@@ -3,8 +3,6 @@
 Every choice is a plain rule with its reason beside it; `fit` prints what was chosen.
 """
 
-from typing import Any
-
 from layerwise.kinds.contract import Start
 from layerwise.settings import Settings
 from layerwise.train.run import Recipe
@@ -17,7 +15,7 @@ AS_SET = (
 
 
 def recipe_for(
-    start: Start, n_rows: int, settings: Settings, augment: Any = None, width: int = 0
+    start: Start, n_rows: int, settings: Settings, augment: object = None, width: int = 0
 ) -> Recipe:
     """n_rows: to train on; augment: as their kind has it; width: of the network, 0 for unknown."""
     micro = settings.device_batch_size or max(1, start.batch // settings.grad_accum_steps)

@@ -50,7 +50,7 @@ TRAINING_SHARE = 0.85  # of the budget; the rest is for scoring, probing and the
 
 
 def fit(
-    data: Named = "", resume: Named = "", console: Console | None = None, **options: Any
+    data: Named = "", resume: Named = "", console: Console | None = None, **options: object
 ) -> Result:
     """Train the best model that the data and the budget allow.
 

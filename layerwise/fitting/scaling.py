@@ -222,7 +222,7 @@ def run_proxy(
 class Proxy:
     """A small decoder in training, and copies of it that decay."""
 
-    def __init__(self, job: Job, config: Any, recipe: Recipe, batches: Batches):
+    def __init__(self, job: Job, config: object, recipe: Recipe, batches: Batches):
         self.job, self.recipe, self.batches = job, recipe, batches
         self.network = fresh(lambda: models.build("llama", config), recipe.seed)
         self.network = self.network.to(job.machine.device)

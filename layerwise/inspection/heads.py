@@ -60,7 +60,7 @@ def witnessed(module: nn.Module, see: Callable[..., None]) -> FunctionType:
         see(q, k, v, mask, causal, options)
         return attention(q, k, v, mask, causal, dropout=dropout, **options)
 
-    own: Any = type(module).forward
+    own: object = type(module).forward
     scope = own.__globals__ | {"attention": witness}
     out = FunctionType(own.__code__, scope, own.__name__, own.__defaults__, own.__closure__)
     out.__kwdefaults__ = own.__kwdefaults__
@@ -111,9 +111,8 @@ def contributions(module: nn.Module, weights: Tensor, v: Tensor) -> np.ndarray:
     """(H,) how much each head adds to the stream: its output's size times its part of `o_proj`."""
     v = v.repeat_interleave(weights.shape[1] // v.shape[1], dim=1)  # (B, H, S, Dh)
     sizes = (weights.to(v.dtype) @ v).float().square().mean((0, 2, 3)).sqrt()  # (H,)
-    out = module.get_parameter("o_proj.weight")
-    parts = out.detach().unflatten(1, (len(sizes), -1)).float().norm(dim=(0, 2))
-    return (sizes * parts).double().cpu().numpy()
+    out = module.get_parameter("o_proj.weight").detach().unflatten(1, (len(sizes), -1))
+    return (sizes * out.float().norm(dim=(0, 2))).double().cpu().numpy()
 
 
 def head_statistics(layer: nn.Module, args: tuple, options: dict[str, Any]) -> dict[str, float]:
@@ -139,7 +138,7 @@ def head_statistics(layer: nn.Module, args: tuple, options: dict[str, Any]) -> d
     return out | {"entropy": float(np.median(where["entropy"])), "sharp": float(stuck.mean())}
 
 
-def first_row(value: Any, n_rows: int) -> Any:
+def first_row(value: object, n_rows: int) -> Any:
     """The arguments of a forward pass cut to one row; what has no rows stays whole."""
     if isinstance(value, Tensor):
         return value[:1] if value.ndim > 2 and len(value) == n_rows else value

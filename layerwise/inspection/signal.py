@@ -75,8 +75,7 @@ def signal(network: Network, probe: Batch, held_out: Batch | None) -> Signal:
                 return Signal(True, tried[-1])
     unseen = probe if held_out is None else held_out
     if not usable(unseen):
-        few = f"only {len(unseen)} rows: too few to tell whether labels can be predicted"
-        return Signal(None, few)
+        return Signal(None, f"only {len(unseen)} rows: too few to tell if labels can be predicted")
     return Signal(False, "; ".join(tried))
 
 

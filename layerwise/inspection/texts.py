@@ -77,7 +77,6 @@ def rows_of_text(x: Tensor, batch: Batch) -> Tensor:
 
 def counts(tokens: Tensor, mask: Tensor | None = None) -> Tensor:
     """(B, T) token numbers to (B, WORDS): log(1 + how often), rare tokens sharing a column."""
-    columns = tokens % WORDS
     weights = torch.ones_like(tokens, dtype=torch.float32) if mask is None else mask.float()
-    found = weights.new_zeros(len(tokens), WORDS).scatter_add_(1, columns, weights)
+    found = weights.new_zeros(len(tokens), WORDS).scatter_add_(1, tokens % WORDS, weights)
     return found.log1p()

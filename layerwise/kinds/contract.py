@@ -170,43 +170,50 @@ class Kind(Protocol):
 
     # ---- tensors -------------------------------------------------------------------------------
     def source(
-        self, examples: Examples, processor: Any, augment: Any, dtype: torch.dtype, **options: Any
+        self,
+        examples: Examples,
+        processor: object,
+        augment: object,
+        dtype: torch.dtype,
+        **options: object,
     ) -> Source:
         """The rows as tensors by name. augment: what `augmentation` gave; None: as they are."""
         ...
 
-    def raw_picture(self, examples: Examples, row: int, processor: Any) -> np.ndarray | None:
+    def raw_picture(self, examples: Examples, row: int, processor: object) -> np.ndarray | None:
         """What the network is given of a row as a picture, uint8 (h, w, 3), where it is one."""
         return None
 
-    def lengths(self, examples: Examples, processor: Any, whole: bool = False) -> np.ndarray | None:
+    def lengths(
+        self, examples: Examples, processor: object, whole: bool = False
+    ) -> np.ndarray | None:
         """Tokens of each row (n,), where rows differ in length. whole: before anything is cut."""
         return None
 
-    def longest_padded(self, length: int, processor: Any, rows: int) -> int:
+    def longest_padded(self, length: int, processor: object, rows: int) -> int:
         """What a batch of so many rows of this length is filled up to."""
         return length
 
-    def cut(self, examples: Examples, processor: Any) -> tuple[np.ndarray, str]:
+    def cut(self, examples: Examples, processor: object) -> tuple[np.ndarray, str]:
         """Rows of which the end is not read, and in a sentence how much that leaves out."""
         return np.zeros(0, np.int64), ""
 
-    def cut_off(self, examples: Examples, row: int, processor: Any) -> Sequence[int]:
+    def cut_off(self, examples: Examples, row: int, processor: object) -> Sequence[int]:
         """The tokens of a row that are not read."""
         return ()
 
-    def example(self, family: str, variant: str, config: Any, size: int, rows: int) -> Tensors:
+    def example(self, family: str, variant: str, config: object, size: int, rows: int) -> Tensors:
         """Tensors of the shapes that a network takes, for a plan. size: 0 for its natural one."""
         ...
 
     # ---- choosing ------------------------------------------------------------------------------
-    def reader(self, train: Examples, ends: Ends, settings: Settings, known: Any) -> Any:
+    def reader(self, train: Examples, ends: Ends, settings: Settings, known: object) -> Any:
         """The processor that makes task rows (windows) of these, where a task asks for one.
 
         known: a base's processor."""
         return known
 
-    def describe(self, parts: Mapping[str, Examples], processor: Any) -> str:
+    def describe(self, parts: Mapping[str, Examples], processor: object) -> str:
         """What became of the rows of each split, in a line."""
         return ""
 
@@ -228,11 +235,11 @@ class Kind(Protocol):
         """What augmentation has to know about the training rows, found once; notes for the user."""
         return None, []
 
-    def augmentation(self, processor: Any, settings: Settings, studied: Any) -> Any:
+    def augmentation(self, processor: object, settings: Settings, studied: object) -> Any:
         """What is changed at random in training rows; None for nothing. studied: by `study`."""
         return None
 
-    def for_base(self, processor: Any, network: Any, ends: Ends, settings: Settings) -> Any:
+    def for_base(self, processor: object, network: object, ends: Ends, settings: Settings) -> Any:
         """A base's processor as this task asks for it. Errors: the base cannot do this."""
         return processor
 
@@ -250,14 +257,14 @@ class Kind(Protocol):
         write_json(folder / CONFIG, processor.to_dict())
         return {}
 
-    def load(self, folder: Path, saved: Mapping[str, Any], config: Any) -> Any:
+    def load(self, folder: Path, saved: Mapping[str, Any], config: object) -> Any:
         """The processor that `save` wrote. config: of the network."""
         ...
 
-    def of_card(self, card: Any, network: Any, tokenizer: Callable[[], Any]) -> Any:
+    def of_card(self, card: object, network: object, tokenizer: Callable[[], Any]) -> Any:
         """The processor of a published network, by its card."""
         ...
 
-    def published_config(self, processor: Any, labels: Sequence[str]) -> dict[str, Any]:
+    def published_config(self, processor: object, labels: Sequence[str]) -> dict[str, Any]:
         """Keys of a published `config.json` that say how rows are prepared."""
         return {}

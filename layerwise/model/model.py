@@ -120,7 +120,7 @@ class Model:
         return self.network
 
     def predict(
-        self, data: Any, confidence: float = 0.0, top: int = 3, threads: int = 0
+        self, data: object, confidence: float = 0.0, top: int = 3, threads: int = 0
     ) -> list[Any]:
         """A prediction for each row of `data` (a path, values in hand, or what `open_data` gave).
 

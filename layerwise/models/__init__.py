@@ -44,7 +44,7 @@ def variants() -> dict[str, str]:
     return {variant: name for name in FAMILIES for variant in family(name).VARIANTS}
 
 
-def resolve(variant: str, **overrides: Any) -> tuple[str, Any]:
+def resolve(variant: str, **overrides: object) -> tuple[str, Any]:
     """The family name and config of a named size, with fields replaced.
 
     Errors: an unknown size or an unknown config field, each with the nearest known name.
@@ -74,7 +74,7 @@ def config_from_dict(family_name: str, values: dict[str, Any]) -> Any:
         raise OptionError(f"config of {family_name}: {e}") from e
 
 
-def build(family_name: str, config: Any) -> Network:
+def build(family_name: str, config: object) -> Network:
     """A network with fresh weights (on whatever device is the default: `meta` costs nothing)."""
     return family(family_name).Model(config)
 

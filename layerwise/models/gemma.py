@@ -15,7 +15,7 @@ F mlp width, V vocabulary.
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Unpack
+from typing import Unpack
 
 import torch
 import torch.nn.functional as F
@@ -77,7 +77,7 @@ GEMMA3_LARGE = replace(GEMMA3, vocab_size=262_208, **LONG)
 SIZES = ("dim", "n_layers", "n_heads", "n_kv_heads", "mlp_dim")
 
 
-def _sized(base: Config, *sizes: int, **more: Any) -> Config:
+def _sized(base: Config, *sizes: int, **more: object) -> Config:
     return replace(base, **dict(zip(SIZES, sizes, strict=True)), **more)
 
 

@@ -14,7 +14,7 @@ F mlp width, V vocabulary.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, Unpack
+from typing import Unpack
 
 from torch import Tensor, nn
 
@@ -57,7 +57,7 @@ class Config(RopeFields):
 SIZES = ("dim", "n_layers", "n_heads", "n_kv_heads", "mlp_dim")
 
 
-def _sized(base: Config, *sizes: int, **more: Any) -> Config:
+def _sized(base: Config, *sizes: int, **more: object) -> Config:
     return replace(base, **dict(zip(SIZES, sizes, strict=True)), **more)
 
 

@@ -27,7 +27,7 @@ class Network(nn.Module):
     transform: nn.Module  # of encoders: what stands before the head
     score: Callable[..., Tensor]  # of encoders: the head on features
 
-    def features(self, *args: Any, **given: Any) -> Tensor:
+    def features(self, *args: object, **given: object) -> Tensor:
         """What is known before the head: (B, D), (B, T, D) of tokens, or (B, D, h, w) of places."""
         raise NotImplementedError
 

@@ -3,8 +3,6 @@
 from layerwise.planning.estimate import Estimate
 from layerwise.planning.hardware import Hardware
 
-HOUR = 3600.0
-
 
 def energy(seconds: Estimate, hardware: Hardware) -> Estimate:
     """Joules that the hardware draws in that time."""
@@ -13,4 +11,4 @@ def energy(seconds: Estimate, hardware: Hardware) -> Estimate:
 
 def money(seconds: Estimate, hardware: Hardware) -> Estimate:
     """US dollars that renting the hardware for that time costs."""
-    return seconds.times(hardware.dollars_per_hour).scaled(1 / HOUR)
+    return seconds.times(hardware.dollars_per_hour).scaled(1 / 3600)

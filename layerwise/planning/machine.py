@@ -8,7 +8,6 @@ import sys
 
 from layerwise.runtime import give_back
 
-MB = 2**20
 CGROUP_FILES = (  # limit and use, in version 2 and 1
     ("memory.max", "memory.current"),
     ("memory.limit_in_bytes", "memory.usage_in_bytes"),
@@ -19,7 +18,7 @@ def resident() -> int:
     """Bytes of this process that are in memory now, freed memory returned first where possible."""
     give_back()
     found = _kilobytes("/proc/self/status", "VmRSS")
-    return 300 * MB if found is None else found  # unread: a process that has imported PyTorch
+    return 300 * 2**20 if found is None else found  # unread: a process that has imported PyTorch
 
 
 def allocator_keeps() -> bool:

@@ -66,6 +66,11 @@ class Trace:
     def flops_per_sample(self) -> float:
         return self.flops / self.setting.global_batch_size
 
+    @property
+    def saved(self) -> int:
+        """Bytes kept from forward for backward, weights and inputs not counted."""
+        return sum(layer.saved for layer in self.layers)
+
 
 def rehearse(network: Network | Builder, batch: Batch, task: Learned, setting: Setting) -> Trace:
     """Run the step of `setting` on fake tensors and return its ledger.

@@ -68,7 +68,7 @@ def pictures(page: dict[str, Any]) -> dict[str, str]:
     return out | {"scatter": charts.scatter(page.get("scatter", []))}
 
 
-def forecast(curve: Sizes, params: float, came: float, unit: str, **rest: Any) -> str:
+def forecast(curve: Sizes, params: float, came: float, unit: str, **rest: object) -> str:
     """The expected loss of every size for the same time with its interval, and what came."""
     names = {"expected": "value", "lowest": "low", "highest": "high"}
     drawn = {n: [(math.log10(c["params"]), c[k]) for c in curve] for n, k in names.items()}

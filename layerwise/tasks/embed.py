@@ -233,7 +233,9 @@ def not_wrong(texts: Tensor) -> Tensor:
 
 
 # ---- scores of matches ---------------------------------------------------------------------------
-def recall_at_1(places: np.ndarray, targets: Any = None, weights: np.ndarray | None = None) -> Any:
+def recall_at_1(
+    places: np.ndarray, targets: object = None, weights: np.ndarray | None = None
+) -> Any:
     """How often the right text comes first; weights as in `metrics`."""
     return metrics.average(places == 1, weights)
 

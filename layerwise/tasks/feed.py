@@ -3,8 +3,6 @@
 Shapes: n rows, B rows of a batch.
 """
 
-from typing import Any
-
 import numpy as np
 import torch
 
@@ -27,9 +25,9 @@ class Feed:
         task: Task,
         examples: Examples,
         processors: Processors,
-        augment: Any = None,
+        augment: object = None,
         dtype: torch.dtype = torch.float32,
-        **options: Any,
+        **options: object,
     ):
         self.task, self.examples, self.n = task, examples, len(examples)
         self.sources: list[Source] = [

@@ -52,18 +52,18 @@ def entities(tags: Iterable[str]) -> list[Entity]:
     return found
 
 
-def ratio(counts: np.ndarray, weights: Any) -> Any:
+def ratio(counts: np.ndarray, weights: object) -> Any:
     """The sum of the first column over that of the second, of (n, 2) weighted rows."""
     above, below = np.moveaxis(counts.sum(0) if weights is None else weights @ counts, -1, 0)
     return scalar(divide(above, below))
 
 
-def entity_f1(counts: np.ndarray, targets: Any = None, weights: Any = None) -> Any:
+def entity_f1(counts: np.ndarray, targets: object = None, weights: object = None) -> Any:
     """counts: (n, 2) entities that are right twice over, entities said and true."""
     return ratio(counts, weights)
 
 
-def accuracy(counts: np.ndarray, targets: Any = None, weights: Any = None) -> Any:
+def accuracy(counts: np.ndarray, targets: object = None, weights: object = None) -> Any:
     """counts: (n, 2) words that are right, words that have a tag."""
     return ratio(counts, weights)
 

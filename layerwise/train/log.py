@@ -17,7 +17,7 @@ class MetricsLog:
         self.file = self.path.open("a", buffering=1)
         self.board = open_board(folder, step) if tensorboard else None
 
-    def write(self, step: int, **values: Any) -> None:
+    def write(self, step: int, **values: object) -> None:
         values = {k: finite(v) for k, v in values.items()}
         self.file.write(json.dumps({"step": step, **values}) + "\n")
         if self.board is not None:
@@ -31,7 +31,7 @@ class MetricsLog:
             self.board.close()
 
 
-def finite(value: Any) -> Any:
+def finite(value: object) -> Any:
     """JSON has no NaN: what is not finite is written as a string that says so."""
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 

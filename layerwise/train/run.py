@@ -44,7 +44,7 @@ class Recipe(LoopConfig):
     momentum: float = 0.9
     layer_decay: float = 1.0
     unfreeze: str = "all"
-    augment: Any = None  # as the rows' kind has it
+    augment: object = None  # as the rows' kind has it
     keep: int = 2
     seed: int = 0
     loader_threads: int = 2

@@ -106,7 +106,7 @@ def plan_corpus(model: str, data: str, budget: str) -> Plan:
 
 
 def example_batch(
-    family: str, config: Any, variant: str, size: int, rows: int, task: Task
+    family: str, config: object, variant: str, size: int, rows: int, task: Task
 ) -> Batch:
     """A batch of the shapes that the network takes, on the meta device.
 

@@ -10,7 +10,7 @@ import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 import safetensors
 import safetensors.torch
@@ -197,7 +197,7 @@ def load_into(network: nn.Module, tensors: Mapping[str, Tensor], what: str = "th
 
 def filled(
     family: str,
-    config: Any,
+    config: object,
     tensors: Mapping[str, Tensor],
     rules: Rules | None = None,
     what: str = "the weights",

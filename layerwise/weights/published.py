@@ -29,7 +29,7 @@ __all__ = ["in_reach", "labels_of", "load_published", "tokenizer_of"]
 
 
 def load_published(
-    source: str | Path, name: str | None = None, format: str | None = None, **fields: Any
+    source: str | Path, name: str | None = None, format: str | None = None, **fields: object
 ) -> tuple[Network, Card]:
     """A network with published weights, in evaluation mode on the CPU, and its card.
 

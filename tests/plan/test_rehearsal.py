@@ -18,11 +18,6 @@ def layer(trace, name: str):
     return next(x for x in trace.layers if x.name == name)
 
 
-def saved(trace) -> int:
-    """Bytes kept from forward for backward, weights and inputs not counted."""
-    return sum(x.saved for x in trace.layers)
-
-
 def test_parameters_and_the_bytes_that_go_with_them(dense, example, task):
     trace = rehearse(dense, example(20), task, Setting(8))
     assert trace.params == trace.trainable == PARAMS
@@ -90,7 +85,7 @@ def test_activations_are_what_autograd_saves(request, example, task, which: str,
     actual = saved_bytes(build().train(), task, batch, dtype)
     trace = rehearse(build, example(*shape), task, Setting(rows, dtype=dtype))
     logits = rows * 10 * 4
-    assert actual - 256 <= saved(trace) <= actual + 3 * logits
+    assert actual - 256 <= trace.saved <= actual + 3 * logits
 
 
 def test_autocast_copies_of_the_weights_count(dense, example, task):
@@ -104,7 +99,7 @@ def test_accumulation_keeps_activations_and_multiplies_the_work(stack, example, 
     four = rehearse(stack, example(3, 16, 16), task, Setting(8, grad_accum_steps=4))
     whole = rehearse(stack, example(3, 16, 16), task, Setting(32))
     assert four.flops == whole.flops == 4 * once.flops
-    assert saved(four) == saved(once)
+    assert four.saved == once.saved
     assert once.peak < four.peak < whole.peak
     assert four.parts["inputs"] == whole.parts["inputs"] == 4 * once.parts["inputs"]
 
@@ -113,7 +108,7 @@ def test_checkpointing_trades_memory_for_work(stack, example, task):
     plain = rehearse(stack, example(3, 32, 32), task, Setting(8))
     kept = rehearse(stack, example(3, 32, 32), task, Setting(8, checkpointing=True))
     one_image = 8 * 16 * 32 * 32 * 4  # each block keeps its input alone
-    assert saved(kept) < saved(plain) / 2
+    assert kept.saved < plain.saved / 2
     assert layer(kept, "block1").saved <= one_image
     assert kept.peak < plain.peak
     assert layer(kept, "block1").flops * 3 == layer(plain, "block1").flops * 4  # forward again

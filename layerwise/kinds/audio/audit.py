@@ -7,7 +7,6 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -45,7 +44,7 @@ class Seen:
     digest: bytes = b""  # of its samples
 
 
-def look_at(raw: Any, name: str) -> Seen:
+def look_at(raw: object, name: str) -> Seen:
     """One recording; a bad one is a finding, not an error."""
     try:
         recording = read(raw, name)

@@ -48,7 +48,7 @@ class AudioProcessor:
     def n_frames(self) -> int:
         return 1 + self.n_samples // self.hop
 
-    def samples(self, raw: Any, name: str) -> np.ndarray:
+    def samples(self, raw: object, name: str) -> np.ndarray:
         """Of a path, bytes or Recording: (S,) float32. Errors: DataError naming it."""
         return fitted(resampled(read(raw, name), self.rate), self.n_samples)
 

@@ -62,7 +62,7 @@ def read(raw: Any, name: str) -> Recording:
         ) from e
 
 
-def identity(raw: Any, name: str) -> str:
+def identity(raw: object, name: str) -> str:
     """The same for the same content, of what `read` takes."""
     if isinstance(raw, Recording):
         raw = np.append(raw.samples, np.float32(raw.rate))
@@ -79,7 +79,7 @@ def promised_samples(frames: int, log: str) -> int:
     return frames
 
 
-def _is_empty(raw: Any) -> bool:
+def _is_empty(raw: object) -> bool:
     path = isinstance(raw, str | os.PathLike)
     return os.path.isfile(raw) and not os.path.getsize(raw) if path else not raw
 

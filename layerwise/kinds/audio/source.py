@@ -7,7 +7,6 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -84,7 +83,7 @@ class Recordings(Source):
         cache_dir: str | Path | None = None,
         threads: int = 1,
         cached: bool = True,
-        **options: Any,
+        **options: object,
     ):
         self.n, self.processor = len(examples), processor
         self.augment, self.dtype = augment, dtype

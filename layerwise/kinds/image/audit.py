@@ -102,7 +102,7 @@ def copies(pictures: Pictures) -> tuple[np.ndarray, np.ndarray]:
 # ---- one file --------------------------------------------------------------------------------
 
 
-def look_safely(raw: Any, name: str) -> Seen:
+def look_safely(raw: object, name: str) -> Seen:
     """`look_at_one`, every failure as a problem: damaged files make decoders raise anything."""
     try:
         return look_at_one(raw, name)
@@ -153,7 +153,7 @@ def extensions() -> dict[str, str]:
     return Image.registered_extensions()
 
 
-def with_thumbnail(image: Image.Image, traits: tuple[str, ...], content: Any) -> Seen:
+def with_thumbnail(image: Image.Image, traits: tuple[str, ...], content: object) -> Seen:
     small = image.resize((SIDE, SIDE), Image.Resampling.BOX)
     grey = np.asarray(small.convert("L"))
     colour = np.asarray(small.resize((GRID, GRID), Image.Resampling.BOX))

@@ -95,7 +95,7 @@ def geometry(config: dict[str, Any], kind: str) -> tuple[Size, int | Size | None
     return exact, resize
 
 
-def sides(value: Any, square: bool) -> tuple[int | None, Size | None]:
+def sides(value: object, square: bool) -> tuple[int | None, Size | None]:
     """A size as (short side, None) or (None, (h, w)); a bare number is `square` or a short side."""
     if isinstance(value, int):
         return (None, (value, value)) if square else (value, None)

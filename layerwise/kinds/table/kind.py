@@ -131,7 +131,7 @@ class Tables(Kind):
         return Runtime(machine.device, DTYPES["fp32"], machine.threads, machine.notes)
 
     # ---- saving --------------------------------------------------------------------------------
-    def load(self, folder: Path, saved: Mapping[str, Any], config: Any) -> TableProcessor:
+    def load(self, folder: Path, saved: Mapping[str, Any], config: object) -> TableProcessor:
         return TableProcessor.from_dict(read_json(folder / CONFIG))
 
 

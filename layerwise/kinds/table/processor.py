@@ -55,7 +55,7 @@ class TableProcessor:
         """What each feature is, in words: (n_in,)."""
         return tuple(feature for column in self.columns for feature in column.features)
 
-    def __call__(self, inputs: Any) -> Tensor:
+    def __call__(self, inputs: object) -> Tensor:
         """A Table, Arrow table, list of dicts or dict of columns to (B, n_in) float32.
 
         Columns the model does not know are ignored, an unknown category counts as other. Error: a

@@ -32,7 +32,7 @@ def is_message(value: Any) -> bool:
     return has_role and any(k in value for k in ("tool_calls", *CONTENT_KEYS))
 
 
-def is_conversation(value: Any) -> bool:
+def is_conversation(value: object) -> bool:
     return isinstance(value, list) and bool(value) and all(map(is_message, value))
 
 
@@ -42,7 +42,7 @@ def is_dialogue(value: Any) -> bool:
     return said and bool(re.match(r"\s*Human: ?", value))
 
 
-def unreadable(*conversations: Any) -> Aside | None:
+def unreadable(*conversations: object) -> Aside | None:
     """What to say where a message has no role, or an unknown one; None where all can be read."""
     for message in (m for v in conversations if not isinstance(v, str) for m in _each(v)):
         if not isinstance(message, dict):
@@ -52,14 +52,14 @@ def unreadable(*conversations: Any) -> Aside | None:
     return None
 
 
-def messages_of(value: Any) -> Messages:
+def messages_of(value: object) -> Messages:
     """A conversation of any shape that is not `unreadable` as messages."""
     if not isinstance(value, str):
         return [_message(message) for message in _each(value)]
     return dialogue(value) if is_dialogue(value) else [{"role": "user", "content": value}]
 
 
-def _each(value: Any) -> list[Any]:
+def _each(value: object) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
@@ -173,11 +173,11 @@ def preference_row(raw: Row, prompt: str, chosen: str, rejected: str) -> Made:
     return {"prompt": before, "chosen": ours, "rejected": theirs, **_besides(raw)}
 
 
-def is_spoken(value: Any) -> bool:
+def is_spoken(value: object) -> bool:
     """Whether a value is made of messages, not a bare text."""
     return not isinstance(value, str) or is_dialogue(value)
 
 
-def _answer(value: Any) -> Messages:
+def _answer(value: object) -> Messages:
     """Messages; a bare text beside conversations is the assistant's."""
     return messages_of(value) if is_spoken(value) else [{"role": "assistant", "content": value}]

@@ -88,7 +88,7 @@ def encoder_of(name: str, processor: Any, **fields: Any) -> Any:
     return replace(config, **sizes, **fields)
 
 
-def choose_for_words(train: Examples, processor: Any, settings: Settings) -> Choice:
+def choose_for_words(train: Examples, processor: object, settings: Settings) -> Choice:
     """An encoder with fresh weights for masked words: as named, or as large as the text has tokens.
 
     Without dropout: a few passes, each masked anew, are not learned by heart (Geiping and

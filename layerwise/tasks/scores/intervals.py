@@ -81,7 +81,7 @@ def interval(
     return Interval(value, low, high, LEVEL, n, "BCa bootstrap")
 
 
-def plain(metric: Any) -> Any:
+def plain(metric: object) -> Any:
     """The function behind `functools.partial(top_k, k=3)`."""
     return getattr(metric, "func", metric)
 

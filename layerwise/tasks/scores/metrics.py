@@ -265,7 +265,7 @@ def average_precision(scores: ndarray, positive: ndarray, w: ndarray) -> ndarray
     return divide(gain.sum(0), w[yes].sum(0, dtype=np.float64), empty=np.nan)
 
 
-def divide(a: Any, b: Any, empty: float = 0.0) -> ndarray:
+def divide(a: object, b: object, empty: float = 0.0) -> ndarray:
     """a / b, and `empty` where b is 0."""
     a, b = np.broadcast_arrays(np.asarray(a, np.float64), np.asarray(b, np.float64))
     return np.divide(a, b, out=np.full(a.shape, empty), where=b != 0)

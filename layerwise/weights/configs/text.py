@@ -61,7 +61,7 @@ DEFAULTS = {**AS_HEADS, "rms_norm_eps": 1e-6, "tie_word_embeddings": False}
 PLAIN = {"hidden_act": ("silu",), "attention_bias": (False,), "attention_dropout": (0.0,)}
 
 
-def _llama(architecture: str, implied: Values, **changes: Any) -> Dialect:
+def _llama(architecture: str, implied: Values, **changes: object) -> Dialect:
     said = {"qkv_bias": False, "qk_norm": False, "window": 0, **implied}
     given = {
         "names": LLAMA,
