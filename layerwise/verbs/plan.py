@@ -2,7 +2,6 @@
 
 import pathlib
 import tempfile
-from typing import Any
 
 import numpy as np
 import torch
