@@ -34,7 +34,7 @@ class Parser(argparse.ArgumentParser):
             raise OptionError(f"unknown option {rest[0]}{hint} `{verb} --help` lists what there is")
         return parsed
 
-    def all_actions(self, parsed: Any) -> list[argparse.Action]:
+    def all_actions(self, parsed: argparse.Namespace) -> list[argparse.Action]:
         verb = getattr(parsed, "verb", None)
         for action in self._actions:
             if isinstance(action, argparse._SubParsersAction) and verb in action.choices:

@@ -16,7 +16,7 @@ Gradients are those of the big batch, the memory that of one part, for a third m
 Shapes: B rows, K texts of a row, T tokens, D width, n rows to score.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -79,7 +79,7 @@ class Embed(Task):
         low: float = 0.0,
         high: float = 1.0,
         scale: float = 20.0,
-        dims: Any = (),
+        dims: Iterable[int] = (),
     ):
         self.learns, self.low, self.high, self.scale = learns, low, high, scale
         self.dims, self.joint = tuple(dims), learns == "matches"

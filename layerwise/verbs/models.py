@@ -30,7 +30,7 @@ def sizes_of(family: str, config: Any, variant: str) -> tuple[int, int]:
     Of deep stacks of equal layers two are built, and the rest follows: a text of the usual length.
     """
 
-    def measured(config: Any) -> np.ndarray:
+    def measured(config: object) -> np.ndarray:
         with torch.device("meta"):
             network = models.build(family, config)
             example = kinds.read_by(network.READS).example(family, variant, config, 0, 1)
