@@ -20,7 +20,7 @@ import os, sys, time
 start = time.perf_counter()
 import tempfile, traceback
 from layerwise.console import Console
-from layerwise.verbs.verbs import demo
+from layerwise.verbs.demo import demo
 from torch.optim.optimizer import register_optimizer_step_post_hook
 def stop(*args):  # the audit and the plan take steps of their own before
     if any(f.f_code.co_filename.endswith("train/loop.py") for f, _ in traceback.walk_stack(None)):

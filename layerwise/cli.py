@@ -24,7 +24,9 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise OptionError(f"{message}. `{self.prog} --help` lists what there is")
 
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+    def parse_args(
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> Any:
         parsed, rest = self.parse_known_args(args, namespace)
         if rest:
             known = [o for a in self.all_actions(parsed) for o in a.option_strings]
@@ -34,7 +36,7 @@ class Parser(argparse.ArgumentParser):
             raise OptionError(f"unknown option {rest[0]}{hint} `{verb} --help` lists what there is")
         return parsed
 
-    def all_actions(self, parsed: argparse.Namespace) -> list[argparse.Action]:
+    def all_actions(self, parsed: argparse.Namespace | None) -> list[argparse.Action]:
         verb = getattr(parsed, "verb", None)
         for action in self._actions:
             if isinstance(action, argparse._SubParsersAction) and verb in action.choices:

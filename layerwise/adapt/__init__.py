@@ -1,1 +1,1 @@
-"""Change how a finished network learns, always from outside: freeze, group, LoRA."""
+"""Change a finished network from outside: freeze, group parameters, LoRA, quantise, fuse."""

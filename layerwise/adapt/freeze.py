@@ -52,11 +52,11 @@ def progressive(step: int, steps: int, names: list[str]) -> list[str]:
 
 
 class Freezing:
-    """Holds a network to a mode of unfreezing while it trains.
+    """Freezes and unfreezes the layers of a network while it trains.
 
-    mode: "all" (whatever trains now goes on training: LoRA stays as it was set up), "head", "top3"
-    (the last three layers), or "progressive". From construction on, `requires_grad` marks what will
-    train at some step, which is what the optimiser must hold; `before(step)` sets what trains now.
+    mode: "all" (what is trainable stays so: LoRA stays as it was set up), "head", "top3" (the last
+    three layers), or "progressive". From construction on, `requires_grad` marks what will train at
+    some step, which is what the optimiser must hold; `before(step)` sets what trains now.
     Errors: OptionError for an unknown mode.
     """
 
@@ -65,10 +65,10 @@ class Freezing:
         groups = parameters_by_layer(network)
         self.names = list(groups)
         wanted = ((n, [p for p in own.values() if p.requires_grad]) for n, own in groups.items())
-        self.wanted = dict(wanted)  # what may train at all, per layer
+        self.trainable = dict(wanted)  # at some step, per layer
         self.now: list[str] = []
         if mode not in ("all", "progressive"):
-            self.show(self.training_layers(0))
+            self.train_only(self.training_layers(0))
 
     def training_layers(self, step: int) -> list[str]:
         """The layers that train in this step."""
@@ -86,23 +86,23 @@ class Freezing:
         """Call before each step, after `network.train()`: it sets gradients and modes."""
         layers = self.training_layers(step)
         if layers != self.now:
-            self.show(layers)
-        for module in self.held:
+            self.train_only(layers)
+        for module in self.frozen:
             if module.training:
                 module.eval()
 
     def release(self) -> None:
-        """Let everything train again that this object was given to hold."""
-        self.show(self.names)
+        """Make everything trainable again that was so at the start."""
+        self.train_only(self.names)
 
-    def show(self, layers: list[str]) -> None:
-        """Let these layers train; a layer that was frozen goes back to training mode."""
-        for name, parameters in self.wanted.items():
+    def train_only(self, layers: list[str]) -> None:
+        """Let these layers alone train; a layer that was frozen goes back to training mode."""
+        for name, parameters in self.trainable.items():
             for parameter in parameters:
                 parameter.requires_grad_(name in layers)
         if self.now and self.network.training:
             self.network.train()
-        self.now, self.held = layers, list(frozen_modules(self.network))
+        self.now, self.frozen = layers, list(frozen_modules(self.network))
 
 
 def frozen_modules(network: Network) -> Iterator[nn.Module]:

@@ -52,7 +52,7 @@ class Compiled(nn.Module):
 
 @contextmanager
 def onednn_graphs() -> Iterator[None]:
-    """Traced networks are compiled by oneDNN's graph compiler within; torch's switches after."""
+    """Inside, traced networks are compiled by oneDNN; afterwards torch's switches are as before."""
     there = torch.backends.mkldnn.is_available()
     fusing, casting = torch.jit.onednn_fusion_enabled(), torch._C._jit_set_autocast_mode(False)
     if there:
@@ -71,13 +71,14 @@ def onednn_graphs() -> Iterator[None]:
 def fused(network: Network, example: Tensor, dtype: torch.dtype) -> Network:
     """The same network for inference on inputs like `example` (b, 3, h, w), on the CPU.
 
-    Returns a module that takes float32 inputs and gives float32 outputs. Errors: whatever
-    `torch.fx` says of a forward pass that depends on values.
+    Returns a module that takes float32 inputs and gives float32 outputs. Errors: those of
+    `torch.fx` for a forward pass that depends on values.
     """
     own = copy.deepcopy(network).eval()
     graph = fx.GraphModule(own, LeafConv().trace(own))
-    drop_nothings(graph)
+    drop_identities(graph)
     fold_norms(graph)
+    graph.recompile()
     return cast(Network, Compiled(graph, example, kernel_dtype(dtype), network.READS))
 
 
@@ -94,13 +95,12 @@ def module_of(graph: fx.GraphModule, node: object) -> nn.Module | None:
     return None
 
 
-def drop_nothings(graph: fx.GraphModule) -> None:
-    """Leave out what hands its input on in `eval`, so that a norm is seen right after its layer."""
+def drop_identities(graph: fx.GraphModule) -> None:
+    """Leave out what returns its input in `eval`, so that a norm comes right after its layer."""
     for node in list(graph.graph.nodes):
         if isinstance(module_of(graph, node), nn.Identity | nn.Dropout | nn.Dropout2d):
             node.replace_all_uses_with(node.args[0])
             graph.graph.erase_node(node)
-    graph.recompile()
 
 
 def fold_norms(graph: fx.GraphModule) -> None:
@@ -115,4 +115,3 @@ def fold_norms(graph: fx.GraphModule) -> None:
             graph.set_submodule(str(node.args[0].target), fuse_conv_bn_eval(conv, norm))
             node.replace_all_uses_with(node.args[0])
             graph.graph.erase_node(node)
-    graph.recompile()

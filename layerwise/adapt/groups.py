@@ -2,7 +2,7 @@
 
 Layer-wise decay: Howard and Ruder 2018; Clark et al., "ELECTRA", 2020: the lower layers of a
 pre-trained network know what carries over, so they should move less. Weight decay pulls towards 0,
-which for a scale, a bias or a position embedding is no simpler a function.
+which does not make a scale, a bias or a position embedding simpler.
 """
 
 from typing import Any
@@ -26,7 +26,7 @@ def parameter_groups(
     Errors: OptionError for a decay outside (0, 1], or when nothing trains.
     """
     if not 0 < layer_decay <= 1:
-        raise OptionError(f"--layer-decay is above 0 and at most 1; {layer_decay} was given")
+        raise OptionError(f"--layer-decay must be above 0 and at most 1; {layer_decay} was given")
     layers, layered = parameters_by_layer(network), layer_decay < 1
     groups: dict[tuple[int, bool], dict[str, Parameter]] = {}
     for depth, parameters in enumerate(layers.values()):

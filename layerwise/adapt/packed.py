@@ -35,7 +35,7 @@ WORTH = 64  # texts from which on laying out the weights pays
 class PackedBert:
     """Texts to their features, in the dtype asked for; in fp32 where the CPU has no kernels for it.
 
-    The weights are copied: the network may change or go. For the CPU, without gradients.
+    The weights are copied: the network may change or be deleted. For the CPU, without gradients.
     """
 
     def __init__(self, network: Bert, dtype: torch.dtype):
@@ -55,7 +55,7 @@ class PackedBert:
     def __call__(self, texts: Sequence[np.ndarray]) -> np.ndarray:
         """Token numbers of texts, in any order, to their pooled features (n, D) float32.
 
-        As they come, not of length 1.
+        They are not normalised.
         """
         out = np.empty((len(texts), self.config.dim), np.float32)
         lengths = np.array([len(text) for text in texts], int)
@@ -67,8 +67,7 @@ class PackedBert:
         """Texts sorted by length: (n, D) fp32."""
         groups = grouped([len(text) for text in texts])
         x = self.stack(torch.from_numpy(np.concatenate(texts)), None, groups)
-        parts = x.split([n * T for n, T in groups])
-        pairs = zip(parts, groups, strict=True)
+        pairs = zip(x.split([n * T for n, T in groups]), groups, strict=True)
         whole = [part.unflatten(0, group) for part, group in pairs]  # (n, T, D) each
         first = self.config.pooling == "cls"
         return torch.cat([part[:, 0] if first else part.mean(1) for part in whole])
@@ -132,7 +131,7 @@ def without_padding(network: Network, machine: Runtime, n: int) -> Network:
 
 
 def at_once(network: Network, machine: Runtime) -> int:
-    """How many times the rows of a usual batch of evaluation this network may look at together."""
+    """How many usual batches of evaluation this network takes together."""
     return ALL_TOKENS if isinstance(network, Unpadded) else 1 if machine.device == "cpu" else ON_GPU
 
 
@@ -221,7 +220,7 @@ def joined(q: nn.Linear, k: nn.Linear, v: nn.Linear, n_heads: int) -> nn.Linear:
 
 
 def packs(order: np.ndarray, lengths: np.ndarray) -> Iterator[np.ndarray]:
-    """Stretches of the order whose texts have up to TOKENS tokens together, at least one text."""
+    """Consecutive texts in this order with up to TOKENS tokens together, at least one text."""
     ends = np.cumsum(lengths[order])
     start = 0
     while start < len(order):

@@ -4,7 +4,7 @@ Format: github.com/huggingface/peft. Modules go by their published names, which 
 PUBLISHED table gives, and what trains whole beside them (the head) is stored by those names too.
 Where one module of theirs is several of ours side by side (GPT-2's `c_attn`), their A serves each
 of ours; ours, with an A each, are written as one update of their joint rank, block by block.
-What a config asks for and is not done here is an error that names the field.
+A setting that is not supported here is an error that names the field.
 
 Shapes: r rank.
 """
@@ -38,12 +38,12 @@ DEFAULTS = {
 }  # fmt: skip
 TASK_TYPES = {"class": "SEQ_CLS", "tag": "TOKEN_CLS", "span": "QUESTION_ANS", "causal": "CAUSAL_LM"}
 LAST = ("classifier.weight", "classifier.out_proj.weight", "qa_outputs.weight")  # of heads
-ONLY = {  # what is done of these
+ONLY = {  # the supported values of these
     "peft_type": ("LORA",),
     "bias": ("none",),
     "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal"),  # the base left as it was
 }
-# for whoever trains it, or said by the tensors themselves
+# of use in training alone, or given by the tensors themselves
 HARMLESS = """auto_mapping revision inference_mode peft_version target_modules
 exclude_modules layers_to_transform layers_pattern modules_to_save fan_in_fan_out loftq_config
 eva_config megatron_core qalora_group_size runtime_config"""
@@ -75,9 +75,8 @@ def save_adapter(network: Network, rules: Rules, folder: Path | str, base: str =
     known = {m for parts in found.values() for m in parts}
     nameless = [n for n, m in lora.adapters(network).items() if m not in known]
     if nameless or not found:
-        raise WeightsError(
-            f"PEFT's form has no name for {', '.join(nameless[:8]) or 'a network without updates'}"
-        )
+        what = ", ".join(nameless[:8]) or "a network without updates"
+        raise WeightsError(f"PEFT's format has no name for {what}")
     tensors, updates = {}, {}
     for theirs, parts in found.items():
         updates[theirs], own = joined(parts)
@@ -151,7 +150,7 @@ def load_adapter(network: nn.Module, rules: Rules, folder: Path | str) -> list[s
     """Put a PEFT adapter onto the network of its base; the published names of what it adapts.
 
     rules: the PUBLISHED naming of the base that the adapter was made for.
-    Errors: WeightsError for a config that asks for what is not done here, and for an adapter of
+    Errors: WeightsError for a config with settings that are not supported, and for an adapter of
     another base; the network is left as it was.
     """
     folder = Path(folder)
@@ -187,7 +186,7 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     """The fields that are read, defaults filled in. Errors: WeightsError naming the field."""
     path = folder / CONFIG
     if not path.is_file():
-        raise WeightsError(f"{folder}: no {CONFIG} in it, so this is no PEFT adapter")
+        raise WeightsError(f"{folder}: no {CONFIG} in it, so this is not a PEFT adapter")
     given = read_json(path)
     for field, value in given.items():
         allowed = ONLY.get(field, (None,))
@@ -195,8 +194,8 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
             continue
         known = f"; only {', '.join(map(repr, allowed))}" if field in ONLY else ""
         raise WeightsError(
-            f"{path}: {field} = {value!r} is not done here{known}. Merge the adapter with PEFT "
-            "(merge_and_unload, save_pretrained) and take the merged model as the base"
+            f"{path}: {field} = {value!r} is not supported here{known}. Merge the adapter with "
+            "PEFT (merge_and_unload, save_pretrained) and take the merged model as the base"
         )
     return DEFAULTS | {k: v for k, v in given.items() if k in DEFAULTS and v is not None}
 
@@ -235,10 +234,8 @@ def update_of(theirs: str, values: dict[str, Any]) -> Update:
         own = (values[field] or {}).items()
         return next((v for k, v in own if re.match(rf"(.*\.)?({k})$", theirs)), usual)
 
-    rank, alpha = (
-        pattern("rank_pattern", values["r"]),
-        pattern("alpha_pattern", values["lora_alpha"]),
-    )
+    rank = pattern("rank_pattern", values["r"])
+    alpha = pattern("alpha_pattern", values["lora_alpha"])
     return Update(rank, alpha, *(values[k] for k in ("use_rslora", "use_dora", "lora_dropout")))
 
 

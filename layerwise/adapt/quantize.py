@@ -1,13 +1,13 @@
 """Frozen linear layers packed in 8 or 4 bits: the base of QLoRA.
 
 Paper: Dettmers et al., "QLoRA: Efficient Finetuning of Quantized LLMs", arXiv:2305.14314.
-8 bits: each row of the weight as whole numbers of -127 .. 127 and the length of a step. 4 bits:
+8 bits: each row of the weight as integers in -127 .. 127 and a step size. 4 bits:
 NormalFloat (section 3 and appendix E), blocks of 64 with a scale each, the scales in 8 bits by
 groups of 256 (double quantisation): 4.13 bits a weight.
 A packed weight is unpacked for one product at a time, forward and backward, and never kept. It lies
 in buffers, so it is saved and moved with the network, and no optimiser sees it.
 
-Departures: scales are signed whole numbers of 8 bits around their mean, not 8-bit floats.
+Departures: scales are signed 8-bit integers around their mean, not 8-bit floats.
 
 Shapes: n blocks.
 """
@@ -55,13 +55,13 @@ def pack(weight: Tensor, bits: int) -> list[Tensor]:
 
 
 def to_int8(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Whole numbers of -127 .. 127, and the step of each row, (rows, 1)."""
+    """Integers in -127 .. 127, and the step size of each row, (rows, 1)."""
     step = rows.abs().amax(1, keepdim=True) / 127
     return (rows / step.clamp_min(1e-30)).round().to(torch.int8), step
 
 
 def in_rows(flat: Tensor, width: int) -> Tensor:
-    """(rows, width), filled up with zeros."""
+    """(rows, width), padded with zeros."""
     return F.pad(flat, (0, -len(flat) % width)).view(-1, width)
 
 

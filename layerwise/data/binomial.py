@@ -1,7 +1,7 @@
 """Exact tests and intervals of counts."""
 
 import math
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 from numpy import ndarray
@@ -23,7 +23,7 @@ def exact_share(hits: int, n: int, level: float) -> tuple[float, float]:
     return low, high
 
 
-def solve(rising: Any) -> float:
+def solve(rising: Callable[[float], float]) -> float:
     """Where a rising function of [0, 1] crosses 0, to 1e-12."""
     low, high = 0.0, 1.0
     for _ in range(45):

@@ -1,7 +1,7 @@
 """Work dealt out to threads whose own PyTorch operations stay on their thread."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,7 +14,7 @@ def parallel(threads: int) -> Callable[..., Any]:
         return map
     pool = single_threaded_pool(threads)
 
-    def each(function: Callable[..., Any], items: Any) -> Iterator[Any]:
+    def each(function: Callable[..., Any], items: Iterable[Any]) -> Iterator[Any]:
         items = list(items)
         share = max(1, -(-len(items) // threads))
         parts = [items[i : i + share] for i in range(0, len(items), share)]

@@ -208,7 +208,9 @@ class Progress:
         self.console, self.way, self.score = job.console, way, job.task.score
         self.started, self.first, self.val = time.monotonic(), 0, ""
 
-    def __call__(self, step: int, steps: int, val: Any = None, **values: Any) -> None:
+    def __call__(
+        self, step: int, steps: int, val: dict[str, float] | None = None, **values: Any
+    ) -> None:
         if val is not None:
             self.val = f"  val {self.score} {val[self.score]:.4f}"
         if "guardian" in values:

@@ -9,7 +9,7 @@ Legend: n rows, B rows of a batch, C classes.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -21,10 +21,12 @@ from layerwise.data.records import Reading
 from layerwise.data.sources import Source, Tensors
 from layerwise.data.splits import content_hashes
 from layerwise.errors import OptionError
+from layerwise.models.network import Network
 from layerwise.runtime import Runtime
 from layerwise.settings import Settings
 from layerwise.storage import write_json
 
+P = TypeVar("P", bound="Processor")  # of a kind
 CONFIG = "preprocessor_config.json"  # of a saved model
 
 
@@ -126,7 +128,7 @@ class Shown:
         return {k: v for k, v in (("text", self.text), ("image", self.image)) if v}
 
 
-class Kind(Protocol):
+class Kind(Protocol[P]):
     """What raw values of one kind are, and all that is special about them."""
 
     name: ClassVar[str]
@@ -172,7 +174,7 @@ class Kind(Protocol):
     def source(
         self,
         examples: Examples,
-        processor: object,
+        processor: P,
         augment: object,
         dtype: torch.dtype,
         **options: object,
@@ -180,25 +182,23 @@ class Kind(Protocol):
         """The rows as tensors by name. augment: what `augmentation` gave; None: as they are."""
         ...
 
-    def raw_picture(self, examples: Examples, row: int, processor: object) -> np.ndarray | None:
+    def raw_picture(self, examples: Examples, row: int, processor: P) -> np.ndarray | None:
         """What the network is given of a row as a picture, uint8 (h, w, 3), where it is one."""
         return None
 
-    def lengths(
-        self, examples: Examples, processor: object, whole: bool = False
-    ) -> np.ndarray | None:
+    def lengths(self, examples: Examples, processor: P, whole: bool = False) -> np.ndarray | None:
         """Tokens of each row (n,), where rows differ in length. whole: before anything is cut."""
         return None
 
-    def longest_padded(self, length: int, processor: object, rows: int) -> int:
+    def longest_padded(self, length: int, processor: P, rows: int) -> int:
         """What a batch of so many rows of this length is filled up to."""
         return length
 
-    def cut(self, examples: Examples, processor: object) -> tuple[np.ndarray, str]:
+    def cut(self, examples: Examples, processor: P) -> tuple[np.ndarray, str]:
         """Rows of which the end is not read, and in a sentence how much that leaves out."""
         return np.zeros(0, np.int64), ""
 
-    def cut_off(self, examples: Examples, row: int, processor: object) -> Sequence[int]:
+    def cut_off(self, examples: Examples, row: int, processor: P) -> Sequence[int]:
         """The tokens of a row that are not read."""
         return ()
 
@@ -207,23 +207,25 @@ class Kind(Protocol):
         ...
 
     # ---- choosing ------------------------------------------------------------------------------
-    def reader(self, train: Examples, ends: Ends, settings: Settings, known: object) -> Any:
+    def reader(self, train: Examples, ends: Ends, settings: Settings, known: P | None) -> Any:
         """The processor that makes task rows (windows) of these, where a task asks for one.
 
         known: a base's processor."""
         return known
 
-    def describe(self, parts: Mapping[str, Examples], processor: object) -> str:
+    def describe(self, parts: Mapping[str, Examples], processor: P) -> str:
         """What became of the rows of each split, in a line."""
         return ""
 
-    def choose(self, train: Examples, ends: Ends, settings: Settings, reader: Any = None) -> Choice:
+    def choose(
+        self, train: Examples, ends: Ends, settings: Settings, reader: P | None = None
+    ) -> Choice:
         """Network and processor to train from nothing. reader: what `reader` gave.
 
         Errors: a network for something else."""
         ...
 
-    def processor_for(self, train: Examples, ends: Ends, settings: Settings) -> Any:
+    def processor_for(self, train: Examples, ends: Ends, settings: Settings) -> P:
         """The processor of these rows where they have another kind first, which chooses."""
         raise OptionError(f"{self.noun} beside other kinds are learned from a base only: name one")
 
@@ -235,11 +237,11 @@ class Kind(Protocol):
         """What augmentation has to know about the training rows, found once; notes for the user."""
         return None, []
 
-    def augmentation(self, processor: object, settings: Settings, studied: object) -> Any:
+    def augmentation(self, processor: P, settings: Settings, studied: object) -> Any:
         """What is changed at random in training rows; None for nothing. studied: by `study`."""
         return None
 
-    def for_base(self, processor: object, network: object, ends: Ends, settings: Settings) -> Any:
+    def for_base(self, processor: P, network: Network, ends: Ends, settings: Settings) -> P:
         """A base's processor as this task asks for it. Errors: the base cannot do this."""
         return processor
 
@@ -252,12 +254,12 @@ class Kind(Protocol):
         return None
 
     # ---- saving --------------------------------------------------------------------------------
-    def save(self, processor: Any, folder: Path) -> dict[str, Any]:
+    def save(self, processor: P, folder: Path) -> dict[str, Any]:
         """Write what other tools read into the folder; what belongs in layerwise.json."""
         write_json(folder / CONFIG, processor.to_dict())
         return {}
 
-    def load(self, folder: Path, saved: Mapping[str, Any], config: object) -> Any:
+    def load(self, folder: Path, saved: Mapping[str, Any], config: Any) -> P:
         """The processor that `save` wrote. config: of the network."""
         ...
 
@@ -265,6 +267,6 @@ class Kind(Protocol):
         """The processor of a published network, by its card."""
         ...
 
-    def published_config(self, processor: object, labels: Sequence[str]) -> dict[str, Any]:
+    def published_config(self, processor: P, labels: Sequence[str]) -> dict[str, Any]:
         """Keys of a published `config.json` that say how rows are prepared."""
         return {}

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from layerwise.layers.dropout import dropout as drop
 from layerwise.layers.linear import PLAIN, linear
 
-MANY_ROWS = 1024  # from which one product of three weights laid side by side pays for laying them
+MANY_ROWS = 1024  # from which one product of concatenated weights pays for concatenating them
 
 
 def attention(
@@ -30,7 +30,7 @@ def attention(
     dropout: float = 0.0,
     softcap: float = 0.0,
 ) -> Tensor:
-    """What each query position reads from the key positions it may see, by the fastest exact way.
+    """Scaled dot-product attention, by the fastest exact way here.
 
     q: (B, H, T, Dh); k, v: (B, K, S, Dh) with H a multiple of K (query heads share key heads).
     mask: broadcast to (B, H, T, S): bool, True where attending is allowed, or float, added.
@@ -86,8 +86,7 @@ def short_attention(
         bias = as_bias(mask, q.dtype) if mask.dtype == torch.bool else mask
         scores += bias.repeat(*[1] * (bias.ndim - 2), groups, 1) if groups > 1 else bias
     weights = scores.softmax(dim=-1)
-    mixed = drop(weights, dropout) @ v
-    return mixed.view(B, H, T, -1)
+    return (drop(weights, dropout) @ v).view(B, H, T, -1)
 
 
 def causal_attention(
@@ -108,9 +107,9 @@ def causal_attention(
     return torch.cat([first, causal_attention(q[:, :, half:], k, v, *how)], dim=2)
 
 
-def as_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """What is added to the scores: 0 where `mask` allows attending, -inf elsewhere."""
-    return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -math.inf)
+def as_bias(mask: Tensor, dtype: torch.dtype, hidden: float = -math.inf) -> Tensor:
+    """What is added to the scores: 0 where `mask` allows attending, `hidden` elsewhere."""
+    return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, hidden)
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, *how: Any, **options: Any) -> Tensor:

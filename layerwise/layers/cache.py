@@ -20,14 +20,10 @@ class LayerCache:
     def __init__(self, keys: Tensor, values: Tensor, length: int):
         """keys, values: buffers (B, K, places, Dh); fewer places than `length` make a ring."""
         self.keys, self.values, self.length = keys, values, length
-        self.n_seen = 0
-
-    @property
-    def n_places(self) -> int:
-        return self.keys.shape[2]
+        self.n_seen, self.n_places = 0, keys.shape[2]
 
     def order(self, n_new: int, device: torch.device | None = None) -> Tensor:
-        """Which token each key is, (S,), of those that `update` with `n_new` tokens will return."""
+        """The tokens, (S,), whose keys `update` with `n_new` tokens will return."""
         start, places = self.n_seen, self.n_places
         if start + n_new <= places:
             return torch.arange(start + n_new, device=device)
@@ -36,7 +32,7 @@ class LayerCache:
         return torch.arange(max(0, start - places + 1), start + n_new, device=device)
 
     def update(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Take in new keys and values (B, K, T, Dh); returns those to attend to (B, K, S, Dh).
+        """Add new keys and values (B, K, T, Dh); returns those to attend to (B, K, S, Dh).
 
         Errors: OptionError when more tokens come than the cache was made for.
         """
@@ -48,14 +44,10 @@ class LayerCache:
             )
         self.n_seen += n_new
         k, v = k.detach(), v.detach()
-        if start + n_new <= places:
-            self.keys[:, :, start : self.n_seen] = k
-            self.values[:, :, start : self.n_seen] = v
-            return self.keys[:, :, : self.n_seen], self.values[:, :, : self.n_seen]
-        if n_new == 1:
-            self.keys[:, :, start % places] = k[:, :, 0]
-            self.values[:, :, start % places] = v[:, :, 0]
-            return self.keys, self.values
+        if n_new == 1 or self.n_seen <= places:
+            new, kept = slice(start % places, start % places + n_new), min(self.n_seen, places)
+            self.keys[:, :, new], self.values[:, :, new] = k, v
+            return self.keys[:, :, :kept], self.values[:, :, :kept]
         old = torch.arange(max(0, start - places + 1), start, device=k.device) % places
         k = torch.cat([self.keys[:, :, old], k.to(self.keys)], dim=2)
         v = torch.cat([self.values[:, :, old], v.to(self.values)], dim=2)

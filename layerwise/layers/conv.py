@@ -10,7 +10,7 @@ from torch import Tensor, nn
 class SameConv2d(nn.Conv2d):
     """A convolution padded as TensorFlow's "same": ceil(h / stride) rows come out.
 
-    What does not divide evenly goes to the bottom and the right, which no symmetric padding gives:
+    An odd pixel of padding goes to the bottom and the right, unlike any symmetric padding:
     224 rows at stride 2 with a 3 x 3 kernel are padded by 0 above and 1 below.
     """
 

@@ -4,7 +4,7 @@ Equation: y = x m / (1 - p), m 1 with probability 1 - p and else 0, for each num
 Source: Srivastava et al., "Dropout", JMLR 15 (2014), section 4.
 
 On the CPU PyTorch draws a double for each number, one after the other: a seventh of a fine-tuning
-step of BERT. Here 16 random bits decide, which a 64-bit integer has for four numbers: 3.6 to 4.2
+step of BERT. Here 16 random bits decide, so that one 64-bit integer serves four numbers: 3.6 to 4.2
 times as fast (two Zen 4 cores), p exact to 1 / 65,536 and the scale to what it came to.
 """
 
@@ -16,7 +16,7 @@ STEPS = 1 << 16  # that a probability is measured in
 
 
 def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
-    """x (any shape) with numbers left out by chance `p` and the others scaled up, in training.
+    """x (any shape), in training each number zeroed with probability `p` and the others scaled up.
 
     Random numbers come from PyTorch's global generator.
     """

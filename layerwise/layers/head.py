@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 
 class TiedHead(nn.Linear):
-    """A linear layer that has no weight of its own: it uses `embed`'s, whatever becomes of that.
+    """A linear layer without a weight of its own: it uses that of `embed`, also after a change.
 
-    So the matrix is in one place of the state dict and of every list of parameters, and it stays
-    tied through copies, moves between devices and loading.
+    So the matrix appears once in the state dict and in every list of parameters, and it stays tied
+    through copies, moves between devices and loading.
     softcap: outputs y become softcap * tanh(y / softcap); 0 leaves them.
     """
 

@@ -1,4 +1,4 @@
-"""Cross-entropy over a large vocabulary without the scores ever being held whole.
+"""Cross-entropy over a large vocabulary that never holds all scores at once.
 
 The last layer and the loss are one function: scores come for a large group of rows, in the
 precision of the products, and a few rows at a time their gradients take their place while they lie

@@ -17,10 +17,10 @@ Mask = tuple[Tensor | None, bool]  # `mask` and `causal` of `layers.attention.at
 class Given(TypedDict, total=False):
     """What a decoder takes beside its tokens (B, T).
 
-    positions: (T,) or (B, T), where they do not follow from the rest. mask: bool, broadcast to
-    (B, 1, T, S), S counting all tokens from the first: True where attending is allowed, besides
-    causality (padding, say); every token sees itself. documents: (B, T), equal where two tokens of
-    a packed row belong together. cache: from `make_cache`, grows by T.
+    positions: (T,) or (B, T), where they do not follow from the rest. mask: bool, True for tokens
+    and False for padding, (B, S), or broadcast to (B, 1, T, S), which token may see which; S counts
+    all tokens from the first, and causality is kept; every token sees itself. documents: (B, T),
+    equal where two tokens of a packed row belong together. cache: from `make_cache`, grows by T.
     """
 
     positions: Tensor | None
@@ -67,5 +67,6 @@ def attention_mask(tokens: Tensor, given: Given, window: int = 0, layer: int = 0
     if documents is not None:
         allowed = allowed & (documents[:, None, :, None] == documents[:, None, None, :])
     if mask is not None:
+        mask = mask[:, None, None] if mask.ndim == 2 else mask  # (B or 1, 1, T or 1, S)
         allowed = allowed & mask[..., keys] | (back == 0)
     return allowed, False

@@ -1,4 +1,4 @@
-"""What a block does at each position by itself; (.., D) to (.., D), F wide inside.
+"""The MLP of a block, applied at each position; (.., D) to (.., D), F wide inside.
 
 Paper of the gated one: Shazeer, "GLU Variants Improve Transformer", arXiv:2002.05202.
 """

@@ -12,9 +12,7 @@ from torch import Tensor
 POOLINGS = ("mean", "cls")
 
 
-def pool(
-    x: Tensor, mask: Tensor | None = None, how: str = "mean", normalise: bool = True
-) -> Tensor:
+def pool(x: Tensor, mask: Tensor | None, how: str = "mean", normalise: bool = True) -> Tensor:
     """(B, T, D) to (B, D), fp32 at least: the mean of the tokens ("mean") or the first ("cls").
 
     mask: (B, T) bool, True for tokens, False for padding. normalise: to length 1.

@@ -1,4 +1,4 @@
-"""Self-attention with its projections: as GPT-2, BERT and ViT have it, and as today's decoders do.
+"""Self-attention with its projections: of GPT-2, BERT and ViT, and of today's decoders.
 
 Shapes: B batch, T positions, D width, H heads, K key and value heads, Dh head width.
 """

@@ -14,22 +14,9 @@ from typing import Any
 from layerwise.errors import OptionError, unknown
 from layerwise.models.network import Network
 
-FAMILIES = {
-    "mlp": "layerwise.models.mlp",
-    "alexnet": "layerwise.models.alexnet",
-    "resnet": "layerwise.models.resnet",
-    "vit": "layerwise.models.vit",
-    "mobilenet": "layerwise.models.mobilenet",
-    "mobilenetv3": "layerwise.models.mobilenetv3",
-    "squeezenet": "layerwise.models.squeezenet",
-    "airbench": "layerwise.models.airbench",
-    "gpt": "layerwise.models.gpt",
-    "llama": "layerwise.models.llama",
-    "moe": "layerwise.models.moe",
-    "gemma": "layerwise.models.gemma",
-    "bert": "layerwise.models.bert",
-    "tc_resnet": "layerwise.models.tc_resnet",
-}
+NAMES = """mlp alexnet resnet vit mobilenet mobilenetv3 squeezenet airbench gpt llama moe gemma bert
+tc_resnet"""
+FAMILIES = {name: f"layerwise.models.{name}" for name in NAMES.split()}
 
 
 def family(name: str) -> ModuleType:

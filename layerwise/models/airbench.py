@@ -8,7 +8,7 @@ decorrelated colours and edges. The 3 x 3 filters start as identities, the scale
 normalisation stays 1, and the features are divided by their number so that head weights of unit
 size give small scores.
 
-Published weights: none, the record publishes a training and no checkpoint.
+Published weights: none; the record publishes the training, not a checkpoint.
 
 Departures from the paper
 - The last pooling takes the maximum over whatever map is left, so any size from 28 x 28 up works;
@@ -139,7 +139,7 @@ class Airbench(nn.Module):
     def reset_head(self, n_classes: int, kind: str = "class") -> None:
         """A fresh last layer for another set of classes; everything below keeps what it learned."""
         self.config = replace(self.config, n_classes=n_classes)
-        self.head = unit_linear(self.head.in_features, n_classes)
+        self.head = unit_linear(self.head.in_features, n_classes).to(self.head.weight)
 
 
 Model = Airbench

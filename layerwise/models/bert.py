@@ -1,4 +1,4 @@
-"""BERT and its kin: a text is read in both directions at once; what comes out depends on the head.
+"""BERT and its relatives: encoders that read a text in both directions; the head gives the output.
 
 Papers: BERT: Devlin et al., arXiv:1810.04805; the small sizes: Turc et al., arXiv:1908.08962;
 RoBERTa: Liu et al., arXiv:1907.11692; DistilBERT: Sanh et al., arXiv:1910.01108; MiniLM: Wang et
@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layerwise.errors import DataError, OptionError, unknown
+from layerwise.layers.attention import as_bias
 from layerwise.layers.dropout import Dropout
 from layerwise.layers.head import TiedHead
 from layerwise.layers.linear import Linear
@@ -102,7 +103,7 @@ VARIANTS = {
 
 
 class Embed(nn.Module):
-    """Tokens, where they stand and which text of a pair they are of, summed and normalised."""
+    """Embeddings of tokens, positions and token types (texts of a pair), summed and normalised."""
 
     def __init__(self, config: Config):
         super().__init__()
@@ -134,14 +135,14 @@ class Embed(nn.Module):
         longest = self.pos_embed.num_embeddings - self.first
         if n_tokens > longest:
             raise DataError(
-                f"{n_tokens} tokens came, this network reads at most {longest}: cut the texts "
+                f"a text of {n_tokens} tokens; this network reads at most {longest}: cut the texts "
                 f"(max_length={longest}) or split them"
             )
         return self.pos_embed.weight[self.first : self.first + n_tokens]
 
 
 class Block(nn.Module):
-    """norm(x + attention(x)), then norm(x + fc2(gelu(fc1(x)))): the norms stand after the sums."""
+    """norm(x + attention(x)), then norm(x + fc2(gelu(fc1(x)))): post-norm."""
 
     def __init__(self, config: Config):
         super().__init__()
@@ -202,10 +203,10 @@ class Bert(nn.Module):
     """Texts as token numbers (B, T) to what `config.head_kind` says.
 
     mask: bool, True for tokens, False for padding, (B, T); or (B, 1, T, T) saying which position
-    may read from which (then without pooling). None where no row is padded: fastest.
+    may attend to which (then without pooling). None where no row is padded: fastest.
     places: `token_types` (B, T), 1 in the second text of a pair; `positions` (B, T), where they are
     not 0, 1, 2 ...; or `documents` (B, T), equal where two tokens of a packed row belong together:
-    each document then stands for itself, as if it had the row alone. Without `mask` and pooling.
+    each document is then encoded as if it were alone in its row. Without `mask` and pooling.
     """
 
     READS, HEADS = ("tokens", "mask", "token_types", "documents"), HEADS
@@ -222,15 +223,16 @@ class Bert(nn.Module):
         return self.score(self.features(tokens, mask, **places), mask)
 
     def features(self, tokens: Tensor, mask: Tensor | None = None, **places: Tensor) -> Tensor:
-        """What is known at each position, normalised: (B, T, D)."""
+        """A vector for each position, normalised: (B, T, D)."""
         documents = places.pop("documents", None)
         if documents is not None:
             mask = documents[:, None, :, None] == documents[:, None, None, :]  # (B, 1, T, T)
             places["positions"] = positions_of(tokens, {"documents": documents})
         x = self.embed(tokens, **places)
-        bias = None if mask is None else attention_bias(mask, x.dtype)
+        if mask is not None:
+            mask = as_bias(mask if mask.ndim > 2 else mask[:, None, None], x.dtype, HIDDEN)
         for block in self.blocks:
-            x = block(x, bias)
+            x = block(x, mask)
         return x
 
     def score(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -252,9 +254,9 @@ class Bert(nn.Module):
         return stack(self, "embed", "blocks", "transform", "head")
 
     def reset_head(self, n_classes: int, kind: str | None = None) -> None:
-        """A fresh head for another set of classes or another kind; all below keeps what it learned.
+        """A fresh head for other classes or of another kind; all below keeps what it learned.
 
-        kind: by default as it is, and "class" for a network that had no classes.
+        kind: by default the present one, or "class" for a network that has no classes.
         """
         now, classes = self.config.head_kind, ("class", "tag", "pooled")
         kind = kind or (now if now in classes else "class")
@@ -264,12 +266,6 @@ class Bert(nn.Module):
         parts = make_head(self.config, self.embed.token_embed)
         fresh = (part.apply(init_weights).to(like).train(self.training) for part in parts)
         self.transform, self.head = fresh
-
-
-def attention_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """What is added to the scores, (B, 1, 1 or T, T): 0 for tokens, a lot less for padding."""
-    mask = mask[:, None, None, :] if mask.ndim == 2 else mask
-    return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, HIDDEN)
 
 
 def init_weights(module: nn.Module) -> None:
@@ -327,23 +323,17 @@ def _rules(style: str, kind: str) -> dict[str, str]:
     front, distil = "" if kind == "embed" else f"{style}.", style == "distilbert"
     stack = "transformer" if distil else "encoder"
     body = _EMBED | {f"blocks.{{}}.{n}": f"{stack}.layer.{{}}.{_BLOCK[n][distil]}" for n in _BLOCK}
-    heads = {
-        "masked": {n: _MASKED[style][i] for i, n in enumerate(_WORDS)},
-        "class": _CLASS[style],
-        "tag": {"head": "classifier"},
-        "pooled": {"head": "classifier"},
-        "span": {"head": "qa_outputs"},
-    }
+    words = dict(zip(_WORDS, _MASKED[style], strict=True))
+    heads = {"masked": words, "class": _CLASS[style], "span": {"head": "qa_outputs"}, "embed": {}}
     unused = "cls.* lm_head.* vocab_*" if kind == "embed" else ""
     unused += "" if (style, kind) == ("bert", "class") else f" {front}pooler.*"
-    old = [f"{part}.={front}{part}." for part in ("embeddings", stack, "pooler") if front]
+    parts = ("embeddings", stack, "pooler")
+    old = [f"{part}.={front}{part}." for part in parts] if front else [f"{style}.="]
     return {
         **{ours: front + theirs for ours, theirs in body.items()},
-        **heads.get(kind, {}),
+        **heads.get(kind, {"head": "classifier"}),
         "(drop)": f"{_UNUSED} {unused}",
-        "(alias)": " ".join(
-            [".gamma=.weight .beta=.bias", *old] + ([] if front else [f"{style}.="])
-        ),
+        "(alias)": " ".join([".gamma=.weight .beta=.bias", *old]),
     }
 
 

@@ -36,7 +36,7 @@ from layerwise.layers.stack import stack
 @dataclass(frozen=True)
 class Config:
     vocab_size: int = 256_000
-    max_seq_len: int = 8192  # trained for; longer texts run
+    max_seq_len: int = 8192  # that it was trained for; longer texts work, too
     dim: int = 2304
     n_layers: int = 26
     n_heads: int = 8
@@ -47,7 +47,7 @@ class Config:
     rope_theta: float = 10_000.0  # of global layers
     rope_factor: float = 1.0  # global layers' angles are divided by it
     local_rope_theta: float = 10_000.0
-    window: int = 4096  # tokens that local layers see back, itself included
+    window: int = 4096  # tokens back that local layers attend to, itself included
     global_every: int = 2  # the last of so many layers is global
     query_scalar: int = 256  # scores are divided by its root
     attn_softcap: float = 50.0  # 0 for none
@@ -56,10 +56,11 @@ class Config:
     n_classes: int = 0  # scores of a head of its own; 0: one for each token of the vocabulary
 
     def __post_init__(self):
-        if self.n_heads % self.n_kv_heads:
-            raise OptionError(f"n_heads {self.n_heads} is not a multiple of n_kv_heads")
+        n, k = self.n_heads, self.n_kv_heads
+        if n % k:
+            raise OptionError(f"n_heads {n} is not a multiple of n_kv_heads {k}")
         if self.window < 1 or self.global_every < 1:
-            raise OptionError("window and global_every are at least 1")
+            raise OptionError("window and global_every must be at least 1")
 
     def is_global(self, layer: int) -> bool:
         return (layer + 1) % self.global_every == 0
@@ -166,8 +167,8 @@ class Gemma(nn.Module):
     def make_cache(self, batch: int, length: int) -> Cache:
         """For `length` tokens, prompt and continuation together, of `batch` rows."""
         c = self.config
-        windows = [0 if c.is_global(i) else c.window for i in range(c.n_layers)]
         shape = (batch, c.n_kv_heads, length, c.head_dim)
+        windows = [0 if c.is_global(i) else c.window for i in range(c.n_layers)]
         return Cache(self.token_embed.weight, shape, windows)
 
     def pooled(self, features: Tensor, mask: Tensor | None = None) -> Tensor:

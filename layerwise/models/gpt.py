@@ -97,17 +97,14 @@ class GPT(nn.Module):
     def features(self, tokens: Tensor, **given: Unpack[Given]) -> Tensor:
         """What the head sees, normalised: (B, T, D)."""
         cache, positions = given.get("cache"), positions_of(tokens, given)
-        self.check_length(tokens, cache)
+        n, most = tokens.shape[1] + (cache.n_seen if cache else 0), self.config.max_seq_len
+        if n > most:
+            raise DataError(f"a text of {n} tokens; this model has positions for {most}: cut it")
         mask = attention_mask(tokens, given)
         x = self.dropout(self.token_embed(tokens) + self.pos_embed(positions))  # (B, T, D)
         for i, block in enumerate(self.blocks):
             x = block(x, mask, cache and cache[i])
         return self.norm(x)
-
-    def check_length(self, tokens: Tensor, cache: Cache | None) -> None:
-        n, most = tokens.shape[1] + (cache.n_seen if cache else 0), self.config.max_seq_len
-        if n > most:
-            raise DataError(f"a text of {n} tokens; this model has positions for {most}: cut it")
 
     def make_cache(self, batch: int, length: int) -> Cache:
         """For `length` tokens, prompt and continuation together, of `batch` rows."""

@@ -33,7 +33,7 @@ from layerwise.layers.stack import stack
 @dataclass(frozen=True)
 class Config(RopeFields):
     vocab_size: int = 32000
-    max_seq_len: int = 4096  # trained for; longer texts run
+    max_seq_len: int = 4096  # that it was trained for; longer texts work, too
     dim: int = 4096
     n_layers: int = 32
     n_heads: int = 32
@@ -41,17 +41,18 @@ class Config(RopeFields):
     head_dim: int = 128
     mlp_dim: int = 11008
     norm_eps: float = 1e-5
-    window: int = 0  # tokens that each one sees back, itself included; 0 for all
+    window: int = 0  # tokens back that each one attends to, itself included; 0 for all
     qkv_bias: bool = False
     qk_norm: bool = False
     tied_head: bool = False
     n_classes: int = 0  # scores of a head of its own; 0: one for each token of the vocabulary
 
     def __post_init__(self):
-        if self.n_heads % self.n_kv_heads:
-            raise OptionError(f"n_heads {self.n_heads} is not a multiple of n_kv_heads")
+        n, k = self.n_heads, self.n_kv_heads
+        if n % k:
+            raise OptionError(f"n_heads {n} is not a multiple of n_kv_heads {k}")
         if self.head_dim % 2:
-            raise OptionError(f"head_dim {self.head_dim} is odd; rotary positions turn pairs")
+            raise OptionError(f"head_dim {self.head_dim} is odd; rotary positions rotate pairs")
 
 
 SIZES = ("dim", "n_layers", "n_heads", "n_kv_heads", "mlp_dim")

@@ -1,5 +1,5 @@
-"""Multilayer perceptron: linear layers and a nonlinearity, and every choice that decides whether
-many of them can learn. The network for tables, and the laboratory of depth.
+"""Multilayer perceptron: linear layers and a nonlinearity, with the options that decide whether a
+deep one can learn. The network for tables, and the testbed for depth.
 
 Papers: Rumelhart, Hinton, Williams, "Learning representations by back-propagating errors", Nature
 323, 1986. Why deep ones did not learn, and what changed that: Glorot and Bengio, "Understanding the
@@ -68,7 +68,7 @@ VARIANTS = {
     "mlp_residual": Config(
         n_layers=6, activation="gelu", norm="layer", residual=True, dropout=0.1
     ),  # after the ResNet for tables of Gorishniy et al., arXiv:2106.11959
-    # the classic, one cure after the other: what could not learn in 1990, and what can
+    # the classic problem of depth and its remedies: from what could not learn in 1990 to what can
     "mlp_deep_sigmoid": replace(DEEP, activation="sigmoid", init="default"),
     "mlp_deep_relu": replace(DEEP, activation="relu", init="default"),
     "mlp_deep_kaiming": replace(DEEP, activation="relu", init="kaiming"),
@@ -130,7 +130,7 @@ class Mlp(nn.Module):
         return self.head(self.features(table, image))  # (B, C)
 
     def features(self, table: Tensor | None = None, image: Tensor | None = None) -> Tensor:
-        """What the last hidden layer makes of each row: (B, D)."""
+        """The outputs of the last hidden layer: (B, D)."""
         inputs = image if table is None else table
         assert inputs is not None, "rows of a table, or images"
         x = inputs.flatten(1)  # (B, n)

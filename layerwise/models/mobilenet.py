@@ -1,9 +1,10 @@
 """MobileNet, versions 1 and 2: image networks small enough for a phone.
 
 Papers: Howard et al., "MobileNets: Efficient Convolutional Neural Networks for Mobile Vision
-Applications", arXiv:1704.04861 (v1: a convolution is split into one per channel and one per place).
-Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks", arXiv:1801.04381 (v2: thin
-between the blocks, wide inside, residuals between the thin ends). Version 3 is `mobilenetv3.py`.
+Applications", arXiv:1704.04861 (v1: a depthwise convolution, then a pointwise one).
+Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks", arXiv:1801.04381 (v2:
+narrow between the blocks, wide inside, residuals between the narrow ends). Version 3:
+`mobilenetv3.py`.
 Published weights: Google's v1 under Keras' names; timm's `mobilenetv1_*` and `mobilenetv2_*`;
 torchvision's `mobilenet_v2`.
 
@@ -56,7 +57,7 @@ VARIANTS = {
     "mobilenet_v1_050": _v1(0.50, same=True),  # 1.3 million
     "mobilenet_v1_075": _v1(0.75, same=True),  # 2.6 million
     "mobilenet_v1_100": _v1(1.00, same=True),  # 4.2 million
-    "mobilenetv1_100": _v1(1.00),  # as timm has it
+    "mobilenetv1_100": _v1(1.00),  # timm's
     "mobilenetv1_125": _v1(1.25),
     "mobilenetv2_035": Config(width=0.35),
     "mobilenetv2_050": Config(width=0.50),
@@ -70,7 +71,7 @@ Unit = Callable[..., ConvNorm]  # ConvNorm with this network's activation, paddi
 
 
 class SeparableBlock(nn.Module):
-    """v1: filter every channel by itself, then combine the channels at every place."""
+    """v1: a depthwise convolution filters each channel, a pointwise one combines them."""
 
     def __init__(self, n_in: int, n_out: int, stride: int, unit: Unit):
         super().__init__()
@@ -82,7 +83,7 @@ class SeparableBlock(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """v2: widen, filter every channel by itself, project back without an activation."""
+    """v2: expand, filter each channel (depthwise), project back without an activation."""
 
     def __init__(self, n_in: int, n_out: int, stride: int, expansion: int, unit: Unit):
         super().__init__()
@@ -137,9 +138,6 @@ class MobileNet(nn.Module):
             channels = n_out
         self.dropout = Dropout(config.dropout)
         self.head = nn.Linear(channels, config.n_classes)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out")
@@ -150,7 +148,7 @@ class MobileNet(nn.Module):
         return self.head(self.features(image))  # (b, C)
 
     def features(self, image: Tensor) -> Tensor:
-        """What the network knows before it names a class: (b, D)."""
+        """What the head reads: (b, D)."""
         x = self.last(self.blocks(self.stem(image)))  # (b, D, h / 32, w / 32)
         return self.dropout(x.mean((2, 3)))
 
@@ -164,14 +162,14 @@ class MobileNet(nn.Module):
     def reset_head(self, n_classes: int, kind: str = "class") -> None:
         """A fresh last layer for another set of classes; everything below keeps what it learned."""
         self.config = replace(self.config, n_classes=n_classes)
-        self.head = nn.Linear(self.head.in_features, n_classes)
+        self.head = nn.Linear(self.head.in_features, n_classes).to(self.head.weight)
 
 
 Model = MobileNet
 
 
 def _in_order(repeats: tuple[int, ...]) -> list[str]:
-    """Our name of every block, for sources that number the blocks through."""
+    """Our name of every block, for sources that number the blocks consecutively."""
     return [f"blocks.{s}.{i}" for s, n in enumerate(repeats) for i in range(n)]
 
 

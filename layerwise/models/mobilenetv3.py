@@ -1,4 +1,4 @@
-"""MobileNet, version 3: found by search, for the processors of phones.
+"""MobileNet, version 3: found by architecture search, for phone processors.
 
 Paper: Howard et al., "Searching for MobileNetV3", arXiv:1905.02244, tables 1 (large) and 2 (small).
 Squeeze-and-excitation: Hu et al., arXiv:1709.01507. Versions 1 and 2 are `mobilenet.py`.
@@ -56,7 +56,7 @@ VARIANTS = {
 
 
 class SqueezeExcite(nn.Module):
-    """Scale every channel by a gate in 0..1 that all channels' means decide: x * gate(mean(x))."""
+    """Scale each channel by a gate in 0..1 computed from all channels' means: x * gate(mean(x))."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -70,7 +70,7 @@ class SqueezeExcite(nn.Module):
 
 
 class Block(nn.Module):
-    """Widen, filter every channel by itself, excite, project back without an activation."""
+    """Expand, filter each channel (depthwise), excite, project back without an activation."""
 
     def __init__(self, config: Config, number: int, n_in: int):
         super().__init__()
@@ -113,9 +113,6 @@ class MobileNetV3(nn.Module):
         self.fc = nn.Linear(config.last_channels, config.n_features)
         self.dropout = Dropout(config.dropout)
         self.head = nn.Linear(config.n_features, config.n_classes)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out")
@@ -128,7 +125,7 @@ class MobileNetV3(nn.Module):
         return self.head(self.features(image))  # (b, C)
 
     def features(self, image: Tensor) -> Tensor:
-        """What the network knows before it names a class: (b, D)."""
+        """What the head reads: (b, D)."""
         x = self.blocks(self.stem(image))  # (b, last_channels, h / 32, w / 32)
         return self.dropout(F.hardswish(self.fc(x.mean((2, 3)))))
 
@@ -142,7 +139,7 @@ class MobileNetV3(nn.Module):
     def reset_head(self, n_classes: int, kind: str = "class") -> None:
         """A fresh last layer for another set of classes; everything below keeps what it learned."""
         self.config = replace(self.config, n_classes=n_classes)
-        self.head = nn.Linear(self.head.in_features, n_classes)
+        self.head = nn.Linear(self.head.in_features, n_classes).to(self.head.weight)
 
 
 Model = MobileNetV3
@@ -167,7 +164,7 @@ _TIMM = {
 
 
 def _torchvision(config: Config) -> dict[str, str]:
-    """torchvision's names: parts of a block are numbered through, and not every block has all."""
+    """torchvision's names: the parts that a block has are numbered consecutively."""
     grouped, n_in = stages(config.channels), config.stem_channels
     layers, excite = {"stem": "features.0"}, {}
     for number, name in enumerate(

@@ -6,8 +6,8 @@ counting every choice, as the published coefficients assume.
 Published weights: Hugging Face's `Qwen3MoeForCausalLM` ("huggingface") and `MixtralForCausalLM`
 ("huggingface_mixtral"), with one matrix per expert, as the files on the hub have them.
 
-No token is dropped and no expert has a capacity: tokens are sorted by expert, and each expert takes
-its own share at once.
+No token is dropped and experts have no capacity limit: tokens are sorted by expert, and each expert
+takes its share in one product.
 
 Shapes: B batch, T positions, S keys, N = B * T tokens, D width, E experts, n choices per token.
 """
@@ -36,7 +36,7 @@ Routed = list[Tensor] | None  # collects each layer's router scores, for `balanc
 @dataclass(frozen=True)
 class Config(RopeFields):
     vocab_size: int = 32000
-    max_seq_len: int = 32768  # trained for; longer texts run
+    max_seq_len: int = 32768  # that it was trained for; longer texts work, too
     dim: int = 4096
     n_layers: int = 32
     n_heads: int = 32
@@ -49,16 +49,19 @@ class Config(RopeFields):
     balance_weight: float = 0.02  # of `balance_loss`, beside the mean loss per token
     norm_eps: float = 1e-5
     rope_theta: float = 1e6
-    window: int = 0  # tokens that each one sees back, itself included; 0 for all
+    window: int = 0  # tokens back that each one attends to, itself included; 0 for all
     qk_norm: bool = False
     tied_head: bool = False
     n_classes: int = 0  # scores of a head of its own; 0: one for each token of the vocabulary
 
     def __post_init__(self):
-        if self.n_heads % self.n_kv_heads:
-            raise OptionError(f"n_heads {self.n_heads} is not a multiple of n_kv_heads")
+        n, k = self.n_heads, self.n_kv_heads
+        if n % k:
+            raise OptionError(f"n_heads {n} is not a multiple of n_kv_heads {k}")
         if not 1 <= self.n_active <= self.n_experts:
-            raise OptionError(f"n_active {self.n_active} of n_experts {self.n_experts}")
+            raise OptionError(
+                f"n_active {self.n_active} is not within 1 .. n_experts {self.n_experts}"
+            )
 
 
 def _qwen3(**sizes: int) -> Config:

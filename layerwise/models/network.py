@@ -28,7 +28,7 @@ class Network(nn.Module):
     score: Callable[..., Tensor]  # of encoders: the head on features
 
     def features(self, *args: object, **given: object) -> Tensor:
-        """What is known before the head: (B, D), (B, T, D) of tokens, or (B, D, h, w) of places."""
+        """What the head reads: (B, D), (B, T, D) of tokens, or (B, D, h, w) of places."""
         raise NotImplementedError
 
     def pooled(self, features: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -9,7 +9,7 @@ et al., "Deep Compression", arXiv:1510.00149, under the names of the authors' Ca
 Departures from the family contract
 - The published head is not linear: a 1x1 convolution scores every place, ReLU, and the mean over
   the places is the class score. So `features` is a map (b, 512, h, w), not a vector, and `head` is
-  that `ConvHead`; whoever wants one vector per image takes the mean over h and w.
+  that `ConvHead`; for one vector per image take the mean over h and w (`pooled`).
 - `reset_head` puts a linear layer on that mean instead (`linear_head`): for few classes the ReLU
   would leave classes without a gradient, and a probe fitted to the means can be copied into it.
 
@@ -112,21 +112,18 @@ class SqueezeNet(nn.Module):
             self.add_module(f"fire{number}", fire)
             channels = 2 * EXPANSION * squeeze
         self.dropout = Dropout(config.dropout)
-        self.reset_parameters()
-        head = MeanHead if config.linear_head else ConvHead
-        self.head: nn.Module = head(channels, config.n_classes)
-
-    def reset_parameters(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_uniform_(module.weight)
                 nn.init.zeros_(module.get_parameter("bias"))
+        head = MeanHead if config.linear_head else ConvHead
+        self.head: nn.Module = head(channels, config.n_classes)
 
     def forward(self, image: Tensor) -> Tensor:
         return self.head(self.features(image))  # (b, C)
 
     def features(self, image: Tensor) -> Tensor:
-        """What the network knows at every place: (b, 512, h, w), about a 17th of the image's."""
+        """A feature vector at every place: (b, 512, h, w), h and w about a 17th of the image's."""
         x = image
         for name, layer in self.layers().items():
             if name != "head":
@@ -144,7 +141,8 @@ class SqueezeNet(nn.Module):
     def reset_head(self, n_classes: int, kind: str = "class") -> None:
         """A fresh last layer for another set of classes; everything below keeps what it learned."""
         self.config = replace(self.config, n_classes=n_classes, linear_head=True)
-        self.head = MeanHead(2 * EXPANSION * self.config.squeeze[-1], n_classes)
+        head = MeanHead(2 * EXPANSION * self.config.squeeze[-1], n_classes)
+        self.head = head.to(self.conv1.conv.weight)
 
 
 Model = SqueezeNet

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layerwise.errors import DataError
+from layerwise.layers.stack import stack
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,7 @@ class TcResNet(nn.Module):
 
     def layers(self) -> dict[str, nn.Module]:
         """The stack in the order in which data flows through it."""
-        blocks = {f"blocks.{i}": block for i, block in enumerate(self.blocks)}
-        return {"stem": self.stem, **blocks, "head": self.head}
+        return stack(self, "stem", "blocks", "head")
 
     def reset_head(self, n_classes: int, kind: str = "class") -> None:
         """A fresh last layer for another set of classes; everything below keeps what it learned."""

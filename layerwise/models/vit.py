@@ -9,7 +9,7 @@ Departures from the paper
 - No hidden layer in the head: the published networks drop it when they are fine-tuned.
 - LayerNorm's eps is 1e-6, as in the paper's own code and timm; Hugging Face's files say 1e-12 in
   their config, which the card puts into `norm_eps`.
-- An image of another size than `image_size` is taken too, if whole patches cover it: the learned
+- Images of other sizes than `image_size` work, too, if whole patches cover them: the learned
   positions are then interpolated (appendix D.3 of the paper does this once, before fine-tuning).
 
 Shapes: B images, h x w pixels, P patch side, N patches, T = 1 + N positions, D width,
@@ -70,7 +70,7 @@ VARIANTS = {
 
 
 class Embed(nn.Module):
-    """Patches as vectors, a class token before them, and where each of them is."""
+    """Patch vectors with a class token in front, and position embeddings added to them."""
 
     def __init__(self, config: Config):
         super().__init__()
@@ -144,7 +144,7 @@ class ViT(nn.Module):
         return self.head(self.features(image))  # (B, C)
 
     def features(self, image: Tensor) -> Tensor:
-        """What the class token has gathered, normalised: (B, D)."""
+        """The last vector of the class token, normalised: (B, D)."""
         x = self.embed(image)  # (B, T, D)
         for block in self.blocks:
             x = block(x)

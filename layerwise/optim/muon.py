@@ -42,7 +42,7 @@ class Muon(Eager):
     """Muon for matrices and filters, AdamW (or SGD) for the rest, in one optimiser.
 
     params: parameters or groups of them; a group may set any option below for itself, and
-        "lr_scale", which whoever drives the learning rate multiplies into it. Where a group has
+        "lr_scale", which the learning-rate schedule multiplies into it. Where a group has
         "names" of its parameters, those of the layer "head" go to AdamW although matrices.
     lr: learning rate; an update of a matrix has about 0.2 lr root mean square, as AdamW's.
     weight_decay: decoupled. momentum: Nesterov's, of the matrices. betas, eps: of AdamW.

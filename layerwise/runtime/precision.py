@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from layerwise.runtime import cpu_field
+
 TOLERANCE = 1e-6  # relative to the norm of the exact result; bf16 inside would give about 3e-3
 SHAPES = ((96, 256, 160), (33, 515, 67), (256, 64, 128))  # M, K, N: whole tiles and ragged ones
 
@@ -59,11 +61,7 @@ def why_not() -> str | None:
 
 def vendor() -> str:
     """The processor's vendor as it names itself ("AuthenticAMD", "GenuineIntel"), "" if unknown."""
-    try:
-        with open("/proc/cpuinfo") as f:
-            return next((x.split(":")[1].strip() for x in f if x.startswith("vendor_id")), "")
-    except OSError:
-        return "GenuineIntel" if "Intel" in platform.processor() else ""
+    return cpu_field("vendor_id") or ("GenuineIntel" if "Intel" in platform.processor() else "")
 
 
 def largest_error() -> float:

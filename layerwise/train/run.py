@@ -203,7 +203,7 @@ class Training:
     # ---- around the steps ----------------------------------------------------------------------
 
     def hooks(self, log: MetricsLog) -> Hooks:
-        def on_log(step: int, **values: Any) -> None:
+        def on_log(step: int, **values: object) -> None:
             self.times.append(time.perf_counter())
             log.write(step, **values)
             self.progress(step=step, steps=self.recipe.steps, **values)

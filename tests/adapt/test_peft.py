@@ -256,12 +256,12 @@ def refused(made: Any, match: str, **fields: Any) -> None:
     ("fields", "match"),
     [
         ({"peft_type": "LOHA"}, r"adapter_config.json: peft_type = 'LOHA'.*only 'LORA'"),
-        ({"bias": "lora_only"}, r"bias = 'lora_only' is not done here; only 'none'"),
-        ({"lora_bias": True}, "lora_bias = True is not done here"),
+        ({"bias": "lora_only"}, r"bias = 'lora_only' is not supported here; only 'none'"),
+        ({"lora_bias": True}, "lora_bias = True is not supported here"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights = 'pissa'.*merge_and_unload"),
         ({"layer_replication": [[0, 1]]}, "layer_replication"),
         ({"trainable_token_indices": [3]}, "trainable_token_indices"),
-        ({"invented_next_year": 1}, "invented_next_year = 1 is not done here"),
+        ({"invented_next_year": 1}, "invented_next_year = 1 is not supported here"),
     ],
 )
 def test_what_a_config_asks_for_and_is_not_done_is_named(made, fields, match):

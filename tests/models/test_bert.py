@@ -1,6 +1,5 @@
 """BERT, RoBERTa, DistilBERT and MiniLM beside transformers; padding, heads, published folders."""
 
-import dataclasses
 import gzip
 import importlib.util
 import json
@@ -15,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.errors import DataError, OptionError, WeightsError
-from layerwise.models import bert, config_from_dict, resolve
+from layerwise.models import bert
 from layerwise.weights.configs import encoders as config_encoders
-from layerwise.weights.files import load_into, read_tensors, save_tensors
+from layerwise.weights.files import load_into, save_tensors
 from layerwise.weights.names import publish, rename
 from layerwise.weights.published import load_published
 from tests import oracles, parity
@@ -55,7 +54,7 @@ def per_token(network: bert.Bert) -> bool:
     return network.config.head_kind in ("masked", "tag", "span")
 
 
-# ---- the battery -------------------------------------------------------------------------------
+# ---- padding, heads, training (all else is in the battery) ---------------------------------------
 def test_shape_and_dtype(network: bert.Bert):
     found = network(TOKENS, MASK)
     assert found.shape == SHAPES.get(network.config.head_kind, (3, 24))
@@ -119,17 +118,6 @@ def test_packed_texts_do_not_see_each_other():
     assert parity.relative_error(found, expected) <= 1e-5
 
 
-def test_gradients_reach_every_parameter(network: bert.Bert):
-    found = network(TOKENS, MASK, **types_for(network.config))
-    found = found[MASK] if per_token(network) else found
-    (found * torch.randn_like(found)).sum().backward()
-    for name, parameter in network.named_parameters():
-        assert parameter.grad is not None, f"no gradient reaches {name}"
-        assert parameter.grad.isfinite().all(), name
-        # the softmax does not change when all keys move alike: rounding is all that is left
-        assert parameter.grad.any() or name.endswith("k_proj.bias"), f"{name} has gradient 0"
-
-
 def types_for(config: bert.Config) -> dict[str, Tensor]:
     second = torch.arange(9).expand(3, 9) > 2
     return {"token_types": second.long()} if config.n_token_types == 2 else {}
@@ -157,19 +145,6 @@ def test_dropout_acts_in_training_alone():
     assert torch.equal(network(TOKENS, MASK), network(TOKENS, MASK))
 
 
-def test_layers_cover_every_parameter_once_and_in_order(network: bert.Bert):
-    layers, called = network.layers(), []
-    found = [id(p) for layer in layers.values() for p in layer.parameters()]
-    assert len(found) == len(set(found))
-    assert set(found) == {id(p) for p in network.parameters()}
-    for name, layer in layers.items():
-        assert network.get_submodule(name) is layer
-        layer.register_forward_hook(lambda *_, name=name: called.append(name))
-    network(TOKENS, MASK)
-    assert called == list(layers)
-    assert called[-1] == "head"
-
-
 @pytest.mark.parametrize("kind", ["class", "tag", "span", "masked", "embed"])
 def test_reset_head(network: bert.Bert, kind: str):
     before = network.features(TOKENS, MASK)
@@ -187,43 +162,10 @@ def test_reset_head_of_a_masked_network_makes_classes():
     assert (network.config.head_kind, network.config.n_classes) == ("class", 4)
 
 
-def test_config_round_trip(network: bert.Bert):
-    text = json.dumps(dataclasses.asdict(network.config))
-    assert config_from_dict("bert", json.loads(text)) == network.config
-
-
-def test_saved_and_loaded_is_the_same(network: bert.Bert, tmp_path: Path):
-    save_tensors(tmp_path / "model.safetensors", network.state_dict())
-    with torch.device("meta"):
-        loaded = bert.Model(network.config).eval()
-    load_into(loaded, read_tensors(tmp_path / "model.safetensors"))
-    with torch.no_grad():
-        assert torch.equal(loaded(TOKENS, MASK), network(TOKENS, MASK))
-
-
 def test_words_are_scored_by_the_embedding_itself():
     network = bert.Model(SMALL)
     assert network.head.weight is network.embed.token_embed.weight
     assert sum(p.shape == (31, 24) for p in network.parameters()) == 1
-
-
-PARAMETERS = {  # transformers' BertForMaskedLM and so on; Turc et al. and the cards in millions
-    "bert-tiny": 4_416_698,
-    "bert-base-uncased": 109_514_298,
-    "bert-large-uncased": 335_174_458,
-    "roberta-base": 124_697_433,
-    "roberta-large": 355_412_057,
-    "distilbert-base-uncased": 66_985_530,
-    "distilroberta-base": 82_170_201,
-    "minilm-l6": 22_565_376,
-}
-
-
-@pytest.mark.parametrize("variant", PARAMETERS)
-def test_size_is_the_published_one(variant: str):
-    with torch.device("meta"):
-        network = bert.Model(resolve(variant)[1])
-    assert sum(p.numel() for p in network.parameters()) == PARAMETERS[variant]
 
 
 # ---- user errors -------------------------------------------------------------------------------
@@ -242,7 +184,7 @@ def test_impossible_configs_are_errors(fields: dict[str, Any], message: str):
 
 
 def test_texts_that_are_too_long_are_an_error_with_the_cure():
-    with pytest.raises(DataError, match=r"13 tokens came, .* at most 12: cut .*max_length=12"):
+    with pytest.raises(DataError, match=r"13 tokens; .* at most 12: cut .*max_length=12"):
         bert.Model(SMALL)(torch.ones(1, 13, dtype=torch.long))
 
 

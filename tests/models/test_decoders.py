@@ -1,9 +1,7 @@
-"""What every decoder promises, on tiny networks of all families; and parity with transformers."""
+"""What decoders promise beside the battery, on tiny networks; and parity with transformers."""
 
-import dataclasses
-import hashlib
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +14,9 @@ from torch import Tensor, nn
 from layerwise.data.examples import Batch
 from layerwise.errors import DataError, OptionError, WeightsError
 from layerwise.generation.greedy import generate
-from layerwise.models import build, config_from_dict, family, replace_fields, resolve
+from layerwise.models import build, family, resolve
 from layerwise.models.moe import Moe, balance_loss
+from layerwise.models.network import Network
 from layerwise.planning.step import checkpoint_layers
 from layerwise.tasks.causal import Causal
 from layerwise.weights.configs.text import read_config, write_config
@@ -25,65 +24,43 @@ from layerwise.weights.files import load_into, read_tensors, save_tensors
 from layerwise.weights.names import publish, rename
 from layerwise.weights.published import load_published
 from tests import oracles, parity
+from tests.models.cases import DECODERS, GEMMA, GPT, MIXTRAL, ROTARY, Case, T, V
 
-V, B, T = 64, 2, 24
-SIZES = {"vocab_size": V, "max_seq_len": 128, "dim": 32, "n_layers": 3, "n_heads": 4}
-GPT = {**SIZES, "mlp_dim": 64}
-ROTARY = {**SIZES, "n_kv_heads": 2, "head_dim": 8, "mlp_dim": 48}
-LLAMA3 = {"rope_scaling": "llama3", "rope_factor": 8.0, "rope_original_len": 16}
-YARN = {"rope_scaling": "yarn", "rope_factor": 4.0, "rope_original_len": 32, "rope_high": 32.0}
-QWEN3 = {**ROTARY, "head_dim": 12, "qk_norm": True, "norm_eps": 1e-6, "rope_theta": 1e6}
-MIXTRAL = {**ROTARY, "mlp_dim": 24, "n_experts": 4, "n_active": 2}
-QWEN3_MOE = {**QWEN3, "mlp_dim": 16, "n_experts": 8, "n_active": 3, "balance_weight": 0.001}
-GEMMA = {**ROTARY, "head_dim": 12, "query_scalar": 20, "window": 5}
-CAPS = {"attn_softcap": 0.0, "logit_softcap": 0.0, "qk_norm": True}
-GEMMA3 = {**GEMMA, **CAPS, "rope_theta": 1e6, "global_every": 3, "rope_factor": 8.0}
+B = 2
+THEIRS = {  # the class of transformers that is the same network
+    "gpt2": "GPT2LMHeadModel",
+    "llama2": "LlamaForCausalLM",
+    "llama3": "LlamaForCausalLM",
+    "llama3_tied": "LlamaForCausalLM",
+    "linear": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen2_yarn": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "qwen3_tied": "Qwen3ForCausalLM",
+    "mixtral": "MixtralForCausalLM",
+    "mixtral_window": "MixtralForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+    "qwen3_moe_raw": "Qwen3MoeForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
+    "gemma3": "Gemma3ForCausalLM",
+}
 
 
-@dataclass(frozen=True)
-class Case:
-    """A tiny decoder, and the class of transformers that is the same network."""
+class Spread(Case):
+    """The network with scores far enough apart to see every difference."""
 
-    name: str
-    family: str
-    fields: dict[str, Any]
-    theirs: str
-
-    def config(self) -> Any:
-        return replace_fields(family(self.family).Config(), self.fields)
-
-    def network(self) -> nn.Module:
-        torch.manual_seed(0)
-        network = build(self.family, self.config()).eval()
-        with torch.no_grad():  # scores far enough apart to see every difference
+    def network(self, **more: Any) -> Network:
+        network = super().network(**more).eval()
+        with torch.no_grad():
             for p in network.parameters():
                 p.mul_(4) if p.ndim == 2 else p.add_(0.1 * torch.randn_like(p))
         return network
 
 
-CASES = [
-    Case("gpt2", "gpt", GPT, "GPT2LMHeadModel"),
-    Case("llama2", "llama", {**ROTARY, "n_kv_heads": 4}, "LlamaForCausalLM"),
-    Case("llama3", "llama", {**ROTARY, **LLAMA3, "rope_theta": 5e5}, "LlamaForCausalLM"),
-    Case("llama3_tied", "llama", {**ROTARY, **LLAMA3, "tied_head": True}, "LlamaForCausalLM"),
-    Case(
-        "linear",
-        "llama",
-        {**ROTARY, "rope_scaling": "linear", "rope_factor": 2.0},
-        "LlamaForCausalLM",
-    ),
-    Case("mistral", "llama", {**ROTARY, "window": 7}, "MistralForCausalLM"),
-    Case("qwen2", "llama", {**ROTARY, "qkv_bias": True, "tied_head": True}, "Qwen2ForCausalLM"),
-    Case("qwen2_yarn", "llama", {**ROTARY, **YARN, "qkv_bias": True}, "Qwen2ForCausalLM"),
-    Case("qwen3", "llama", QWEN3, "Qwen3ForCausalLM"),
-    Case("qwen3_tied", "llama", {**QWEN3, "tied_head": True}, "Qwen3ForCausalLM"),
-    Case("mixtral", "moe", MIXTRAL, "MixtralForCausalLM"),
-    Case("mixtral_window", "moe", {**MIXTRAL, "window": 7}, "MixtralForCausalLM"),
-    Case("qwen3_moe", "moe", QWEN3_MOE, "Qwen3MoeForCausalLM"),
-    Case("qwen3_moe_raw", "moe", {**QWEN3_MOE, "norm_active": False}, "Qwen3MoeForCausalLM"),
-    Case("gemma2", "gemma", GEMMA, "Gemma2ForCausalLM"),
-    Case("gemma3", "gemma", GEMMA3, "Gemma3ForCausalLM"),
-]
+CASES = [Spread(**vars(case)) for case in DECODERS]
+
+
 NAMES = [case.name for case in CASES]
 
 
@@ -102,17 +79,6 @@ def close(found: Tensor, expected: Tensor) -> bool:
 
 # ---- what goes in and comes out ------------------------------------------------------------------
 @torch.no_grad()
-def test_shapes_and_head(case: Case):
-    network, tokens = case.network(), some_tokens()
-    scores = network(tokens)
-    assert scores.shape == (B, T, V)
-    assert scores.isfinite().all()
-    features = network.features(tokens)
-    assert features.shape == (B, T, SIZES["dim"])
-    assert torch.equal(network.head(features), scores)
-
-
-@torch.no_grad()
 def test_a_later_token_changes_nothing_before_it(case: Case):
     network, tokens = case.network(), some_tokens()
     before = network(tokens)
@@ -121,25 +87,6 @@ def test_a_later_token_changes_nothing_before_it(case: Case):
     after = network(changed)
     assert close(after[:, :15], before[:, :15])
     assert not close(after[:, 15:], before[:, 15:])
-
-
-@torch.no_grad()
-def test_a_row_does_not_depend_on_its_batch(case: Case):
-    network, tokens = case.network(), some_tokens(4)
-    alone = torch.cat([network(row[None]) for row in tokens])
-    assert close(network(tokens), alone)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("chunks", [(T,), (10,), (3,), (10, 2, 9), (2, 1, 1, 12)], ids=str)
-def test_prefill_and_decode_equal_one_pass(case: Case, chunks: tuple[int, ...]):
-    """Chunks longer and shorter than the windows, then token by token, past every window."""
-    network, tokens = case.network(), some_tokens()
-    chunks = (*chunks, *[1] * (T - sum(chunks)))
-    cache = network.make_cache(B, T)
-    parts = [network(part, cache=cache) for part in tokens.split(chunks, dim=1)]
-    assert close(torch.cat(parts, dim=1), network(tokens))
-    assert cache.n_seen == T
 
 
 def test_a_full_cache_says_so(case: Case):
@@ -208,17 +155,6 @@ def test_greedy_stops_each_row_by_itself():
 
 
 # ---- training ------------------------------------------------------------------------------------
-def test_gradients_reach_every_parameter(case: Case):
-    network, tokens = case.network(), some_tokens(8)
-    scores = network(tokens)
-    (scores * torch.randn_like(scores)).sum().backward()
-    for name, p in network.named_parameters():
-        assert p.grad is not None, f"no gradient reaches {name}"
-        assert p.grad.isfinite().all(), name
-        # all keys moved alike change no softmax, unless they are turned by their positions after
-        assert p.grad.any() or name.endswith("k_proj.bias"), f"{name} has gradient 0"
-
-
 def test_steps_lower_the_loss_and_bf16_is_near(case: Case):
     torch.manual_seed(0)
     network, tokens = build(case.family, case.config()), some_tokens(4)
@@ -257,20 +193,6 @@ def test_gpt_starts_as_published():
 
 
 # ---- layers, heads, names ------------------------------------------------------------------------
-def test_layers_cover_every_parameter_once_in_order(case: Case):
-    network, called = case.network(), []
-    layers = network.layers()
-    found = [id(p) for layer in layers.values() for p in layer.parameters()]
-    assert len(found) == len(set(found))
-    assert set(found) == {id(p) for p in network.parameters()}
-    for name, layer in layers.items():
-        assert network.get_submodule(name) is layer
-        layer.register_forward_hook(lambda *_, name=name: called.append(name))
-    network(some_tokens())
-    assert called == list(layers)
-    assert (called[0], *called[-2:]) == ("token_embed", "norm", "head")
-
-
 def test_a_tied_head_stays_tied(case: Case):
     network = case.network()
     if getattr(network.config, "tied_head", True):
@@ -282,80 +204,6 @@ def test_a_tied_head_stays_tied(case: Case):
         assert torch.equal(twin.eval()(some_tokens()), network(some_tokens()))
     else:
         assert network.head.weight is not network.token_embed.weight
-
-
-def test_reset_head(case: Case):
-    network, tokens = case.network(), some_tokens()
-    features = network.features(tokens)
-    network.reset_head(3)
-    assert network(tokens).shape == (B, T, 3)
-    assert torch.equal(network.features(tokens), features)
-    assert network.layers()["head"] is network.head
-    assert "head.weight" in network.state_dict()
-
-
-def test_saved_and_loaded_is_the_same(case: Case, tmp_path: Path):
-    network, tokens = case.network(), some_tokens()
-    save_tensors(tmp_path / "model.safetensors", network.state_dict())
-    config = config_from_dict(
-        case.family, json.loads(json.dumps(dataclasses.asdict(network.config)))
-    )
-    with torch.device("meta"):
-        loaded = build(case.family, config).eval()
-        assert loaded(some_tokens().to("meta")).shape == (B, T, V)
-    load_into(loaded, read_tensors(tmp_path / "model.safetensors"))
-    assert torch.equal(loaded(tokens), network(tokens))
-
-
-PARAMETERS = {  # as the model cards count them, or transformers does
-    "gpt2": 124_439_808,
-    "gpt2_medium": 354_823_168,
-    "gpt2_large": 774_030_080,
-    "gpt2_xl": 1_557_611_200,
-    "llama2_7b": 6_738_415_616,
-    "llama2_13b": 13_015_864_320,
-    "llama2_70b": 68_976_648_192,
-    "llama3_8b": 8_030_261_248,
-    "llama3_70b": 70_553_706_496,
-    "llama31_405b": 405_853_388_800,
-    "llama32_1b": 1_235_814_400,
-    "llama32_3b": 3_212_749_824,
-    "mistral_7b": 7_241_732_096,
-    "mistral_7b_v3": 7_248_023_552,
-    "qwen25_0_5b": 494_032_768,
-    "qwen25_1_5b": 1_543_714_304,
-    "qwen25_3b": 3_085_938_688,
-    "qwen25_7b": 7_615_616_512,
-    "qwen25_14b": 14_770_033_664,
-    "qwen25_32b": 32_763_876_352,
-    "qwen25_72b": 72_706_203_648,
-    "qwen3_0_6b": 596_049_920,
-    "qwen3_1_7b": 1_720_574_976,
-    "qwen3_4b": 4_022_468_096,
-    "qwen3_8b": 8_190_735_360,
-    "qwen3_14b": 14_768_307_200,
-    "qwen3_32b": 32_762_123_264,
-    "mixtral_8x7b": 46_702_792_704,
-    "mixtral_8x22b": 140_620_634_112,
-    "qwen3_30b_a3b": 30_532_122_624,
-    "qwen3_235b_a22b": 235_093_634_560,
-    "gemma2_2b": 2_614_341_888,
-    "gemma2_9b": 9_241_705_984,
-    "gemma2_27b": 27_227_128_320,
-    "gemma3_270m": 268_098_176,
-    "gemma3_1b": 999_885_952,
-}
-
-
-@pytest.mark.parametrize("variant", PARAMETERS)
-def test_size_is_the_published_one(variant: str):
-    """Blocks are alike, so one of them is enough to count."""
-    name, config = resolve(variant)
-    with torch.device("meta"):
-        network = build(name, replace(config, n_layers=1))
-    block = sum(p.numel() for p in network.blocks.parameters())
-    rest = sum(p.numel() for p in network.parameters()) - block
-    assert config.n_layers * block + rest == PARAMETERS[variant]
 
 
 # ---- errors --------------------------------------------------------------------------------------
@@ -475,13 +323,6 @@ def ours_with(case: Case) -> tuple[nn.Module, dict[str, Tensor]]:
     return network.eval(), weights
 
 
-def test_published_values_survive_bit_for_bit(case: Case):
-    network, weights = ours_with(case)
-    again = publish(network.state_dict(), rules_of(case))
-    assert again.keys() == weights.keys()
-    assert all(torch.equal(again[name], weights[name]) for name in weights)
-
-
 def test_a_copy_of_a_tied_head_is_read_and_another_head_is_not():
     case = next(c for c in CASES if c.name == "qwen3_tied")
     network, weights = ours_with(case)
@@ -520,20 +361,12 @@ def test_a_folder_is_loaded_whatever_else_it_is_called(case: Case, tmp_path: Pat
         assert torch.equal(loaded(some_tokens()), network(some_tokens()))
 
 
-def test_tensor_names_stay(case: Case):
-    """Saved models must stay loadable: a changed name is a decision, never an accident."""
-    state = case.network().state_dict()
-    lines = "\n".join(f"{n} {tuple(t.shape)}" for n, t in state.items())
-    found = {"tensors": len(state), "sha256": hashlib.sha256(lines.encode()).hexdigest()[:16]}
-    assert parity.stored("names.json", f"decoder/{case.name}", found) == found
-
-
 # ---- transformers --------------------------------------------------------------------------------
 @pytest.mark.oracle
 @torch.no_grad()
 def test_parity_with_transformers(case: Case, tmp_path: Path):
     transformers = oracles.import_transformers()
-    kind = getattr(transformers, case.theirs)
+    kind = getattr(transformers, THEIRS[case.name])
     network, weights = ours_with(case)
     folder = tmp_path / "ours"
     save_tensors(folder / "model.safetensors", weights)

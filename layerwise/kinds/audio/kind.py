@@ -32,7 +32,7 @@ CONFIG = "preprocessor_config.json"
 USUAL = AudioProcessor()
 
 
-class Audio(Kind):
+class Audio(Kind[AudioProcessor]):
     """Paths, the bytes of files, or `Recording`s."""
 
     name = "audio"
@@ -86,12 +86,19 @@ class Audio(Kind):
 
     # ---- tensors -------------------------------------------------------------------------------
     def source(
-        self, examples: Examples, processor: Any, augment: Any, dtype: torch.dtype, **options: Any
+        self,
+        examples: Examples,
+        processor: AudioProcessor,
+        augment: object,
+        dtype: torch.dtype,
+        **options: Any,
     ) -> Source:
         augment = augment if isinstance(augment, Augment) else None
         return Recordings(examples, processor, augment, dtype, **options)
 
-    def raw_picture(self, examples: Examples, row: int, processor: Any) -> np.ndarray | None:
+    def raw_picture(
+        self, examples: Examples, row: int, processor: AudioProcessor
+    ) -> np.ndarray | None:
         return coloured(processor([examples["audio"][row]])[0, 0].numpy())
 
     def example(
@@ -100,7 +107,9 @@ class Audio(Kind):
         return {"audio": torch.zeros(rows, 1, config.n_mels, size or USUAL.n_frames)}
 
     # ---- choosing ------------------------------------------------------------------------------
-    def choose(self, train: Examples, ends: Ends, settings: Settings, reader: Any = None) -> Choice:
+    def choose(
+        self, train: Examples, ends: Ends, settings: Settings, reader: AudioProcessor | None = None
+    ) -> Choice:
         return choose.network_for(train, ends, settings)
 
     def processor_for(self, train: Examples, ends: Ends, settings: Settings) -> AudioProcessor:
@@ -109,11 +118,13 @@ class Audio(Kind):
     def start(self, way: str, train: Examples, choice: Choice) -> Start:
         return choose.START
 
-    def augmentation(self, processor: Any, settings: Settings, studied: Any) -> Augment | None:
+    def augmentation(
+        self, processor: AudioProcessor, settings: Settings, studied: object
+    ) -> Augment | None:
         return augment_named("full" if settings.augment == "auto" else settings.augment)
 
     # ---- saving --------------------------------------------------------------------------------
-    def save(self, processor: Any, folder: Path) -> dict[str, Any]:
+    def save(self, processor: AudioProcessor, folder: Path) -> dict[str, Any]:
         write_json(folder / CONFIG, processor.to_dict())
         return {}
 

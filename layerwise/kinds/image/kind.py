@@ -25,6 +25,7 @@ from layerwise.kinds.image.duplicates import pixel_features
 from layerwise.kinds.image.pictures import data_uri
 from layerwise.kinds.image.processor import ImageProcessor, decode
 from layerwise.kinds.image.source import Images
+from layerwise.models.network import Network
 from layerwise.settings import Settings
 from layerwise.storage import read_json
 
@@ -32,7 +33,7 @@ NAMES = (*file_tables.FILE_NAMES, "image", "image_path", "img")
 FILES = FileKind("image", "images", is_image, NAMES, "Image", starts_image)
 
 
-class Image(Kind):
+class Image(Kind[ImageProcessor]):
     """Paths, bytes, or arrays of pixels."""
 
     name = "image"
@@ -95,12 +96,19 @@ class Image(Kind):
 
     # ---- tensors -------------------------------------------------------------------------------
     def source(
-        self, examples: Examples, processor: Any, augment: Any, dtype: torch.dtype, **options: Any
+        self,
+        examples: Examples,
+        processor: ImageProcessor,
+        augment: object,
+        dtype: torch.dtype,
+        **options: Any,
     ) -> Source:
         augment = augment if isinstance(augment, Augment) else Augment()
         return Images(examples, processor, augment, dtype, **options)
 
-    def raw_picture(self, examples: Examples, row: int, processor: Any) -> np.ndarray | None:
+    def raw_picture(
+        self, examples: Examples, row: int, processor: ImageProcessor
+    ) -> np.ndarray | None:
         return processor.pixels(examples["image"][row])
 
     def example(self, family: str, variant: str, config: Any, size: int, rows: int) -> Tensors:
@@ -108,7 +116,9 @@ class Image(Kind):
         return {"image": torch.zeros(rows, 3, side, side)}
 
     # ---- choosing ------------------------------------------------------------------------------
-    def choose(self, train: Examples, ends: Ends, settings: Settings, reader: Any = None) -> Choice:
+    def choose(
+        self, train: Examples, ends: Ends, settings: Settings, reader: ImageProcessor | None = None
+    ) -> Choice:
         return choose.network_for(train, ends, settings)
 
     def processor_for(self, train: Examples, ends: Ends, settings: Settings) -> ImageProcessor:
@@ -124,17 +134,19 @@ class Image(Kind):
         said = "augmentation: no mirroring, because mirrored images look like other classes"
         return False, [said]
 
-    def augmentation(self, processor: Any, settings: Settings, studied: Any) -> Augment:
+    def augmentation(
+        self, processor: ImageProcessor, settings: Settings, studied: object
+    ) -> Augment:
         return choose.augmentation(processor.size[0], settings, bool(studied))
 
     # ---- saving --------------------------------------------------------------------------------
     def load(self, folder: Path, saved: Mapping[str, Any], config: Any) -> ImageProcessor:
         return ImageProcessor.from_dict(read_json(folder / CONFIG))
 
-    def of_card(self, card: Any, network: Any, tokenizer: Callable[[], Any]) -> ImageProcessor:
+    def of_card(self, card: Any, network: Network, tokenizer: Callable[[], Any]) -> ImageProcessor:
         return ImageProcessor.from_dict(dict(card.processor))
 
-    def published_config(self, processor: Any, labels: Sequence[str]) -> dict[str, Any]:
+    def published_config(self, processor: ImageProcessor, labels: Sequence[str]) -> dict[str, Any]:
         """As timm writes it."""
         p = processor.to_dict()
         size = p.get("crop_size", p["size"])

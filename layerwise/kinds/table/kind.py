@@ -41,7 +41,7 @@ class Rows(Source):
         return {"table": self.table[torch.from_numpy(rows)]}
 
 
-class Tables(Kind):
+class Tables(Kind[TableProcessor]):
     """Each row is one value: a dict of its columns."""
 
     name = "table"
@@ -97,7 +97,12 @@ class Tables(Kind):
 
     # ---- tensors -------------------------------------------------------------------------------
     def source(
-        self, examples: Examples, processor: Any, augment: Any, dtype: torch.dtype, **options: Any
+        self,
+        examples: Examples,
+        processor: TableProcessor,
+        augment: object,
+        dtype: torch.dtype,
+        **options: Any,
     ) -> Source:
         return Rows(examples, processor, dtype)
 
@@ -108,7 +113,9 @@ class Tables(Kind):
     def processor_for(self, train: Examples, ends: Ends, settings: Settings) -> TableProcessor:
         return TableProcessor.fit(train)
 
-    def choose(self, train: Examples, ends: Ends, settings: Settings, reader: Any = None) -> Choice:
+    def choose(
+        self, train: Examples, ends: Ends, settings: Settings, reader: TableProcessor | None = None
+    ) -> Choice:
         processor = TableProcessor.fit(train)
         name = "mlp" if settings.model == "auto" else settings.model
         family, config = models.resolve(name, n_in=processor.n_in, n_classes=ends.n_outputs)

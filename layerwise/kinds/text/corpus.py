@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ import torch
 from layerwise.data.sources import Tensors
 from layerwise.errors import DataError
 from layerwise.storage import cache_folder, replacing
+from layerwise.tokens.tokenizer import Tokenizer
 
 PIECE = 1 << 20  # characters of a document that are tokenised at a time
 AT_ONCE = 1 << 23  # characters handed to the tokenizer's threads at a time
@@ -42,7 +43,9 @@ class Corpus:
         return self.n_bytes / max(1, len(self.tokens))
 
 
-def tokenise(texts: Iterable[str], tokenizer: Any, folder: str | Path | None = None) -> Corpus:
+def tokenise(
+    texts: Iterable[str], tokenizer: Tokenizer, folder: str | Path | None = None
+) -> Corpus:
     """All texts as one corpus, kept in `folder` and found there again by content and tokenizer.
 
     texts: read twice where they are not kept yet, so an iterable that can be started anew.
@@ -58,7 +61,7 @@ def tokenise(texts: Iterable[str], tokenizer: Any, folder: str | Path | None = N
     return read_tokens(path)
 
 
-def write_tokens(path: Path, texts: Iterable[str], tokenizer: Any) -> None:
+def write_tokens(path: Path, texts: Iterable[str], tokenizer: Tokenizer) -> None:
     """The token file, then its index, each renamed into place when whole."""
     dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
     starts, n_bytes = [0], 0

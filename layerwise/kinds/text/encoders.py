@@ -14,7 +14,9 @@ from layerwise.errors import OptionError
 from layerwise.kinds.contract import Choice, Ends
 from layerwise.kinds.text.documents import texts_of
 from layerwise.kinds.text.language import corpus_of
+from layerwise.kinds.text.processor import TextProcessor
 from layerwise.kinds.text.readers import READERS
+from layerwise.models.network import Network
 from layerwise.settings import Settings
 from layerwise.tokens.training import train_wordpiece
 
@@ -25,7 +27,9 @@ WHOLE = 1 << 30  # tokens: nothing is cut
 LADDER = ("bert-tiny", "bert-mini", "bert-small", "bert-medium", "bert-base-uncased")
 
 
-def read_by(processor: Any, network: Any, ends: Ends, settings: Settings) -> Any:
+def read_by(
+    processor: TextProcessor, network: Network, ends: Ends, settings: Settings
+) -> TextProcessor:
     """A base's processor as this task asks for it.
 
     Errors: OptionError for a base that cannot do this, or reads less than `--max-seq-len`.
@@ -43,7 +47,7 @@ def read_by(processor: Any, network: Any, ends: Ends, settings: Settings) -> Any
     return READERS[ends.reader](processor.tokenizer, length, types)
 
 
-def token_lengths(examples: Examples, processor: Any, whole: bool = False) -> np.ndarray:
+def token_lengths(examples: Examples, processor: TextProcessor, whole: bool = False) -> np.ndarray:
     """Tokens of every row (n,), after cutting; whole: before anything is cut."""
     processor = replace(processor, max_seq_len=WHOLE) if whole else processor
     return np.array([processor.length(row) for row in processor.encode(examples.rows())])
@@ -75,7 +79,7 @@ def choose_encoder(train: Examples, ends: Ends, settings: Settings) -> Choice:
     return Choice(name, "bert", config, {"text": processor}, why)
 
 
-def encoder_of(name: str, processor: Any, **fields: Any) -> Any:
+def encoder_of(name: str, processor: TextProcessor, **fields: Any) -> Any:
     """The config of this size for the processor's words and length.
 
     Errors: OptionError for a network that does not read whole texts.
@@ -88,7 +92,7 @@ def encoder_of(name: str, processor: Any, **fields: Any) -> Any:
     return replace(config, **sizes, **fields)
 
 
-def choose_for_words(train: Examples, processor: object, settings: Settings) -> Choice:
+def choose_for_words(train: Examples, processor: TextProcessor, settings: Settings) -> Choice:
     """An encoder with fresh weights for masked words: as named, or as large as the text has tokens.
 
     Without dropout: a few passes, each masked anew, are not learned by heart (Geiping and

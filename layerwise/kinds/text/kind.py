@@ -18,9 +18,10 @@ from layerwise.kinds.text.audit import look_at_texts
 from layerwise.kinds.text.documents import plain_examples, text_examples, texts_of
 from layerwise.kinds.text.features import WordCounts
 from layerwise.kinds.text.opening import open_text_file, open_text_folder
+from layerwise.kinds.text.processor import TextProcessor
 from layerwise.kinds.text.readers import OF_HEAD, READERS
 from layerwise.kinds.text.source import CorpusWindows, Texts
-from layerwise.models.network import head_kind
+from layerwise.models.network import Network, head_kind
 from layerwise.settings import Settings
 from layerwise.tokens.tokenizer import Tokenizer, padded_length
 
@@ -52,7 +53,7 @@ STARTS = {  # of windows, learned at every token, and of rows
 }  # fmt: skip
 
 
-class Text(Kind):
+class Text(Kind[TextProcessor]):
     """A row has one text or several; see `layouts.py` for the fields of each form."""
 
     name = "text"
@@ -105,20 +106,27 @@ class Text(Kind):
 
     # ---- tensors -------------------------------------------------------------------------------
     def source(
-        self, examples: Examples, processor: Any, augment: Any, dtype: torch.dtype, **options: Any
+        self,
+        examples: Examples,
+        processor: TextProcessor,
+        augment: object,
+        dtype: torch.dtype,
+        **options: Any,
     ) -> Source:
         return CorpusWindows(examples) if examples.has("windows") else Texts(examples, processor)
 
-    def lengths(self, examples: Examples, processor: Any, whole: bool = False) -> np.ndarray | None:
+    def lengths(
+        self, examples: Examples, processor: TextProcessor, whole: bool = False
+    ) -> np.ndarray | None:
         windows = examples.has("windows")
         return None if windows else encoders.token_lengths(examples, processor, whole)
 
-    def longest_padded(self, length: int, processor: Any, rows: int) -> int:
+    def longest_padded(self, length: int, processor: TextProcessor, rows: int) -> int:
         """What lies beyond the context comes in windows, whole ones."""
         most = processor.max_seq_len
         return padded_length(length, most, rows) if length <= most else -(-length // most) * most
 
-    def cut(self, examples: Examples, processor: Any) -> tuple[np.ndarray, str]:
+    def cut(self, examples: Examples, processor: TextProcessor) -> tuple[np.ndarray, str]:
         lengths = self.lengths(examples, processor, whole=True)
         if lengths is None or processor.reads in ("words", "spans"):  # divided, not cut
             return np.zeros(0, np.int64), ""
@@ -127,7 +135,7 @@ class Text(Kind):
         said = f"cut at their end: {(over > 0).sum():,} of {len(over):,} rows, {share}"
         return np.flatnonzero(over), said if over.any() else ""
 
-    def cut_off(self, examples: Examples, row: int, processor: Any) -> Sequence[int]:
+    def cut_off(self, examples: Examples, row: int, processor: TextProcessor) -> Sequence[int]:
         if examples.has("windows") or processor.reads != "text":
             return ()
         whole = replace(processor, max_seq_len=encoders.WHOLE)
@@ -140,39 +148,46 @@ class Text(Kind):
         return {"tokens": torch.zeros(rows, size or LENGTH, dtype=torch.int64)}
 
     # ---- choosing ------------------------------------------------------------------------------
-    def reader(self, train: Examples, ends: Ends, settings: Settings, known: Any) -> Any:
+    def reader(
+        self, train: Examples, ends: Ends, settings: Settings, known: TextProcessor | None
+    ) -> Any:
         return language.reader_for(train, ends, settings, known)
 
-    def describe(self, parts: Mapping[str, Examples], processor: Any) -> str:
+    def describe(self, parts: Mapping[str, Examples], processor: TextProcessor) -> str:
         return language.windows_said(parts, processor)
 
-    def choose(self, train: Examples, ends: Ends, settings: Settings, reader: Any = None) -> Choice:
+    def choose(
+        self, train: Examples, ends: Ends, settings: Settings, reader: TextProcessor | None = None
+    ) -> Choice:
         if not train.has("windows"):
             return encoders.choose_encoder(train, ends, settings)
+        assert reader is not None, "windows are made before a network is chosen"
         if ends.kind == "masked":
             return encoders.choose_for_words(train, reader, settings)
         return language.choose_decoder(train, reader, settings)
 
-    def processor_for(self, train: Examples, ends: Ends, settings: Settings) -> Any:
+    def processor_for(self, train: Examples, ends: Ends, settings: Settings) -> TextProcessor:
         return encoders.fresh_reader(train, ends, settings)
 
     def start(self, way: str, train: Examples, choice: Choice) -> Start:
         return STARTS["windows" if train.has("windows") else "rows"][way]
 
-    def for_base(self, processor: Any, network: Any, ends: Ends, settings: Settings) -> Any:
+    def for_base(
+        self, processor: TextProcessor, network: Network, ends: Ends, settings: Settings
+    ) -> TextProcessor:
         return encoders.read_by(processor, network, ends, settings)
 
     def plain_features(self, train: Examples) -> WordCounts | None:
         return None if train.has("windows") else WordCounts(train)
 
     # ---- saving --------------------------------------------------------------------------------
-    def save(self, processor: Any, folder: Path) -> dict[str, Any]:
+    def save(self, processor: TextProcessor, folder: Path) -> dict[str, Any]:
         """The tokenizer's own files; how texts are read, and by which tokenizer."""
         processor.save(folder)
         fingerprint = processor.tokenizer.fingerprint
         return {"processor": processor.to_dict(), "tokenizer": fingerprint}
 
-    def load(self, folder: Path, saved: Mapping[str, Any], config: Any) -> Any:
+    def load(self, folder: Path, saved: Mapping[str, Any], config: Any) -> TextProcessor:
         tokenizer = Tokenizer.load(folder)
         tokenizer.check(
             vars(config).get("vocab_size", tokenizer.vocab_size),
@@ -182,12 +197,12 @@ class Text(Kind):
         values = {"reads": "text"} | saved["processor"]
         return READERS[values.pop("reads")](tokenizer, **values)
 
-    def of_card(self, card: Any, network: Any, tokenizer: Callable[[], Any]) -> Any:
+    def of_card(self, card: Any, network: Network, tokenizer: Callable[[], Any]) -> Any:
         make = READERS[OF_HEAD.get(head_kind(network), "text")]
         types = "token_types" in network.READS and network.config.n_token_types > 1
         return make(tokenizer(), card.processor["max_length"], types)
 
-    def published_config(self, processor: Any, labels: Sequence[str]) -> dict[str, Any]:
+    def published_config(self, processor: TextProcessor, labels: Sequence[str]) -> dict[str, Any]:
         """The ids of special tokens."""
         words = processor.tokenizer
         return {f"{role}_token_id": getattr(words, f"{role}_id") for role in ("bos", "eos", "pad")}

@@ -3,14 +3,12 @@
 Shapes: n rows, B rows of a batch, T tokens.
 """
 
-from typing import Any
-
 import numpy as np
 
 from layerwise.data.examples import Examples
 from layerwise.data.sources import Draw, Source, Tensors, in_parts
 from layerwise.kinds.text.corpus import Windows
-from layerwise.kinds.text.processor import like_lengths
+from layerwise.kinds.text.processor import TextProcessor, like_lengths
 
 TOKENS = 1024  # of an evaluation's batch, at most
 
@@ -47,7 +45,7 @@ class Texts(Source):
     processor: any of those in `text_processor`, `..._processor`: encode, length, collate.
     """
 
-    def __init__(self, examples: Examples, processor: Any):
+    def __init__(self, examples: Examples, processor: TextProcessor):
         self.n, self.processor = len(examples), processor
         self.rows = processor.encode(examples.rows())
         self.lengths = np.array([processor.length(row) for row in self.rows])
