@@ -136,7 +136,7 @@ def answers_of(raw: Row, column: str) -> list[Row] | None:
 
 def _start(at: object) -> int | None:
     """Where an answer is said to start; for what is not a number, a place that is nowhere near."""
-    return None if at is None else int(float(at)) if NUMBER.fullmatch(str(at)) else -(1 << 30)
+    return None if at is None else int(float(str(at))) if NUMBER.fullmatch(str(at)) else -(1 << 30)
 
 
 def _place(text: str, answer: str, at: int | None) -> int:
