@@ -74,9 +74,7 @@ def embed(console: Console, model: str, data: str, output: str, **options: Any) 
     console.say(f"{n:,} vectors of {dim} numbers in {seconds:.1f} s")
     if embedder.n_full:
         longest = embedder.longest
-        console.say(
-            f"  {embedder.n_full:,} texts fill or exceed the {longest} tokens that are read"
-        )
+        console.say(f"  {embedder.n_full:,} texts reach the {longest} tokens that are read")
     if output:
         index.model = str(pathlib.Path(model).resolve()) if pathlib.Path(model).exists() else model
         console.say(f"  kept in {index.save(output)}; layerwise search {output} QUERY")

@@ -46,9 +46,7 @@ class Settings:
     unfreeze: str = option("all", "layers that train: all, head, or progressive")
     lora_rank: int = option(8, "rank of LoRA updates")
     lora_alpha: float = option(0.0, "their scale, over the rank (0: chosen)")
-    lora_variant: str = option(
-        "lora", "plain, alpha over sqrt(rank), or lengths learned apart", LORA
-    )
+    lora_variant: str = option("lora", "plain, alpha over sqrt(rank), or separate lengths", LORA)
     lora_dropout: float = option(0.0, "dropout of what enters an update")
     lora_targets: str = option("*", "layers with an update, e.g. q_proj,v_proj")
     quantize: str = option("none", "bits of the frozen base under LoRA", "none 8 4")

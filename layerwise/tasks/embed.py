@@ -31,6 +31,7 @@ from layerwise.errors import DataError, OptionError
 from layerwise.kinds.text.matches import matches
 from layerwise.models.network import Network
 from layerwise.tasks.scores import metrics
+from layerwise.tasks.scores.metrics import Weights
 from layerwise.tasks.task import Arrays, Baseline, Options, Plain, Prediction, Task
 
 BLOCK = 20_000  # rows among whose texts the right one is looked for
@@ -233,9 +234,7 @@ def not_wrong(texts: Tensor) -> Tensor:
 
 
 # ---- scores of matches ---------------------------------------------------------------------------
-def recall_at_1(
-    places: np.ndarray, targets: object = None, weights: np.ndarray | None = None
-) -> Any:
+def recall_at_1(places: np.ndarray, targets: object = None, weights: Weights = None) -> Any:
     """How often the right text comes first; weights as in `metrics`."""
     return metrics.average(places == 1, weights)
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from layerwise.data.sources import Tensors
 from layerwise.errors import WeightsError, unknown
 from layerwise.optim.eager import SGD, AdamW
 
@@ -42,7 +43,7 @@ def parameter_names(network: nn.Module, optimizer: Optimizer) -> list[str]:
     return [names[id(p)] for g in optimizer.param_groups for p in g["params"]]
 
 
-def optimizer_tensors(network: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
+def optimizer_tensors(network: nn.Module, optimizer: Optimizer) -> Tensors:
     """All state as tensors named "parameter:key"; numbers become tensors of one element."""
     out = {}
     state = optimizer.state_dict()["state"]
@@ -53,14 +54,12 @@ def optimizer_tensors(network: nn.Module, optimizer: Optimizer) -> dict[str, Ten
     return out
 
 
-def load_optimizer_tensors(
-    network: nn.Module, optimizer: Optimizer, tensors: dict[str, Tensor]
-) -> None:
+def load_optimizer_tensors(network: nn.Module, optimizer: Optimizer, tensors: Tensors) -> None:
     """The reverse of `optimizer_tensors`. Errors: state of a parameter that is not optimised."""
     names = parameter_names(network, optimizer)
     index = {name: i for i, name in enumerate(names)}
     params = dict(network.named_parameters())
-    state: dict[int, dict[str, Tensor]] = {}
+    state: dict[int, Tensors] = {}
     for full, value in tensors.items():
         name, key = full.rsplit(":", 1)
         if name not in index:

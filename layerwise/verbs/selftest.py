@@ -57,9 +57,7 @@ def selftest(
     if not (folder / "run.json").exists() or not (folder / "model" / "layerwise.json").exists():
         raise OptionError(f"selftest takes the folder of a finished run; {folder} holds none")
     if rows <= PARTS:
-        raise OptionError(
-            f"--rows must be above {PARTS}, one for each micro-batch; {rows} was given"
-        )
+        raise OptionError(f"--rows must be above {PARTS} (micro-batches); {rows} was given")
     values, model = read_json(folder / "run.json"), load(folder)
     chosen = settings(**values["settings"])
     machine = runtime.start(chosen.device, chosen.dtype, chosen.threads)
