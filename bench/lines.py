@@ -8,7 +8,7 @@ import pathlib
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-BUDGET = 22_500  # lines of code that the package is meant to stay under; docs/log.md says why
+BUDGET = 22_750  # lines of code that the package is meant to stay under; docs/log.md says why
 
 
 def count(path: pathlib.Path) -> tuple[int, int]:
