@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from types import FunctionType, MethodType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -111,7 +111,8 @@ def contributions(module: nn.Module, weights: Tensor, v: Tensor) -> np.ndarray:
     """(H,) how much each head adds to the stream: its output's size times its part of `o_proj`."""
     v = v.repeat_interleave(weights.shape[1] // v.shape[1], dim=1)  # (B, H, S, Dh)
     sizes = (weights.to(v.dtype) @ v).float().square().mean((0, 2, 3)).sqrt()  # (H,)
-    out = module.get_parameter("o_proj.weight").detach().unflatten(1, (len(sizes), -1))
+    o_proj = cast(nn.Linear, module.get_submodule("o_proj"))  # quantised ones compute their weight
+    out = o_proj.weight.detach().unflatten(1, (len(sizes), -1))
     return (sizes * out.float().norm(dim=(0, 2))).double().cpu().numpy()
 
 
