@@ -15,7 +15,7 @@ from layerwise.errors import OptionError
 Said = dict[str, Any]
 
 
-def fit(console: Console, data: str = "", resume: str = "", **options: Any) -> Said:
+def fit(console: Console, data: str = "", resume: str = "", **options: object) -> Said:
     from layerwise.fitting.run import fit
 
     return fit(data, resume=resume, console=console, **options).to_dict()

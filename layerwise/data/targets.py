@@ -142,7 +142,7 @@ def _text(cell: object) -> str:
     return label_text(str(cell))
 
 
-def _number(cell: Any) -> float | None:
+def _number(cell: float | str) -> float | None:
     with suppress(TypeError, ValueError):
         return None if isinstance(cell, bool) else float(cell)
 

@@ -10,7 +10,7 @@ import pathlib
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ import torch
 from layerwise import kinds, runtime
 from layerwise.adapt import lora, peft
 from layerwise.console import Console, duration
-from layerwise.data.examples import Examples, Finding
+from layerwise.data.examples import Examples, Finding, TargetKind
 from layerwise.data.splits import place_of, split, val_share
 from layerwise.errors import DataError, OptionError
 from layerwise.fitting.cure import apply_cure, diagnoses
@@ -211,7 +211,7 @@ def new_folder(output: str, data: pathlib.Path) -> pathlib.Path:
 def open_chosen(data: str, chosen: Settings) -> Examples:
     """The data, read as the settings say where they overrule what is recognised."""
     kind = None if chosen.kind == "auto" else chosen.kind
-    target_kind: Any = None if chosen.target_kind == "auto" else chosen.target_kind
+    target_kind = None if chosen.target_kind == "auto" else cast(TargetKind, chosen.target_kind)
     target, split_column = chosen.target or None, chosen.split_column or None
     return open_data(data, target, kind, target_kind=target_kind, split_column=split_column)
 

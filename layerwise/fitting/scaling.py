@@ -30,6 +30,7 @@ from layerwise.fitting.recipes import recipe_for
 from layerwise.kinds.contract import Choice
 from layerwise.kinds.text.language import WIDTHS, corpus_of, decoder_of, name_of, unigram_bits
 from layerwise.kinds.text.processor import TextProcessor
+from layerwise.models.llama import Config
 from layerwise.models.network import Network
 from layerwise.planning import scaling
 from layerwise.planning.scaling import FLOPS, LEAST_RUNS, Forecast, Point
@@ -152,7 +153,7 @@ def candidates(
     return out
 
 
-def multiplied(config: Any) -> int:
+def multiplied(config: Config) -> int:
     """N: the parameters of every matrix, the head's among them."""
     within = config.n_layers * (4 * config.dim**2 + 3 * config.dim * config.mlp_dim)
     return within + config.vocab_size * config.dim

@@ -111,8 +111,8 @@ def contributions(module: nn.Module, weights: Tensor, v: Tensor) -> np.ndarray:
     """(H,) how much each head adds to the stream: its output's size times its part of `o_proj`."""
     v = v.repeat_interleave(weights.shape[1] // v.shape[1], dim=1)  # (B, H, S, Dh)
     sizes = (weights.to(v.dtype) @ v).float().square().mean((0, 2, 3)).sqrt()  # (H,)
-    o_proj = cast(nn.Linear, module.get_submodule("o_proj"))  # quantised ones compute their weight
-    out = o_proj.weight.detach().unflatten(1, (len(sizes), -1))
+    weight = cast(Tensor, module.get_submodule("o_proj").weight)  # packed, it is not a parameter
+    out = weight.detach().unflatten(1, (len(sizes), -1))
     return (sizes * out.float().norm(dim=(0, 2))).double().cpu().numpy()
 
 

@@ -14,7 +14,7 @@ from layerwise.data.examples import Examples
 from layerwise.data.splits import place_of, split, val_share
 from layerwise.errors import DataError
 from layerwise.kinds.opening import open_data
-from layerwise.model.model import Model
+from layerwise.model.model import Data, Model
 from layerwise.model.saved import load
 from layerwise.tasks.scores import intervals
 from layerwise.tasks.scores.intervals import Comparison
@@ -41,18 +41,19 @@ class Evaluation:
 
 
 Named = Model | str | pathlib.Path  # a model, or where it is or what it is called
+Known = str | pathlib.Path | Examples  # rows with answers, or where they are
 
 
 def as_model(model: Named) -> Model:
     return model if isinstance(model, Model) else load(model)
 
 
-def predict(model: Named, data: Any, confidence: float = 0.0, top: int = 3) -> list[Any]:
+def predict(model: Named, data: Data, confidence: float = 0.0, top: int = 3) -> list[Any]:
     """What `model` (or the one at this path) says of every row of `data`; see `Model.predict`."""
     return as_model(model).predict(data, confidence=confidence, top=top)
 
 
-def rows_to_score(model: Model, data: Any, target: str, which: str) -> tuple[Examples, str]:
+def rows_to_score(model: Model, data: Known, target: str, which: str) -> tuple[Examples, str]:
     """Rows with answers, their classes in the model's order. `which`: a split or another word.
 
     "all" takes every row, "unseen" those outside the training split, "auto" the test split. A split
@@ -86,7 +87,7 @@ def as_fitted(model: Model, rows: Examples, seed: int, val: float, test: float) 
     return replace(rows, given=given)
 
 
-def open_rows(model: Model, data: Any, target: str) -> Examples:
+def open_rows(model: Model, data: str | pathlib.Path, target: str) -> Examples:
     """Rows as this model was taught to read them: its target column, and what that column is."""
     task = model.answers()
     column, kind = target or model.card.get("target"), model.kind
@@ -97,7 +98,7 @@ def open_rows(model: Model, data: Any, target: str) -> Examples:
 
 
 def evaluate(
-    model: Named, data: Any, target: str = "", split: str = "auto", threads: int = 0
+    model: Named, data: Known, target: str = "", split: str = "auto", threads: int = 0
 ) -> Evaluation:
     """Score a model on the rows of `data` that have answers.
 
@@ -127,7 +128,7 @@ def wrong_rows(model: Model, predictions: Sequence[Any], rows: Examples) -> list
     return [{k: v for k, v in m.items() if v is not None} for m in named]
 
 
-def compare(a: Named, b: Named, data: Any, target: str = "", split: str = "auto") -> Comparison:
+def compare(a: Named, b: Named, data: Known, target: str = "", split: str = "auto") -> Comparison:
     """Whether model B is better than model A on the same rows, by a paired test.
 
     Returns a Comparison with the difference B - A, its 95% interval, and the p-value.

@@ -28,6 +28,7 @@ from layerwise.tasks.scores.calibration import conformal_quantile
 from layerwise.tasks.task import Calibration, Task
 from layerwise.train.predicting import predict_rows
 
+Data = str | pathlib.Path | Examples | Sequence[Any]  # where rows lie, they themselves, values
 WORTH_FUSING = 256  # rows from which preparing the fused network pays
 CERTIFIED = 8  # rows on which it must say the same first
 
@@ -120,7 +121,7 @@ class Model:
         return self.network
 
     def predict(
-        self, data: object, confidence: float = 0.0, top: int = 3, threads: int = 0
+        self, data: Data, confidence: float = 0.0, top: int = 3, threads: int = 0
     ) -> list[Any]:
         """A prediction for each row of `data` (a path, values in hand, or what `open_data` gave).
 
@@ -138,7 +139,7 @@ class Model:
         each = zip(found, rows.names, rows.rows(), strict=True)
         return [p.of_row(str(name), row, top, level) for p, name, row in each]
 
-    def rows(self, data: Any) -> Examples:
+    def rows(self, data: Data) -> Examples:
         """Rows to predict: of a path, of values in hand, or as they are.
 
         The lines of a text file are rows of their own for a model that learned from rows.

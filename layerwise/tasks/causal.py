@@ -21,7 +21,7 @@ from layerwise.kinds.text.corpus import NO_LOSS
 from layerwise.kinds.text.language import in_stretches, unigram_bits, windows_of
 from layerwise.layers.loss import n_with_loss, token_loss, token_losses
 from layerwise.models.network import Decoder, Network
-from layerwise.tasks.scores.metrics import Arrays, scalar
+from layerwise.tasks.scores.metrics import Arrays, Weights, scalar
 from layerwise.tasks.task import Baseline, Marked, Options, Plain, Prediction, Processors, Task
 
 
@@ -46,9 +46,7 @@ class LossPrediction(Prediction):
 Predictions = Sequence[LossPrediction]
 
 
-def bits_per_byte(
-    outputs: np.ndarray, targets: object = None, weights: np.ndarray | None = None
-) -> Any:
+def bits_per_byte(outputs: np.ndarray, targets: object = None, weights: Weights = None) -> Any:
     """outputs: (n, 2) summed loss in nats, bytes of text.
 
     weights: (..., n), how often each row counts; the result has their leading shape.
@@ -56,7 +54,7 @@ def bits_per_byte(
     return bits(outputs[:, 0], outputs[:, 1], weights)
 
 
-def bits(loss: np.ndarray, units: np.ndarray, weights: np.ndarray | None) -> Any:
+def bits(loss: np.ndarray, units: np.ndarray, weights: Weights) -> Any:
     """The loss in bits for each unit: of (n,) nats and how many units they are of."""
     weights = np.ones(len(loss)) if weights is None else weights
     found = weights @ loss.astype(float) / np.maximum(weights @ units.astype(float), 1e-9)

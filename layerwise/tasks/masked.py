@@ -23,10 +23,11 @@ from layerwise.kinds.text.masked import LEARNED
 from layerwise.layers.loss import chunks, token_loss
 from layerwise.models.network import Network
 from layerwise.tasks.causal import Causal, LossPrediction, Predictions, bits
+from layerwise.tasks.scores.metrics import Weights
 
 
 def bits_per_masked_token(
-    outputs: np.ndarray, targets: object = None, weights: np.ndarray | None = None
+    outputs: np.ndarray, targets: object = None, weights: Weights = None
 ) -> Any:
     """outputs: (n, 2) summed loss in nats, masked tokens; weights as in `bits_per_byte`."""
     return bits(outputs[:, 0], outputs[:, 1], weights)

@@ -9,6 +9,7 @@ import numpy as np
 
 from layerwise.data.examples import Examples
 from layerwise.kinds.contract import PlainFeatures
+from layerwise.tasks.task import Probe
 
 NEIGHBOURS = 5
 ASKED = 1024  # rows whose neighbours are looked for at once: 20,000 known ones take 330 MB
@@ -39,11 +40,12 @@ def neighbours(known: np.ndarray, targets: np.ndarray, asked: np.ndarray, n_clas
     return np.log(votes)
 
 
-def linear(features: np.ndarray, targets: np.ndarray, probe: Any, seed: int):
+def linear(features: np.ndarray, targets: np.ndarray, probe: Probe | None, seed: int):
     """Weight (C, D) and bias (C,) of the best linear layer on frozen features.
 
     probe: of the task, one of the functions below.
     """
+    assert probe is not None, "of a task that has one"
     mean, std = features.mean(0), features.std(0) + 1e-6
     weight, bias = probe((features - mean) / std, targets, seed)
     weight = weight / std

@@ -25,7 +25,7 @@ from layerwise.data.examples import Batch, Examples
 from layerwise.data.sources import Tensors
 from layerwise.errors import DataError
 from layerwise.models.network import Network
-from layerwise.tasks.scores.metrics import average
+from layerwise.tasks.scores.metrics import Weights, average
 from layerwise.tasks.task import Arrays, Baseline, Mistake, Options, Plain, Prediction, Task
 from layerwise.tasks.words import over_windows
 
@@ -101,7 +101,7 @@ def scores(
     return found
 
 
-def answer_f1(values: np.ndarray, targets: object = None, weights: np.ndarray | None = None) -> Any:
+def answer_f1(values: np.ndarray, targets: object = None, weights: Weights = None) -> Any:
     """values: (n,) the F1 of each answer. weights: as in `metrics`."""
     return average(values, weights)
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from layerwise.errors import OptionError, WeightsError
-from layerwise.storage import write_json
+from layerwise.storage import replacing
 from layerwise.tokens import gguf_vocabulary, vocabularies
 from layerwise.tokens.files import ROLES, open_file, open_folder
 
@@ -105,8 +105,10 @@ class Tokenizer:
             "clean_up_tokenization_spaces": False,
             "model_input_names": ["input_ids", *["token_type_ids"] * paired, "attention_mask"],
         }
-        write_json(folder / "tokenizer_config.json", config | self.config | roles)
-        write_json(folder / "special_tokens_map.json", roles)
+        files = {"tokenizer_config": config | self.config | roles, "special_tokens_map": roles}
+        for name, values in files.items():  # laid out as transformers writes them
+            with replacing(folder / f"{name}.json") as partial:
+                partial.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", "utf-8")
         self.inner.save(str(folder / "tokenizer.json"))
 
     # ---- what it is --------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -105,14 +105,14 @@ def measure(
     inputs = seen[0]
     eager = time_passes(layer, inputs, machine)
     started = time.perf_counter()
-    compiled = torch.compile(layer, dynamic=varying(batches))
+    compiled = cast(nn.Module, torch.compile(layer, dynamic=varying(batches)))
     time_passes(compiled, inputs, machine, repeats=1)
     cost = time.perf_counter() - started
     return eager / time_passes(compiled, inputs, machine), cost, name
 
 
 def time_passes(
-    layer: Callable[..., Tensor], inputs: Any, machine: Runtime, repeats: int = REPEATS
+    layer: nn.Module, inputs: tuple[Any, ...], machine: Runtime, repeats: int = REPEATS
 ) -> float:
     """The fastest of `repeats` forward and backward passes, in seconds; gradients are dropped.
 

@@ -27,7 +27,7 @@ from layerwise.kinds.contract import Kind
 from layerwise.kinds.opening import open_data
 from layerwise.layers.pool import pool
 from layerwise.model.evaluation import Named, as_model
-from layerwise.model.model import Model
+from layerwise.model.model import Data, Model
 from layerwise.models.bert import Bert
 from layerwise.models.network import reads_tokens
 from layerwise.storage import replacing
@@ -116,13 +116,13 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 
 # ---- what is embedded ----------------------------------------------------------------------------
-def things_in(data: Any, kind: Kind) -> tuple[Any, list[str]]:
+def things_in(data: Data, kind: Kind) -> tuple[Sequence[Any], list[str]]:
     """What to embed, and what to call each: of a list its items, of files what lies in them.
 
     Rows of several texts give each of them; plain text its paragraphs, or its lines where no line
     is blank. Errors: DataError for data of another kind than the model reads.
     """
-    if isinstance(data, list | tuple | np.ndarray):
+    if not isinstance(data, Place | Examples):
         return data, [f"{kind.noun[:-1]} {i + 1}" for i in range(len(data))]
     given = isinstance(data, Examples)
     rows = data if given else open_data(data, kind=kind.name, learn=False)
@@ -188,7 +188,9 @@ class Index:
         source = str(here.resolve()) if source and here.exists() else source
         return cls(vectors, names, texts, source, width, embedder)
 
-    def search(self, queries: Any, top: int = 5, model: Named = "") -> list[list[Hit]]:
+    def search(
+        self, queries: Place | Sequence[Any], top: int = 5, model: Named = ""
+    ) -> list[list[Hit]]:
         """The nearest by cosine, the best first, for each query (a text or image, or several).
 
         model: what embeds the queries, where the index's own has moved.
@@ -258,7 +260,7 @@ Embeds = Named | Embedder
 
 
 # ---- the verbs --------------------------------------------------------------------------------
-def embed(model: Embeds, data: Any, normalise: bool | None = None, dims: int = 0) -> np.ndarray:
+def embed(model: Embeds, data: Data, normalise: bool | None = None, dims: int = 0) -> np.ndarray:
     """Vectors of texts or images: (n, D) float32.
 
     model: a path, a name, a loaded model, or an `Embedder`. data: a list of texts (or of images),
@@ -278,7 +280,9 @@ def embed(model: Embeds, data: Any, normalise: bool | None = None, dims: int = 0
     return unit(cut) if (own if normalise is None else normalise) else cut
 
 
-def search(index: Index | Place, queries: Any, top: int = 5, model: Named = "") -> list[list[Hit]]:
+def search(
+    index: Index | Place, queries: Place | Sequence[Any], top: int = 5, model: Named = ""
+) -> list[list[Hit]]:
     """The nearest rows of an index for each query; see `Index.search`."""
     index = index if isinstance(index, Index) else Index.load(index)
     return index.search(queries, top, model)

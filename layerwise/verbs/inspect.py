@@ -1,21 +1,19 @@
 """`inspect`: what each layer of a trained model learned."""
 
-from typing import Any
-
 from layerwise import runtime
 from layerwise.data.loader import in_order
 from layerwise.fitting.inside import read_text
 from layerwise.fitting.job import some_rows
 from layerwise.inspection.depth import DepthReport, depth_report
 from layerwise.inspection.reading import Reading
-from layerwise.model.evaluation import Named, as_model, rows_to_score
+from layerwise.model.evaluation import Known, Named, as_model, rows_to_score
 from layerwise.models.network import reads_tokens
 from layerwise.tasks.feed import Feed
 
 Report = DepthReport | Reading
 
 
-def inspect(model: Named, data: Any, rows: int = 1500, seed: int = 0, base: Named = "") -> Report:
+def inspect(model: Named, data: Known, rows: int = 1500, seed: int = 0, base: Named = "") -> Report:
     """What each layer of a trained model learned, measured on rows it was not trained on.
 
     base: of a text model, what it was fine-tuned from, to see which layers that changed.

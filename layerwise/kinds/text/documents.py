@@ -157,7 +157,7 @@ def with_others(opened: Examples, listing: Listing, used: list[Parts]) -> Exampl
 
 def texts_of(examples: Examples) -> list[str]:
     """All that each row says, as one text: what the audit reads. (n,)"""
-    beside = ("score", "tools", "label", examples.together)
+    beside = {"score", "tools", "label", examples.together} - examples.kinds.keys()
     of = {k: examples.kinds.get(k, "text") for k in examples.fields if k not in beside}
     fields = [examples[name] for name, kind in of.items() if kind == "text"]
     if all(isinstance(values, Column) for values in fields):

@@ -134,12 +134,12 @@ def answers_of(raw: Row, column: str) -> list[Row] | None:
     return [a for a in given if str(a["text"] or "").strip()]
 
 
-def _start(at: Any) -> int | None:
+def _start(at: object) -> int | None:
     """Where an answer is said to start; for what is not a number, a place that is nowhere near."""
-    return None if at is None else int(float(at)) if NUMBER.fullmatch(str(at)) else -(1 << 30)
+    return None if at is None else int(float(str(at))) if NUMBER.fullmatch(str(at)) else -(1 << 30)
 
 
-def _place(text: str, answer: str, at: Any) -> int:
+def _place(text: str, answer: str, at: int | None) -> int:
     """Where the answer stands nearest to `at`, at most NEAR characters away; -1 for nowhere.
 
     The first place in the text where nothing says at which.

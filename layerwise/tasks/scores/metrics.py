@@ -281,6 +281,6 @@ def like(values: ndarray, weights: Weights) -> Any:
     return values if weights is not None and weights.ndim == 2 else float(values[0])
 
 
-def scalar(value: Any) -> Any:
+def scalar(value: float | ndarray) -> Any:
     """A float for what has no axis, the array otherwise."""
     return float(value) if np.ndim(value) == 0 else value
