@@ -42,7 +42,8 @@ def attention(
     assert mask is None or not causal, "a causal mask and an explicit one: combine them first"
     if softcap:
         assert not dropout, "attention with a softcap has no dropout"
-        return plain_attention(q, k, v, mask, causal, scale, softcap)
+        options = {"mask": mask, "causal": causal, "scale": scale, "softcap": softcap}
+        return plain_attention(q, k, v, **options)
     if short_on_cpu(q, k, mask):
         if causal:
             least = 128 if q.shape[-2] < 512 else 256  # shorter products are slower
@@ -112,12 +113,12 @@ def as_bias(mask: Tensor, dtype: torch.dtype, hidden: float = -math.inf) -> Tens
     return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, hidden)
 
 
-def plain_attention(q: Tensor, k: Tensor, v: Tensor, *how: Any, **options: Any) -> Tensor:
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
     """`attention` written out, without dropout: the reference for the fused kernels.
 
-    how, options: as for `attention_weights`.
+    options: of `attention_weights`.
     """
-    weights = attention_weights(q, k, *how, **options)  # (B, H, T, S)
+    weights = attention_weights(q, k, **options)  # (B, H, T, S)
     return weights.to(v.dtype) @ v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
 
 

@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 AT_ONCE = 1 << 18  # numbers, whose steps stay in the cache
 SLOPE, CUBIC = math.sqrt(8 / math.pi), 0.044715  # of 2 u
@@ -33,7 +33,7 @@ class GeluTanh(torch.autograd.Function):
     """The derivative is s + y (1 - s) (2 u)'."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
         wide = torch.promote_types(x.dtype, torch.float32)
         slope = torch.tensor(SLOPE, dtype=wide)
         y, derivative = (torch.empty(x.shape, dtype=x.dtype) for _ in range(2))

@@ -166,9 +166,9 @@ class MoeDecoder(nn.Module):
         self.head = language_head(self.token_embed, c.n_classes, c.tied_head)
         normal_init(self)
 
-    def forward(self, tokens: Tensor, **given: Any) -> Tensor:
+    def forward(self, tokens: Tensor, routed: Routed = None, **given: Unpack[Given]) -> Tensor:
         """Scores of what follows each token: (B, T, V)."""
-        return self.head(self.features(tokens, **given))
+        return self.head(self.features(tokens, routed, **given))
 
     def features(self, tokens: Tensor, routed: Routed = None, **given: Unpack[Given]) -> Tensor:
         """What the head sees, normalised: (B, T, D).
